@@ -1,0 +1,121 @@
+"""Every field of every config, with its default and its meaning.
+
+An experiment file calls `common()`, fills `model`, `task` and `data` with the component functions below (or with those
+in this folder's other files), overrides what it needs and returns the ConfigDict.  Choices are made by name; a block of
+alternatives (`optimizer.schedule`) lists all of them, and only the chosen one is read.
+"""
+from ml_collections import ConfigDict
+
+
+def common() -> ConfigDict:
+    """Fields that every run has."""
+    config = ConfigDict()
+    config.seed = 0                    # everything random is a function of (seed, step)
+    config.total_steps = 1000          # number of updates; with phases, the sum of theirs
+    config.batch_size = 2              # examples per update over all devices
+    config.micro_batches = 1           # split each batch in k parts, one after another (gradient accumulation)
+    config.precision = "f32"           # f32 | bf16 (compute; parameters stay f32) | f64
+    config.matmul_precision = "default"  # default (TF32 on NVIDIA GPUs) | high | highest, see jax_default_matmul_precision
+    config.ema_decay = 0.999           # weights used by evaluation and prediction; 0 = no averaging
+    config.max_hours = 0.0             # wall-clock budget: save and exit 75 when it is spent; 0 = none
+    config.resume = "auto"             # auto: go on from the newest sound checkpoint | fresh: discard them
+    config.init_from = ""              # workdir whose weights start this run (step 0, own schedule)
+    config.init_checkpoint = "best"    # which of its checkpoints: best | final | <step>
+    config.phases = ()                 # ((name, steps, {"optimizer.learning_rate": 1e-4, ...}), ...); () = one phase
+    config.log_every = 10              # updates between rows of metrics.csv
+    config.profile = False             # write a profiler trace of updates 10-20 to <workdir>/profile
+    config.mesh = ConfigDict({
+        "data": -1,                    # devices over which the batch is split; -1 = all that are left
+        "fsdp": 1,                     # devices over which parameters and optimizer state are split (the batch as well)
+        "space": 1,                    # devices over which the depth axis of volumes is split
+    })
+    config.optimizer = optimizer()
+    config.checkpoint = ConfigDict({
+        "every": 100,                  # updates between saves
+        "keep": 2,                     # newest checkpoints kept, besides best and final
+        "best_metric": "vrmse",        # validation metric that decides "best" and early stopping
+        "best_mode": "min",            # min | max
+    })
+    config.early_stopping = ConfigDict({
+        "patience": 0,                 # evaluations without improvement before the run ends; 0 = never
+        "min_delta": 0.0,              # improvement smaller than this counts as none
+    })
+    config.evaluate = ConfigDict({
+        "every": 100,                  # updates between validations
+        "batch_size": 4,               # examples per evaluation batch
+        "max_examples": 0,             # validation examples per evaluation while training; 0 = all
+        "weights": "ema",              # ema | raw
+        "checkpoint": "best",          # what evaluate, predict and compare load: best | final | <step>
+        "split": "test",               # split that --mode=evaluate scores
+        "figures": True,               # draw slices, spectra, PDF and loss curves
+    })
+    config.predict = ConfigDict({
+        "input": "",                   # file or glob to predict
+        "key": "",                     # dataset inside the file; "" = the one the config trains on
+        "tile": (),                    # tile size (D, H, W); () = the whole volume at once
+        "overlap": 0.5,                # fraction of a tile shared with the next one
+    })
+    config.compare = ConfigDict({
+        "runs": (),                    # workdirs to put side by side
+    })
+    config.wandb = ConfigDict({
+        "project": "",                 # Weights & Biases project; "" = off
+        "entity": "",                  # team or user; "" = the account's default
+        "offline": False,              # write locally, upload later with `wandb sync`
+        "images_every": 5,             # evaluations between pictures
+    })
+    return config
+
+
+def optimizer() -> ConfigDict:
+    """The update rule; `groups` overrides fields for one parameter group, e.g. {"disc": {"learning_rate": 1e-4}}."""
+    return ConfigDict({
+        "name": "adamw",               # adamw | adam | sgd | lion | lbfgs (optax names)
+        "learning_rate": 1e-3,         # peak rate, reached at the end of the warm-up
+        "clip_norm": 1.0,              # clip the group's gradient to this global norm; 0 = off
+        "schedule": schedule(),
+        "adamw": ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8,
+                             "weight_decay": 1e-4}),       # decays arrays with two or more axes only
+        "adam": ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
+        "sgd": ConfigDict({"momentum": 0.0, "nesterov": False}),
+        "lion": ConfigDict({"b1": 0.9, "b2": 0.99, "weight_decay": 1e-3}),   # same mask as adamw
+        "lbfgs": ConfigDict({"memory_size": 10, "max_linesearch_steps": 20}),
+        "groups": ConfigDict(),        # group -> {field: value}; a group that is not named uses the fields above
+    })
+
+
+def schedule() -> ConfigDict:
+    """Learning-rate multiplier over a phase: linear warm-up, then one of the named shapes."""
+    return ConfigDict({
+        "name": "cosine",              # constant | cosine | exponential | step | onecycle | cyclic | plateau
+        "warmup_steps": 0,             # linear from 0; 0 gives the full rate at step 0 (onecycle has its own warm-up)
+        "cosine": ConfigDict({"end_factor": 0.01}),                      # floor, as a fraction of the peak
+        "exponential": ConfigDict({"decay_rate": 0.5, "every": 1000}),   # rate * decay_rate ** (step / every)
+        "step": ConfigDict({"boundaries": (500, 800), "factor": 0.1}),   # times factor at each boundary
+        "onecycle": ConfigDict({"peak_fraction": 0.3, "start_factor": 0.04, "end_factor": 4e-6}),
+        "cyclic": ConfigDict({"period": 1000, "start_factor": 0.1}),     # triangular: start -> peak -> start
+        "plateau": ConfigDict({"patience": 5, "factor": 0.5, "cooldown": 0, "min_factor": 0.01, "rtol": 1e-3}),
+    })
+
+
+def regression() -> ConfigDict:
+    """Volume to volume: weighted sum of named losses in normalised units, metrics in physical units."""
+    return ConfigDict({
+        "name": "regression",
+        "losses": (("mse", 1.0),),     # (name in jaxvol/losses.py, weight), ...
+        "metrics": ("vrmse", "rmse", "mae", "relative_l2", "pearson", "ssim", "psnr"),  # names in jaxvol/metrics.py
+        "spectra": True,               # P(k), T(k), r(k) per box (needs cubic voxels)
+    })
+
+
+def data() -> ConfigDict:
+    """Fields that every dataset of volumes has; a dataset's own function adds to them."""
+    return ConfigDict({
+        "num_workers": 2,              # reader threads; the batches do not depend on it
+        "on_error": "stop",            # stop | skip an example that cannot be read after three tries
+        "max_skips": 10,               # more skipped examples than this stop the run
+        "augment": ("cube", "shift"),  # cube: rotations and reflections the fields allow; shift: periodic boxes only
+        "fit_examples": 64,            # training examples that normalisers are fitted on
+        "input_normaliser": (("standardise", {}),),    # chain of (name, arguments), see jaxvol/ops/normalise.py
+        "target_normaliser": (("standardise", {}),),
+    })

@@ -1,0 +1,127 @@
+"""The records every room of jaxvol shares: what a batch, a spec, a dataset, a task and a state are.
+
+Shapes: volumes `[B, D, H, W, C]` (a 2D field has D = 1), points `[N, d]`.  A leaf's first axis is its example axis.
+Nothing here computes; nothing here imports another room.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array
+PyTree = Any
+Key = jax.Array                       # a typed PRNG key
+Batch = dict[str, Array]
+Params = dict[str, PyTree]            # group -> parameters: {"net"}, or competing players {"gen", "disc"}
+Extra = dict[str, PyTree]             # carried, never differentiated: {"stats": {group: collections}, "monitor", ...}
+Metrics = dict[str, Any]
+Rows = dict[str, Array]               # name -> one value (or vector) per example, [B, ...]
+
+
+class UserError(Exception):
+    """Something the user can mend: what was found, where, what was expected, what to do.  Exit status 1."""
+
+
+class NonFiniteError(Exception):
+    """A loss, gradient or update became NaN or infinite.  Exit status 3."""
+
+
+class WorkdirLocked(Exception):
+    """Another process trains in this workdir.  Exit status 4."""
+
+
+class Fixed(NamedTuple):
+    """What a loss may read and never differentiates."""
+    step: Array      # number of updates done so far, int32 scalar
+    extra: Extra
+    ema: PyTree      # {"params": Params, "stats": {group: collections}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is learned and how it is scored, as pure functions (all of them traceable except `summarize`).
+
+    init:      (Key, Batch) -> (Params, Extra)
+    loss:      (Params, Fixed, Batch, Key) -> ({group: {term: weighted scalar}}, (Metrics, Extra))
+               Each group descends the sum of ITS terms.  The returned Extra holds only the keys that changed.
+    evaluate:  (Params, Extra, Batch, Key) -> Rows, one entry per example, padding included (the caller drops it)
+    summarize: (Rows as numpy, padding dropped) -> Metrics (floats, or arrays for spectra)
+    predict:   (Params, Extra, Batch) -> Array, in the target's normalised units
+    """
+    init: Callable[[Key, Batch], tuple[Params, Extra]]
+    loss: Callable[[Params, Fixed, Batch, Key], tuple[dict[str, dict[str, Array]], tuple[Metrics, Extra]]]
+    evaluate: Callable[[Params, Extra, Batch, Key], Rows]
+    summarize: Callable[[dict[str, np.ndarray]], Metrics]
+    predict: Callable[[Params, Extra, Batch], Array]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that training changes: arrays only, so that it can be sharded, donated and saved as it is."""
+    step: Array      # int32 scalar: updates done
+    params: Params
+    extra: Extra
+    opt: PyTree      # {group: optimizer state}
+    ema: PyTree      # {"params": Params, "stats": {group: collections}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One leaf of a batch: its channels, how it transforms under the cube group, and its fitted normaliser."""
+    channels: tuple[str, ...]                # names, one per channel
+    kind: str = "scalar"                     # scalar | vector (channels in threes: d, h, w components) | line_of_sight=<axis 0..2>
+    unit: str = ""                           # physical unit of the values, for labels
+    normaliser: tuple[dict, ...] = ()        # fitted steps, see ops/normalise.py; applied left to right
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a dataset knows and a task needs.  Saved in every checkpoint as JSON."""
+    fields: dict[str, Field]                 # "input" and "target" for volume tasks
+    shape: tuple[int, int, int]              # D, H, W of a training volume
+    spacing: tuple[float, float, float]      # size of a voxel along D, H, W in `unit`
+    unit: str = ""                           # unit of lengths: "Mpc/h", "mm", ""
+    periodic: tuple[bool, bool, bool] = (False, False, False)   # a training volume wraps along this axis
+    wrap: tuple[bool, bool, bool] = (False, False, False)       # the box it was cut from wraps (tiled prediction)
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def box_size(self) -> tuple[float, float, float]:
+        """Physical size of a training volume, in `unit`."""
+        return tuple(n * s for n, s in zip(self.shape, self.spacing))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Spec:
+        raw = json.loads(text)
+        fields = {name: Field(tuple(f["channels"]), f["kind"], f["unit"], tuple(f["normaliser"]))
+                  for name, f in raw.pop("fields").items()}
+        return Spec(fields=fields, **{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Deterministic random access to normalised float32 batches; every random choice is a function of (seed, step).
+
+    batch:   (step, rows) -> the rows `rows` (a slice) of global training batch number `step`; always full
+    stream:  (start, stop, rows) -> iterator over batch(start), ..., batch(stop - 1), read ahead by worker threads
+    batches: (split, batch_size, rows, limit) -> one pass in order, last batch padded; adds `_mask` [B] (1 = real) and
+             `_index` [B]; `limit` > 0 reads only the first `limit` examples
+    names:   (split) -> one name per example, for tables
+    """
+    spec: Spec
+    sizes: dict[str, int]                                    # examples per split: train, val, test
+    batch: Callable[[int, slice], dict[str, np.ndarray]]
+    stream: Callable[[int, int, slice], Iterator[dict[str, np.ndarray]]]
+    batches: Callable[[str, int, slice, int], Iterator[dict[str, np.ndarray]]]
+    names: Callable[[str], list[str]]
+    hash: str                                                # changes when the data or how it is read changes
+    skipped: Callable[[], list[str]]                         # examples skipped after read errors, with the reason
