@@ -56,7 +56,7 @@ def common() -> ConfigDict:
         "overlap": 0.5,                # fraction of a tile shared with the next one
     })
     config.compare = ConfigDict({
-        "runs": (),                    # workdirs to put side by side
+        "runs": "",                    # workdirs to put side by side: a,b,c
     })
     config.wandb = ConfigDict({
         "project": "",                 # Weights & Biases project; "" = off
@@ -119,3 +119,29 @@ def data() -> ConfigDict:
         "input_normaliser": (("standardise", {}),),    # chain of (name, arguments), see jaxvol/ops/normalise.py
         "target_normaliser": (("standardise", {}),),
     })
+
+
+def cosmology() -> ConfigDict:
+    """Paired boxes simulated on this machine (jaxvol/data/cosmology.py): evolved matter -> initial density, or tracers -> matter."""
+    config = data()
+    config.name = "cosmology"
+    config.pairs = "dm2ic"             # dm2ic: evolved density -> linear delta today | tracers2dm: tracer counts -> evolved density
+    config.evolution = "2lpt"          # 2lpt | pm: particle-mesh N-body (extra "nbody"; box_size / grid <= 4 Mpc/h)
+    config.boxes = ConfigDict({"train": 200, "val": 20, "test": 40})   # independent realisations per split
+    config.grid = 32                   # cells, and particles, along an axis
+    config.box_size = 128.0            # Mpc/h
+    config.redshift = 0.0              # of the evolved density and the tracers
+    config.simulation_seed = 0         # of the boxes; config.seed shuffles and augments them
+    config.pm_steps = 32               # steps of the particle-mesh run, equal in scale factor
+    config.parameters = ConfigDict({   # flat LCDM, Planck 2015
+        "omega_m": 0.3075, "omega_b": 0.0486, "h": 0.6774, "n_s": 0.9667, "sigma8": 0.8159})
+    config.tracers = ConfigDict({
+        "nbar": 3e-3,                  # mean number density, (h/Mpc)^3
+        "bias": 1.5,                   # their expected density goes as matter density ** bias
+        "redshift_space": True,        # move them by their velocity along the line of sight
+        "line_of_sight": 2,            # axis
+    })
+    config.cache_dir = "~/.cache/jaxvol"   # simulated boxes; one that cannot be written falls back to the temporary folder
+    config.input_normaliser = (("log10", {"floor": 0.01}), ("standardise", {}))    # tracers2dm: (("log1p", {"floor": 0.0}), ...)
+    config.target_normaliser = (("standardise", {}),)                              # tracers2dm: as the input of dm2ic
+    return config

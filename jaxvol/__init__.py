@@ -1,0 +1,8 @@
+"""jaxvol trains 3D models that can be trusted: `python -m jaxvol.main --config=configs/fno.py`."""
+__version__ = "0.1.0"
+
+
+def load(workdir, which="best", kind="ema"):
+    """(predict, config, spec) of a run, see jaxvol.build.load; JAX is imported only when it is called."""
+    from jaxvol import build
+    return build.load(workdir, which, kind)

@@ -1,0 +1,188 @@
+"""Checkpoints by Orbax, with what Orbax leaves out: a content checksum, a fall-back to the newest sound step, and names.
+
+One composite per step: `state` (the TrainState) and `meta` (JSON: config, spec, progress, checksums).  Orbax restores
+flipped bits without a word, so each leaf's checksum, computed on the devices before the save, is verified on restore.
+Best and final are names, not copies: `best` is the step that the newest checkpoint's progress calls best.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from jaxvol.types import PyTree, TrainState, UserError
+
+
+@dataclasses.dataclass
+class Keep:
+    """Preservation policy: the newest `newest` steps and the best one."""
+    newest: int
+    best: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        first = len(checkpoints) - self.newest
+        return [i >= first or info.step == self.best for i, info in enumerate(checkpoints)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """An open checkpoint folder."""
+    manager: ocp.CheckpointManager
+    keep: Keep
+    directory: Path
+
+
+def open_store(workdir: str | Path, newest: int = 2, read_only: bool = False) -> Store:
+    """Open (and make) `<workdir>/checkpoints`; half-written steps of a killed run are removed."""
+    directory = Path(workdir).absolute() / "checkpoints"
+    keep = Keep(newest)
+    options = ocp.CheckpointManagerOptions(preservation_policy=None if read_only else keep, read_only=read_only,
+                                           create=not read_only, cleanup_tmp_directories=not read_only)
+    if not read_only:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob("*.orbax-checkpoint-tmp*"):     # Orbax removes them too, but only in the background
+            shutil.rmtree(stale, ignore_errors=True)
+    return Store(ocp.CheckpointManager(directory, options=options), keep, directory)
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of `x` as uint32, one or two words per element."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return _words(jnp.stack([x.real, x.imag], -1))
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    width = min(x.dtype.itemsize, 4)
+    return jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]).astype(jnp.uint32)
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """sum_i bits_i * odd_i mod 2^32, odd_i from the index.  Whole-number sums do not depend on how `x` is sharded, and
+    an odd weight cannot map a changed element to an unchanged sum."""
+    words = _words(x)
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    return jnp.sum(words * ((index * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+_checksums_on_device = jax.jit(lambda leaves: jnp.stack([_checksum(x) for x in leaves]))
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """One 32-bit checksum per leaf, keyed by its path."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
+    values = np.asarray(_checksums_on_device(list(leaves)))
+    return {jax.tree_util.keystr(p): int(v) for p, v in zip(paths, values)}
+
+
+def _seal(meta: dict) -> str:
+    return hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
+
+
+def save(store: Store, state: TrainState, meta: dict, best: int | None) -> bool:
+    """Save `state` under its step, in the background; `best` is the step to preserve.  False if the step is there already."""
+    step = int(state.step)
+    if step in store.manager.all_steps():
+        return False
+    store.keep.best = best
+    tree = as_dict(state)
+    meta = json.loads(json.dumps({**meta, "step": step, "checksums": checksums(tree)}))
+    meta["seal"] = _seal(meta)
+    done = store.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+    if not done:
+        raise RuntimeError(f"Orbax refused to save step {step} in {store.directory} (newer steps: {store.manager.all_steps()})")
+    return True
+
+
+def as_dict(state: TrainState) -> dict:
+    """The state's fields by name, as they are stored."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+def read_meta(store: Store, step: int) -> dict:
+    """The verified JSON of one step."""
+    meta = store.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if meta["seal"] != _seal(meta):
+        raise ValueError("its JSON was altered after it was written")
+    return meta
+
+
+def read_state(store: Store, step: int, template: dict, meta: dict) -> dict:
+    """The leaves of `template` ({"params": ..., ...}: ShapeDtypeStructs with shardings) at `step`, checksums verified."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(template)
+    item = ocp.args.PyTreeRestore(template, restore_args=restore_args, partial_restore=True)
+    tree = store.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+    wrong = [path for path, value in checksums(tree).items() if meta["checksums"].get(path) != value]
+    if wrong:
+        raise ValueError(f"checksum of {wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''} does not match")
+    return tree
+
+
+def restore_newest(store: Store, template: Callable[[dict], dict]) -> tuple[dict, dict] | None:
+    """(tree, meta) of the newest sound step, or None when there is no checkpoint at all.
+
+    template: (meta) -> tree of ShapeDtypeStructs.  Unsound steps are reported and set aside in `corrupt/`, so that their
+    numbers can be used again.  Raises UserError when there are checkpoints and none is sound.
+    """
+    steps = sorted(store.manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            meta = read_meta(store, step)
+            tree = read_state(store, step, template(meta), meta)
+        except UserError:
+            raise
+        except Exception as error:       # Orbax, TensorStore and JSON raise many types for the same torn file
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            logging.error("CHECKPOINT %s/%d IS NOT SOUND: %s. Trying the one before it.", store.directory, step, reason)
+            continue
+        for bad in (s for s in steps if s > step):
+            aside = store.directory.parent / "corrupt" / f"{bad}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            (store.directory / str(bad)).rename(aside)
+        store.manager.reload()
+        return tree, meta
+    if steps:
+        raise UserError(f"None of the checkpoints {steps[::-1]} in {store.directory} is sound (reasons above). "
+                        "Restore the folder from a backup, or start over with --config.resume=fresh.")
+    return None
+
+
+def resolve(store: Store, which: str) -> tuple[int, dict]:
+    """(step, meta) of `best`, `final` (the newest) or a step number.  Raises UserError naming what there is."""
+    steps = sorted(store.manager.all_steps())
+    if not steps:
+        raise UserError(f"There is no checkpoint in {store.directory}; train first, or name another --workdir.")
+    newest = read_meta(store, steps[-1])
+    if which == "final":
+        return steps[-1], newest
+    step = newest["progress"]["best_step"] if which == "best" else int(which) if which.isdigit() else None
+    if which == "best" and step is None:
+        return steps[-1], newest        # never evaluated: the newest is all there is
+    if step not in steps:
+        raise UserError(f"Checkpoint {which!r} is not in {store.directory}, which has the steps {steps}; "
+                        "use best, final or one of them.")
+    return step, read_meta(store, step)
+
+
+def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree, PyTree, dict]:
+    """(params, stats, meta) of a checkpoint; kind: "ema" (averaged) or "raw".  Verified; never falls back silently."""
+    step, meta = resolve(store, which)
+    part = {"ema": template["ema"]} if kind == "ema" else {"params": template["params"], "extra": template["extra"]}
+    try:
+        tree = read_state(store, step, part, meta)
+    except Exception as error:
+        raise UserError(f"Checkpoint {store.directory}/{step} cannot be read: {str(error).splitlines()[0][:300]}. "
+                        f"Choose another one of {sorted(store.manager.all_steps())}.") from error
+    if kind == "ema":
+        return tree["ema"]["params"], tree["ema"]["stats"], meta
+    return tree["params"], tree["extra"]["stats"], meta

@@ -1,0 +1,51 @@
+"""Random symmetries of training examples: the same rotation and shift for input, target and mask."""
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from jaxvol.ops import rotations
+from jaxvol.types import Spec, UserError
+
+KNOWN = ("cube", "shift")
+
+
+def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
+    """UserError when a name is unknown, a field's kind is, or `shift` is asked for where no axis is periodic."""
+    if unknown := [name for name in names if name not in KNOWN]:
+        raise UserError(f"data.augment has {', '.join(map(repr, unknown))}: expected names out of {', '.join(KNOWN)}")
+    if "shift" in names and not _periodic_axes(spec):
+        raise UserError(f"data.augment has 'shift', but no axis of the volumes {spec.shape} is periodic: "
+                        "expected a periodic dataset; remove 'shift' from data.augment")
+    for name, field in spec.fields.items():
+        rotations.line_of_sight(field.kind)
+        if field.kind == "vector" and len(field.channels) % 3:
+            raise UserError(f"the field {name!r} is a vector with {len(field.channels)} channels {field.channels}: "
+                            "expected a multiple of 3 (components along d, h, w)")
+
+
+def augment(example: dict[str, np.ndarray], spec: Spec, rng: np.random.Generator,
+            names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """One random element of the allowed cube group ("cube"), then one random periodic shift ("shift"), for all leaves.
+
+    example: leaves [D, H, W, C] in physical units (a vector must not have been normalised per component).  A leaf that is
+    no field of the spec, such as the mask, moves like a scalar.  Only periodic axes shift, by whole voxels.
+    """
+    if "cube" in names:
+        group = _group(spec.shape, spec.spacing, tuple(field.kind for field in spec.fields.values()), spec.periodic)
+        element = group[rng.integers(len(group))]
+        example = {name: rotations.apply(element, x, spec.fields[name].kind if name in spec.fields else "scalar")
+                   for name, x in example.items()}
+    if "shift" in names:
+        axes = _periodic_axes(spec)
+        shifts = tuple(int(rng.integers(spec.shape[axis])) for axis in axes)
+        example = {name: np.roll(x, shifts, axes) for name, x in example.items()}
+    return example
+
+
+def _periodic_axes(spec: Spec) -> tuple[int, ...]:
+    return tuple(axis for axis in range(3) if spec.periodic[axis] and spec.shape[axis] > 1)
+
+
+_group = functools.lru_cache(maxsize=None)(rotations.allowed)

@@ -1,0 +1,248 @@
+"""The embedded dataset: paired boxes of the large-scale structure, simulated on this machine and cached on disk.
+
+One box: white noise of its own seed -> linear density contrast delta today (Gaussian, Eisenstein-Hu spectrum) -> particles
+evolved to `redshift` by 2LPT or a particle-mesh code -> cloud-in-cell density 1 + delta on the same grid.
+
+    pairs = "dm2ic":      input = evolved dark matter 1 + delta, target = linear delta today of the same modes
+    pairs = "tracers2dm": input = number of biased tracers per cell, in redshift space, target = evolved dark matter 1 + delta
+
+The linear target is scaled to today (and not to the starting redshift) so that it is of order one at any redshift.
+Splits are independent realisations: box i of a split depends on (simulation_seed, split, i) and on nothing else, so that
+enlarging a split keeps its earlier boxes and the other splits.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from jaxvol.data import pipeline
+from jaxvol.ops import cosmology, lpt, nbody, paint
+from jaxvol.types import Array, Dataset, Field, Key, Spec, UserError
+
+FORMAT = 1                                        # raise it when the same settings give other boxes
+SPLITS = {"train": 0, "val": 1, "test": 2}        # what is folded into the seed
+VOXELS_AT_ONCE = 2 ** 19                          # simulated together: bounds the memory, keeps small boxes fast
+
+Settings = dict[str, Any]                         # what the boxes depend on, as JSON
+Simulator = Callable[[list[tuple[str, int]]], tuple[np.ndarray, np.ndarray]]
+
+
+def make(config) -> Dataset:
+    """The dataset of `config.data` (base.cosmology), its normalisers fitted, its boxes simulated if they are not cached."""
+    return pipeline.dataset(source(config), config)
+
+
+def source(config) -> pipeline.Source:
+    """Boxes in physical units, each in one .npz file of the cache folder; missing and damaged ones are simulated.
+
+    Raises UserError: a setting that makes no sense, no place to write, or a particle-mesh run that is too coarse or lacks
+    its package.
+    """
+    data = config.data
+    settings = _settings(data)
+    sizes = {split: int(data.boxes[split]) for split in SPLITS}
+    folder = _cache_folder(data.cache_dir) / f"cosmology-{_digest(settings)}"
+    _fill(folder, sizes, settings)
+
+    def read(split: str, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        return _load(folder / _name(split, index), settings["grid"])
+
+    return pipeline.Source(spec=_spec(settings), sizes=sizes, read=read,
+                           names=lambda split: [f"{split}-{index:05d}" for index in range(sizes[split])],
+                           hash=_digest({"settings": settings, "sizes": sizes}))
+
+
+def _settings(data) -> Settings:
+    """The fields of `config.data` that the boxes depend on, checked; UserError lists all that are out of range."""
+    tracers, parameters = data.tracers, data.parameters
+    rules = (
+        ("pairs", data.pairs, data.pairs in ("dm2ic", "tracers2dm"), "dm2ic or tracers2dm"),
+        ("evolution", data.evolution, data.evolution in ("2lpt", "pm"), "2lpt or pm"),
+        ("grid", data.grid, data.grid >= 4, "at least 4"),
+        ("box_size", data.box_size, data.box_size > 0, "a positive length in Mpc/h"),
+        ("redshift", data.redshift, 0 <= data.redshift <= 20, "from 0 to 20"),
+        ("simulation_seed", data.simulation_seed, 0 <= data.simulation_seed < 2 ** 32, "from 0 to 2^32 - 1"),
+        ("pm_steps", data.pm_steps, data.pm_steps >= 1, "at least 1"),
+        ("parameters.omega_m", parameters.omega_m, 0 < parameters.omega_m < 1, "between 0 and 1"),
+        ("parameters.omega_b", parameters.omega_b, 0 < parameters.omega_b < parameters.omega_m, "between 0 and omega_m"),
+        ("parameters.h", parameters.h, 0.2 <= parameters.h <= 2, "from 0.2 to 2, H0 / (100 km/s/Mpc)"),
+        ("parameters.n_s", parameters.n_s, 0 < parameters.n_s < 3, "between 0 and 3"),
+        ("parameters.sigma8", parameters.sigma8, 0 < parameters.sigma8 < 3, "between 0 and 3"),
+        ("tracers.nbar", tracers.nbar, tracers.nbar > 0, "a positive number density in (h/Mpc)^3"),
+        ("tracers.bias", tracers.bias, 0 < tracers.bias <= 10, "between 0 and 10"),
+        ("tracers.line_of_sight", tracers.line_of_sight, tracers.line_of_sight in (0, 1, 2), "axis 0, 1 or 2"),
+        *((f"boxes.{split}", data.boxes[split], data.boxes[split] >= 1, "at least 1") for split in SPLITS),
+    )
+    faults = [f"data.{name} is {value!r}: expected {expected}" for name, value, sound, expected in rules if not sound]
+    if faults:
+        raise UserError("; ".join(faults))
+    settings = {"format": FORMAT, "pairs": data.pairs, "evolution": data.evolution, "grid": int(data.grid),
+                "box_size": float(data.box_size), "redshift": float(data.redshift), "seed": int(data.simulation_seed),
+                "parameters": {name: float(parameters[name]) for name in cosmology.Cosmology._fields}}
+    if data.evolution == "pm":
+        settings["pm_steps"] = int(data.pm_steps)
+    if data.pairs == "tracers2dm":
+        settings["tracers"] = {"nbar": float(tracers.nbar), "bias": float(tracers.bias),
+                               "line_of_sight": int(tracers.line_of_sight) if tracers.redshift_space else -1}
+    return settings
+
+
+def _digest(settings: Settings) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _spec(settings: Settings) -> Spec:
+    matter = Field(("density",), unit="mean matter density")
+    if settings["pairs"] == "dm2ic":
+        fields = {"input": matter, "target": Field(("linear_delta",), unit="density contrast at z = 0")}
+    else:
+        axis = settings["tracers"]["line_of_sight"]
+        kind = "scalar" if axis < 0 else f"line_of_sight={axis}"
+        fields = {"input": Field(("tracers",), kind=kind, unit="tracers per cell"), "target": matter}
+    return Spec(fields=fields, shape=(settings["grid"],) * 3, spacing=(settings["box_size"] / settings["grid"],) * 3,
+                unit="Mpc/h", periodic=(True,) * 3, wrap=(True,) * 3)
+
+
+def _cache_folder(wanted: str) -> Path:
+    """The cache folder, made if needed; when it cannot be written, one in the temporary folder, with a message."""
+    first, second = Path(wanted).expanduser(), Path(tempfile.gettempdir()) / "jaxvol"
+    for folder in (first, second):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except (OSError, RuntimeError) as error:
+            reason = error
+            if folder == first:
+                logging.warning("data.cache_dir %s cannot be written (%s): simulated boxes go to %s", first, error, second)
+    raise UserError(f"neither data.cache_dir {first} nor {second} can be written ({reason}): set data.cache_dir to a folder with space")
+
+
+def _name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.npz"
+
+
+def _load(path: Path, grid: int) -> dict[str, np.ndarray]:
+    """The fields of one box, [n, n, n, 1] float32; the zip checksum of each is verified by the read.
+
+    Raises OSError, ValueError and zipfile.BadZipFile on a damaged file.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if sorted(file.files) != ["input", "target"]:
+            raise ValueError(f"{path} holds {sorted(file.files)}, expected input and target")
+        box = {name: file[name] for name in file.files}
+    for name, values in box.items():
+        if values.shape != (grid, grid, grid) or values.dtype != np.float32 or not np.isfinite(values).all():
+            raise ValueError(f"{path}, {name}: found {values.dtype} {values.shape}, expected finite float32 {(grid,) * 3}")
+    return {name: values[..., None] for name, values in box.items()}
+
+
+def _fill(folder: Path, sizes: dict[str, int], settings: Settings) -> None:
+    """Simulate every box that `folder` lacks or holds damaged."""
+    missing = []
+    for split, size in sizes.items():
+        for index in range(size):
+            try:
+                _load(folder / _name(split, index), settings["grid"])
+            except FileNotFoundError:
+                missing.append((split, index))
+            except Exception as error:      # damaged bytes raise anything, from SyntaxError to BadZipFile
+                logging.warning("cached box %s is damaged and is simulated again (%s)", folder / _name(split, index), error)
+                missing.append((split, index))
+    if not missing:
+        return
+    folder.mkdir(exist_ok=True)
+    simulate, together = _simulator(settings)
+    logging.info("simulating %d boxes of %d^3 (%s) into %s", len(missing), settings["grid"], settings["evolution"], folder)
+    with tqdm(total=len(missing), desc="simulating boxes", unit="box") as bar:
+        for start in range(0, len(missing), together):
+            batch = missing[start:start + together]
+            # always the same number at once: the compiled program, and so every bit of a box, never depends on the others
+            inputs, targets = simulate(batch + batch[:1] * (together - len(batch)))
+            for (split, index), x, y in zip(batch, inputs, targets):
+                _save(folder / _name(split, index), input=x, target=y)
+            bar.update(len(batch))
+
+
+def _save(path: Path, **fields: np.ndarray) -> None:
+    """Write one box atomically: another process sees it whole or not at all."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **fields)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): free some space or set data.cache_dir to another folder") from None
+
+
+def _simulator(settings: Settings) -> tuple[Simulator, int]:
+    """(function from boxes to their (input, target) [N, n, n, n] float32, the number N of boxes it takes at once)."""
+    grid, box_size = settings["grid"], settings["box_size"]
+    parameters = cosmology.Cosmology(**settings["parameters"])
+    a = 1.0 / (1.0 + settings["redshift"])
+    amplitude = lpt.mode_amplitude(grid, box_size, lambda k: cosmology.linear_power(k, parameters))
+    together = max(1, min(16, VOXELS_AT_ONCE // grid ** 3))
+
+    def initial(key: Key) -> Array:
+        return lpt.gaussian_field(jax.random.normal(key, (grid,) * 3, jnp.float32), amplitude)
+
+    if settings["evolution"] == "pm":
+        together, evolve_one = 1, nbody.particle_mesh(grid, box_size, parameters, a, settings["pm_steps"])
+
+        def evolve(deltas: Array) -> tuple[Array, Array]:
+            return tuple(field[None] for field in evolve_one(deltas[0]))
+    else:
+        evolve = jax.jit(jax.vmap(lambda delta: _second_order(delta, box_size, cosmology.growth(a, parameters))))
+    draw = jax.jit(jax.vmap(initial))
+    observe = jax.jit(jax.vmap(lambda delta, x, v: _observe(delta, x, v, settings)))
+
+    def simulate(boxes: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+        seed = jax.random.key(settings["seed"])
+        deltas = draw(jnp.stack([jax.random.fold_in(jax.random.fold_in(seed, SPLITS[split]), i) for split, i in boxes]))
+        inputs, targets = (np.asarray(field) for field in observe(deltas, *evolve(deltas)))
+        if settings["pairs"] == "tracers2dm":
+            mean = settings["tracers"]["nbar"] * (box_size / grid) ** 3
+            inputs = np.stack([np.random.default_rng([settings["seed"], SPLITS[split], i]).poisson(mean * x.astype(np.float64))
+                               for (split, i), x in zip(boxes, inputs)]).astype(np.float32)
+        return inputs, targets
+
+    return simulate, together
+
+
+def _second_order(delta: Array, box_size: float, growth: cosmology.Growth) -> tuple[Array, Array]:
+    """2LPT displacement and velocity v / (a H), both [n, n, n, 3] in Mpc/h."""
+    first, second = lpt.displacements(delta, box_size)
+    d1, f1, d2, f2 = (float(value) for value in growth)
+    return d1 * first + d2 * second, f1 * d1 * first + f2 * d2 * second
+
+
+def _observe(delta: Array, displacement: Array, velocity: Array, settings: Settings) -> tuple[Array, Array]:
+    """(input, target) [n, n, n]; for tracers, the input is the expected number in units of its mean.
+
+    Tracers follow the matter: a particle at x counts rho(x)^(b - 1), so that their density is rho^b in real space and
+    distortions in redshift space come from the velocities of the matter (linear theory: b + f mu^2).
+    """
+    cell = settings["box_size"] / settings["grid"]
+    density = paint.paint(displacement / cell)
+    if settings["pairs"] == "dm2ic":
+        return density, delta
+    weight = paint.read(density, displacement / cell) ** (settings["tracers"]["bias"] - 1.0)
+    axis = settings["tracers"]["line_of_sight"]
+    if axis >= 0:
+        displacement = displacement.at[..., axis].add(velocity[..., axis])
+    return paint.paint(displacement / cell, weight / weight.mean()), density

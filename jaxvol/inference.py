@@ -1,0 +1,106 @@
+"""What is done with a run on disk: score a split next to the baselines, draw it, predict files."""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from jaxvol import build, evaluate, figures, predict, sharding
+from jaxvol.ops import normalise
+from jaxvol.types import Dataset, Extra, Params, Spec, Task
+
+FIT_BATCHES = 64      # training batches that the baselines are fitted on
+
+
+def example(task: Task, dataset: Dataset, params: Params, extra: Extra, put: Callable, rows: slice, size: int,
+            split: str) -> dict[str, np.ndarray]:
+    """{input, target, prediction} of the first example of a split, [D, H, W, C] in physical units."""
+    batch = put(next(dataset.batches(split, size, rows, 1)))
+    values = {"input": batch["input"], "target": batch["target"], "prediction": jax.jit(task.predict)(params, extra, batch)}
+    fitted = {name: field.normaliser for name, field in dataset.spec.fields.items()}
+    return {name: np.asarray(normalise.inverse(fitted["input" if name == "input" else "target"], jax.device_get(x)[0]))
+            for name, x in values.items()}
+
+
+def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
+    """Mid-depth slices of the first channel of `example`'s fields."""
+    return figures.slices(*(shown[name][..., 0] for name in ("input", "target", "prediction")), spacing=spec.spacing,
+                          length_unit=spec.unit, title=title,
+                          units={name: f"{spec.fields[name].channels[0]} {spec.fields[name].unit}".strip()
+                                 for name in ("input", "target")})
+
+
+def example_figure(parts, params: Params, extra: Extra, put: Callable, rows: slice, size: int) -> dict[str, Figure]:
+    """The picture that training writes every few evaluations."""
+    shown = example(parts.task, parts.dataset, params, extra, put, rows, size, "val")
+    return {"slices": slices(parts.dataset.spec, shown, f"validation example {parts.dataset.names('val')[0]}")}
+
+
+def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
+    """Score `asked.split` with the checkpoint and the weights asked for; writes `<workdir>/evaluation/`, returns the table."""
+    task, params, extra, config, spec, meta = build.restore(workdir, asked.checkpoint, asked.weights, mesh)
+    dataset = build.dataset(config)
+    size = asked.batch_size
+    sharding.check(mesh, size, spec.shape[0], "config.evaluate.batch_size")
+    rows = sharding.rows(mesh, size)
+
+    def put(batch):
+        return sharding.put(mesh, batch, size)
+
+    logging.info("scoring %s with checkpoint %s (step %d), %s weights", asked.split, asked.checkpoint, meta["step"], asked.weights)
+    if meta["data_hash"] != dataset.hash:
+        logging.warning("the data is not what this run was trained on (hash %s -> %s)", meta["data_hash"], dataset.hash)
+    scored = {"model": (task, params, extra)}
+    fit = itertools.islice(dataset.batches("train", size, slice(0, size), 0), FIT_BATCHES)
+    scored.update(build.baselines(config, spec, fit))
+    scores = {}
+    for name, (who, p, e) in scored.items():
+        scores[name] = evaluate.score(evaluate.make(who, mesh), who, dataset, asked_with_seed(asked, config), p, e, put, rows,
+                                      asked.split, 0)
+    info = {"name": config.model.name, "split": asked.split, "weights": asked.weights,
+            "checkpoint": asked.checkpoint, "step": meta["step"], "seed": config.seed, "config_hash": meta["config_hash"],
+            "data_hash": dataset.hash, "versions": meta["versions"], "unit": spec.unit,
+            "parameters": sum(x.size for x in jax.tree.leaves(params))}
+    folder = workdir / "evaluation"
+    text = evaluate.report(folder, scores, dataset.names(asked.split), info)
+    if asked.figures:
+        shown = example(task, dataset, params, extra, put, rows, size, asked.split)
+        draw(folder, workdir, spec, shown, scores, f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}",
+             config.checkpoint.best_metric)
+    return f"{text}\n\nTables and pictures are in {folder}/."
+
+
+def asked_with_seed(asked: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """The config that scoring reads: the run's own, with the evaluation fields asked for now."""
+    merged = ConfigDict(config.to_dict())
+    merged.evaluate = asked
+    return merged
+
+
+def draw(folder: Path, workdir: Path, spec: Spec, shown: dict, scores: dict, title: str, metric: str) -> None:
+    """Slices, spectra, PDF and loss curves as PNG files."""
+    figures.save(slices(spec, shown, title), folder / "slices.png")
+    target = spec.fields["target"]
+    figures.save(figures.pdf({name: shown[name][..., 0] for name in ("target", "prediction")},
+                             f"{target.channels[0]} {target.unit}".strip()), folder / "pdf.png")
+    found = {evaluate.label(name, "model"): metrics["spectra"] for name, (metrics, _) in scores.items() if "spectra" in metrics}
+    if found:
+        figures.save(figures.spectra(found, spec.unit), folder / "spectra.png")
+    if (workdir / "metrics.csv").exists():
+        figures.save(figures.curves(figures.read_curves(workdir / "metrics.csv"), metric), folder / "curves.png")
+
+
+def predict_run(asked: ConfigDict, workdir: Path) -> None:
+    """Predict the files of `asked.predict.input` with the run's weights."""
+    task, params, extra, config, spec, meta = build.restore(workdir, asked.evaluate.checkpoint, asked.evaluate.weights)
+    merged = ConfigDict(config.to_dict())
+    merged.predict, merged.evaluate = asked.predict, asked.evaluate
+    compiled = jax.jit(lambda x: task.predict(params, extra, {"input": x}))
+    predict.predict(merged, spec, compiled, workdir, meta)

@@ -1,0 +1,172 @@
+"""Command line: flags to modes, errors to exit statuses.
+
+    python -m jaxvol.main --config=configs/fno.py[:variant] [--config.a.b=value] [--workdir=DIR] [--mode=MODE]
+
+Exit status: 0 finished, 75 saved but unfinished (run the same command again), 1 user or input error, 3 non-finite,
+4 workdir in use.
+"""
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxvol import build, checkpoint, compare, inference, sharding, train, validate, writer
+from jaxvol.types import NonFiniteError, UserError, WorkdirLocked
+
+MODES = ("train", "evaluate", "predict", "compare")
+UNFINISHED = 75
+
+
+def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
+    """(config, mode, workdir) of a command line.  Raises UserError for anything that cannot be understood."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "config file, FILE.py or FILE.py:variant", flag_values=values,
+                                    sys_argv=argv, lock_config=True)
+    flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
+    flags.DEFINE_string("workdir", "", "folder of the run; default runs/<config file>[-variant]", flag_values=values)
+    flags.DEFINE_bool("help", False, "this text", flag_values=values)
+    try:
+        rest = values(argv)
+    except Exception as error:      # absl, ml_collections and the config file itself raise many types
+        if not isinstance(error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)):
+            traceback.print_exc()
+        raise UserError(f"The command line cannot be used: {str(error).splitlines()[-1]}") from error
+    if values.help or not values["config"].value:
+        raise UserError(f"{__doc__.split(chr(10) * 2)[1].strip()}\n    modes: {', '.join(MODES)}; configs: "
+                        + ", ".join(sorted(f"configs/{p.name}" for p in Path("configs").glob("*.py") if p.stem != "base")))
+    if rest[1:]:
+        raise UserError(f"Arguments {' '.join(rest[1:])} are not understood; overrides look like --config.total_steps=100.")
+    name = Path(values["config"].config_filename.split(":")[0]).stem
+    variant = values["config"].config_filename.partition(":")[2]
+    default = Path("runs") / (f"{name}-{variant}" if variant else name)
+    return values.config, values.mode, Path(values.workdir or default)
+
+
+def prepare(config: ConfigDict) -> None:
+    """Process-wide JAX settings of a run."""
+    jax.config.update("jax_enable_x64", config.precision == "f64")
+    if config.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+
+
+def check_resume(config: ConfigDict, workdir: Path) -> None:
+    """UserError if the workdir holds a run of another config; with resume=fresh its checkpoints are put aside."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    if config.resume == "fresh":
+        for name in ("checkpoints", "metrics.csv", "perf.csv"):
+            if (workdir / name).exists():
+                aside = workdir / "discarded" / time.strftime("%Y%m%d-%H%M%S")
+                aside.mkdir(parents=True, exist_ok=True)
+                shutil.move(str(workdir / name), str(aside / name))
+        return
+    changed = build.differences(writer.read_config(file), config)
+    if changed:
+        raise UserError(f"{workdir} holds a run with another config:\n  - " + "\n  - ".join(changed) +
+                        "\nUse the old values to go on, another --workdir for a new run, or --config.resume=fresh to start over.")
+
+
+def do_train(config: ConfigDict, workdir: Path) -> int:
+    """Train to the end or to the next interruption, then score the test split."""
+    for doubt in validate.validate(config):
+        logging.warning("%s", doubt)
+    check_resume(config, workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    plan = train.phases(config)
+    cache: dict[int, train.Parts] = {}
+
+    def parts_of(index: int) -> train.Parts:
+        if index not in cache:
+            cache.clear()           # one phase's dataset and programs at a time
+            _, start, stop, phase = plan[index]
+            dataset = build.dataset(phase)
+            for size, what in ((phase.batch_size, "config.batch_size"), (phase.evaluate.batch_size, "config.evaluate.batch_size")):
+                sharding.check(mesh, size, dataset.spec.shape[0], what)
+            task = build.task(phase, dataset.spec)
+            init, struct = build.state_template(phase, dataset.spec, stop - start, mesh)
+            cache[index] = train.Parts(task, dataset, build.optimizers(phase, struct.params, stop - start), init, struct)
+        return cache[index]
+
+    def initial(chosen: ConfigDict):
+        _, params, extra, _, _, meta = build.restore(chosen.init_from, chosen.init_checkpoint, "ema")
+        logging.info("init_from %s, checkpoint %s (step %d), averaged weights", chosen.init_from, chosen.init_checkpoint, meta["step"])
+        return params, extra["stats"]
+
+    with jax.set_mesh(mesh), train.lock(workdir):
+        parts = parts_of(0)
+        log = writer.open_run(workdir, config, jax.process_index() == 0)
+        meta = {"config": config.to_json(), "config_hash": build.fingerprint(config), "data_hash": parts.dataset.hash,
+                "versions": writer.versions()}
+        run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
+                        evaluator=None, meta=meta, figures=inference.example_figure)
+        log.text(writer.table(parts.struct.params))
+        status = "failed"
+        try:
+            status = train.train(run, parts_of, initial if config.init_from else None)
+        finally:
+            done = status in ("finished", "early_stopped")
+            log.status({"state": status if done or status == "failed" else "saved", "step": run.saved,
+                        "total": plan[-1][2], "reason": "" if done else status, "best": dataclasses.asdict(run.progress)})
+            log.close()
+            run.store.manager.close()
+    if not done:
+        print(f"Stopped: {status}. Everything up to step {run.saved} of {plan[-1][2]} is saved in {workdir}; "
+              "run the same command again to go on.")
+        return UNFINISHED
+    return do_evaluate(config, workdir)
+
+
+def do_evaluate(config: ConfigDict, workdir: Path) -> int:
+    """Score the split with the model and the baselines; the run's own config decides everything but `config.evaluate`."""
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        print(inference.evaluate_run(config.evaluate, workdir, mesh))
+    return 0
+
+
+def do_predict(config: ConfigDict, workdir: Path) -> int:
+    """Predict files with a trained model."""
+    with jax.set_mesh(sharding.make_mesh(config.mesh, jax.devices()[:1])) as _:
+        inference.predict_run(config, workdir)
+    return 0
+
+
+def do_compare(config: ConfigDict, workdir: Path) -> int:
+    """Put several evaluated runs side by side."""
+    runs = [name.strip() for name in config.compare.runs.split(",") if name.strip()]
+    if not runs:
+        raise UserError("--mode=compare needs --config.compare.runs=WORKDIR,WORKDIR,...")
+    print(compare.compare(runs, workdir))
+    return 0
+
+
+def cli(argv: list[str]) -> int:
+    """Run one command line; returns the exit status."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    try:
+        config, mode, workdir = parse(argv)
+        prepare(config)
+        return {"train": do_train, "evaluate": do_evaluate, "predict": do_predict, "compare": do_compare}[mode](config, workdir)
+    except UserError as error:
+        print(f"\njaxvol: {error}", file=sys.stderr)
+        return 1
+    except NonFiniteError as error:
+        print(f"\njaxvol: {error}", file=sys.stderr)
+        return 3
+    except WorkdirLocked as error:
+        print(f"\njaxvol: {error}", file=sys.stderr)
+        return 4
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv))

@@ -1,0 +1,223 @@
+"""One optimizer per parameter group: gradient norm, clipping, an optax rule, the learning rate, and a record of all four.
+
+    g' = g * min(1, clip_norm / |g|)        u = rule(g')        theta <- theta + lr(t) u
+
+The rules of optax are linear in their learning rate, so each is built with rate 1 and scaled here: the rate, the norms
+before and after clipping and the norm of the update that `readings` returns are the values that moved the parameters.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from jaxvol.types import Array, PyTree, UserError
+
+RULES = ("adamw", "adam", "sgd", "lion", "lbfgs")
+SCHEDULES = ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")
+
+
+class PlateauState(NamedTuple):
+    """Reduce-on-plateau: `seen` evaluations so far; `inner.best_value` and `inner.scale` are the best metric and the factor."""
+    seen: Array
+    inner: contrib.ReduceLROnPlateauState
+
+
+class OptimizerState(NamedTuple):
+    """What one group's optimizer carries: arrays only."""
+    count: Array                          # updates done in this phase, int32
+    inner: PyTree                         # state of the optax rule
+    readings: dict[str, Array]            # of the last update
+    plateau: PlateauState | tuple[()]
+
+
+def readings(state: OptimizerState) -> dict[str, Array]:
+    """{"lr", "grad_norm", "clipped_norm", "update_norm"} exactly as the last update used them; zeros before the first.
+
+    The norms are L2 over the whole group: of the gradient before and after clipping, and of lr(t) u.
+    """
+    return state.readings
+
+
+def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Optimizer of parameter group `group` for a phase of `steps` updates, from `config.optimizer`.
+
+    update(grads, state, params, *, value=None, grad=None, value_fn=None, monitor=None) -> (updates, state).  L-BFGS needs
+    value, grad and value_fn and chooses its own step length (its lr reads 1; the rate and schedule of the config are not
+    used); the plateau schedule needs monitor = {"value": last validation metric, smaller is better, "count": number of
+    evaluations}.  Moments, norms and clipping are at least float32.
+
+    Raises UserError for an unknown rule, schedule or overridden field, and for L-BFGS with clipping.
+    """
+    config = override(config, group)
+    rule, searched = make_rule(config), config.name == "lbfgs"
+    rate = (lambda count: 1.0) if searched else schedule(config, steps)
+    on_plateau = config.schedule.name == "plateau" and not searched
+
+    def init(params: PyTree) -> OptimizerState:
+        zeros = {name: jnp.zeros((), float) for name in ("lr", "grad_norm", "clipped_norm", "update_norm")}
+        watched = ()
+        if on_plateau:
+            watched = PlateauState(jnp.zeros((), jnp.int32), plateau_rule(config.schedule.plateau).init(jnp.float32(0)))
+        return OptimizerState(jnp.zeros((), jnp.int32), rule.init(params), zeros, watched)
+
+    def update(grads: PyTree, state: OptimizerState, params: PyTree, *, value=None, grad=None, value_fn=None, monitor=None):
+        grads = at_least_float32(grads)
+        norm = global_norm(grads)
+        clipped, clipped_norm = grads, norm
+        if config.clip_norm > 0:
+            shrink = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+            clipped = jax.tree.map(lambda g: g * shrink.astype(g.real.dtype), grads)
+            clipped_norm = global_norm(clipped)
+        # Only a line search reads these; to any other rule they would be unused inputs of the compiled step.
+        search = {"value": value, "grad": grads if grad is None else grad, "value_fn": value_fn} if searched else {}
+        unit, inner = rule.update(clipped, state.inner, params, **search)
+        watched = watch(config.schedule.plateau, state.plateau, monitor) if on_plateau else ()
+        lr = jnp.asarray(rate(state.count), float) * (watched.inner.scale if on_plateau else 1.0)
+        updates = unit if searched else jax.tree.map(lambda u: u * lr.astype(u.real.dtype), unit)
+        used = {"lr": lr, "grad_norm": norm, "clipped_norm": clipped_norm, "update_norm": global_norm(updates)}
+        used = {name: jnp.asarray(number, float) for name, number in used.items()}
+        return updates, OptimizerState(optax.safe_increment(state.count), inner, used, watched)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def at_least_float32(tree: PyTree) -> PyTree:
+    """Half-precision leaves as float32: optax squares gradients in the precision they come in."""
+    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
+def global_norm(tree: PyTree) -> Array:
+    """sqrt(sum |x|^2) over all leaves, in at least float32 and never less than the leaves have."""
+    return optax.tree.norm(at_least_float32(tree))
+
+
+def override(config, group: str):
+    """`config` with the fields of `config.groups[group]` in place of its own; the config itself if there are none."""
+    if group not in config.groups:
+        return config
+
+    def apply(fields, changes, where: str) -> None:
+        for name, value in changes.items():
+            if name not in fields or name == "groups":
+                known = ", ".join(sorted(set(fields.keys()) - {"groups"}))
+                raise UserError(f"{where} sets {name!r}, which is no field there. Use one of {known}.")
+            if hasattr(value, "items"):
+                apply(fields[name], value, f"{where}.{name}")
+                continue
+            try:
+                fields[name] = value
+            except TypeError:
+                raise UserError(f"{where}.{name} is {value!r}; expected a {type(fields[name]).__name__} such as "
+                                f"{fields[name]!r}.") from None
+
+    merged = config.copy_and_resolve_references()
+    apply(merged, config.groups[group], f"config.optimizer.groups.{group}")
+    return merged
+
+
+def make_rule(config) -> optax.GradientTransformationExtraArgs:
+    """The optax rule `config.name` with learning rate 1; weight decay reaches arrays with two or more axes only.
+
+    AdamW: Loshchilov & Hutter, arXiv:1711.05101; Adam: Kingma & Ba, arXiv:1412.6980; Lion: Chen et al., arXiv:2302.06675;
+    L-BFGS with a zoom line search: Nocedal & Wright, Numerical Optimization, algorithms 7.4 and 3.5-3.6.
+    """
+    def matrices(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+    match config.name:
+        case "adamw":
+            own = config.adamw
+            rule = optax.adamw(1.0, b1=own.b1, b2=own.b2, eps=own.eps, weight_decay=own.weight_decay, mask=matrices)
+        case "adam":
+            rule = optax.adam(1.0, b1=config.adam.b1, b2=config.adam.b2, eps=config.adam.eps)
+        case "sgd":
+            rule = optax.sgd(1.0, momentum=config.sgd.momentum or None, nesterov=config.sgd.nesterov)
+        case "lion":
+            own = config.lion
+            rule = optax.lion(1.0, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay, mask=matrices)
+        case "lbfgs":
+            if config.clip_norm > 0:
+                raise UserError(f"config.optimizer.clip_norm is {config.clip_norm} with name='lbfgs'; a clipped gradient is not "
+                                "that of the loss its line search evaluates. Set config.optimizer.clip_norm=0.")
+            # A quasi-Newton step has length 1 near the minimum, so every search starts there.
+            search = optax.scale_by_zoom_linesearch(config.lbfgs.max_linesearch_steps, initial_guess_strategy="one")
+            rule = optax.lbfgs(memory_size=config.lbfgs.memory_size, linesearch=search)
+        case _:
+            raise UserError(f"config.optimizer.name is {config.name!r}. Use one of {', '.join(RULES)}.")
+    return optax.with_extra_args_support(rule)
+
+
+def schedule(config, steps: int) -> Callable[[Array], Array]:
+    """count -> learning rate for the updates 0 ... steps - 1 of a phase, from `config.optimizer`.
+
+    With w = warmup_steps: lr(t) = lr(w) (t + 1) / w for t < w, so that update 0 already moves and w = 0 means no warm-up.
+    The shape starts at t = w and ends at t = steps; it starts at the peak `learning_rate` for all but onecycle and cyclic,
+    which start at their own start_factor.  step's boundaries are counted from the start of the phase.  plateau is constant
+    here; its factor follows the validation metric, see `watch`.  Raises UserError for an unknown name.
+    """
+    shape, warmup, peak = make_shape(config.schedule, steps), config.schedule.warmup_steps, config.learning_rate
+    if warmup == 0:
+        return lambda count: peak * shape(count)
+    joined = optax.join_schedules([lambda count: shape(0) * (count + 1) / warmup, shape], [warmup])
+    return lambda count: peak * joined(count)
+
+
+def make_shape(config, steps: int) -> Callable[[Array], Array]:
+    """Multiplier of the peak rate as a function of the updates since the end of the warm-up, from `optimizer.schedule`.
+
+    cosine: SGDR without restarts, arXiv:1608.03983; onecycle: arXiv:1708.07120, with cosine flanks; cyclic: triangular, from
+    start_factor to 1 and back in `period` updates, arXiv:1506.01186.
+    """
+    length = max(steps - config.warmup_steps, 1)
+    match config.name:
+        case "constant" | "plateau":
+            return optax.constant_schedule(1.0)
+        case "cosine":
+            return optax.cosine_decay_schedule(1.0, length, config.cosine.end_factor)
+        case "exponential":
+            return optax.exponential_decay(1.0, config.exponential.every, config.exponential.decay_rate)
+        case "step":
+            start = config.warmup_steps
+            return optax.piecewise_constant_schedule(1.0, {b - start: config.step.factor for b in config.step.boundaries})
+        case "onecycle":
+            own = config.onecycle
+            length = max(length, 2)
+            top = min(max(round(own.peak_fraction * length), 1), length - 1)
+            return optax.piecewise_interpolate_schedule(
+                "cosine", own.start_factor, {top: 1.0 / own.start_factor, length: own.end_factor})
+        case "cyclic":
+            return lambda count: triangle(count, config.cyclic.period, config.cyclic.start_factor)
+        case _:
+            raise UserError(f"config.optimizer.schedule.name is {config.name!r}. Use one of {', '.join(SCHEDULES)}.")
+
+
+def triangle(count: Array, period: int, low: float) -> Array:
+    """low -> 1 -> low every `period` >= 2 updates; an update falls on the top exactly, for odd periods too."""
+    top, phase = period // 2, count % period
+    return low + (1.0 - low) * jnp.minimum(phase / top, (period - phase) / (period - top))
+
+
+def plateau_rule(config) -> optax.GradientTransformationExtraArgs:
+    """optax's counter of bad evaluations; `watch` tells it 0 (improved) or 2 (not) against a best value of 1."""
+    return contrib.reduce_on_plateau(factor=config.factor, patience=config.patience, cooldown=config.cooldown,
+                                     min_scale=config.min_factor, rtol=0.5)
+
+
+def watch(config, state: PlateauState, monitor: dict[str, Array]) -> PlateauState:
+    """`state` after one tick if `monitor["count"]` changed since the last update, else `state`.
+
+    Improved means value < best - rtol |best|; optax's own test, value < (1 - rtol) best, is met by every equal value when
+    the metric is negative (one that is maximised comes with its sign turned).  A value that is not finite is no improvement.
+    """
+    best, value = state.inner.best_value, monitor["value"].astype(state.inner.best_value.dtype)
+    margin = config.rtol * jnp.abs(jnp.where(jnp.isfinite(best), best, 0.0))
+    improved = jnp.isfinite(value) & (value < best - margin)
+    told = state.inner._replace(best_value=jnp.ones_like(best))
+    _, inner = plateau_rule(config).update(jnp.zeros_like(best), told, value=jnp.where(improved, 0.0, 2.0).astype(best.dtype))
+    ticked = PlateauState(monitor["count"], inner._replace(best_value=jnp.where(improved, value, best)))
+    return jax.tree.map(lambda new, old: jnp.where(monitor["count"] != state.seen, new, old), ticked, state)

@@ -1,0 +1,309 @@
+"""The train loop, one for every task: evaluate the old state, save it, fetch a batch, step.
+
+That order is what makes a run restartable: a checkpoint of step s holds the state before update s with everything that
+was decided from it, the batch and the keys of update s are functions of (seed, s), and the rows of metrics.csv up to s are
+on disk.  A run that was killed anywhere ends with the same bits.  The loop is handed its parts and imports none of them.
+"""
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxvol import checkpoint, evaluate, sharding, step as stepping
+from jaxvol.types import Batch, Dataset, NonFiniteError, Spec, Task, TrainState, UserError, WorkdirLocked
+from jaxvol.writer import Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What one phase trains with."""
+    task: Task
+    dataset: Dataset
+    optimizers: dict
+    init: Callable[[], TrainState]
+    struct: TrainState               # ShapeDtypeStructs with shardings
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the host has to remember between steps; saved with every checkpoint."""
+    best_value: float | None = None  # of checkpoint.best_metric, as it was measured
+    best_step: int | None = None
+    bad: int = 0                     # evaluations since the last improvement
+    evaluations: int = 0
+    stopped: bool = False            # early stopping has ended the run
+    wandb_id: str | None = None
+    restarts: int = 0
+
+
+@dataclasses.dataclass
+class Run:
+    """The running loop: its surroundings, and the two things that change (state, progress)."""
+    config: ConfigDict
+    mesh: Mesh
+    store: checkpoint.Store
+    writer: Writer
+    evaluator: Callable | None
+    meta: dict                       # constant part of every checkpoint's JSON
+    figures: Callable                # (parts, params, extra, put, rows, size) -> {tag: figure}
+    state: TrainState | None = None
+    progress: Progress = dataclasses.field(default_factory=Progress)
+    saved: int = -1                  # step of the newest checkpoint
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    signal: int = 0
+
+
+def lock(workdir: Path):
+    """Hold the workdir for this process.  Raises WorkdirLocked if another process trains in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    handle = open(workdir / ".lock", "a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.seek(0)
+        raise WorkdirLocked(f"{workdir} is in use by another run ({handle.read().strip() or 'unknown process'}); "
+                            "wait for it, stop it, or choose another --workdir.") from None
+    handle.truncate(0)
+    handle.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    handle.flush()
+    return handle
+
+
+def phases(config: ConfigDict) -> list[tuple[str, int, int, ConfigDict]]:
+    """(name, first step, end step, config) of every phase; overrides are dotted paths."""
+    if not config.phases:
+        return [("", 0, config.total_steps, config)]
+    found, start = [], 0
+    for name, steps, overrides in config.phases:
+        phase = ConfigDict(config.to_dict())
+        phase.update_from_flattened_dict(dict(overrides))
+        phase.total_steps = steps
+        found.append((name, start, start + steps, phase.lock()))
+        start += steps
+    return found
+
+
+def improves(config: ConfigDict, value: float, best: float | None) -> bool:
+    """Whether `value` is better than `best` by more than min_delta; a NaN never is."""
+    if not math.isfinite(value):
+        return False
+    sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
+    return best is None or sign * (best - value) > config.early_stopping.min_delta
+
+
+def check_finite(run: Run, parts: Parts, taken: int) -> None:
+    """Raises NonFiniteError naming the tensors if a step was refused; the last good checkpoint is kept as it is."""
+    reached = int(run.state.step)
+    if reached == taken:
+        return
+    size = run.config.batch_size
+    batch = parts.dataset.batch(reached, sharding.rows(run.mesh, size))
+    names = stepping.name_nonfinite(parts.task, run.state, sharding.put(run.mesh, batch, size), run.config.seed,
+                                    run.config.micro_batches)
+    what = "; ".join(names[:8]) if names else "nothing when it is replayed alone (an update overflowed)"
+    raise NonFiniteError(f"Update {reached} was refused because something is not finite: {what}. The weights are those "
+                         f"before it; the newest checkpoint is step {run.saved}. Lower the learning rate, clip the gradient "
+                         "(optimizer.clip_norm), or look at the data of that batch.")
+
+
+def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
+    """Validate the averaged weights, log, remember the best.  True if this is the best so far."""
+    config, state = run.config, run.state
+    pair = state.ema if config.evaluate.weights == "ema" else stepping.averaged(state.params, state.extra)
+    extra = {**state.extra, "stats": pair["stats"]}
+    size = config.evaluate.batch_size
+    rows = sharding.rows(run.mesh, size)
+
+    def put(batch: dict[str, np.ndarray]) -> Batch:
+        return sharding.put(run.mesh, batch, size)
+
+    metrics, _ = evaluate.score(run.evaluator, parts.task, parts.dataset, config, pair["params"], extra, put, rows, "val",
+                                config.evaluate.max_examples)
+    scalars = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, dict)}
+    name = config.checkpoint.best_metric
+    if name not in scalars:
+        raise UserError(f"config.checkpoint.best_metric is {name!r}, but the task reports {', '.join(sorted(scalars))}.")
+    value, progress = scalars[name], run.progress
+    better = improves(config, value, progress.best_value)
+    progress.evaluations += 1
+    progress.bad = 0 if better else progress.bad + 1
+    if better:
+        progress.best_value, progress.best_step = value, step
+    sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
+    monitor = {"value": jnp.float32(sign * value), "count": jnp.int32(progress.evaluations)}
+    run.state = state.replace(extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))})
+    run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
+    if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
+        run.writer.images(step, run.figures(parts, pair["params"], extra, put, rows, size))
+    logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
+    return better
+
+
+def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
+    """Checkpoint the state as it is before update `step`."""
+    if run.saved == step:
+        return
+    check_finite(run, parts, step)
+    meta = {**run.meta, "phase": phase, "steps": steps, "spec": parts.dataset.spec.to_json(),
+            "progress": dataclasses.asdict(run.progress)}
+    checkpoint.save(run.store, run.state, meta, run.progress.best_step)
+    run.saved = step
+
+
+def log_now(run: Run, parts: Parts, metrics: dict, taken: int, timing: dict[str, float]) -> None:
+    """Write the values of the newest update; they are those of one step, not averages, so that a resumed run writes the same."""
+    check_finite(run, parts, taken)
+    values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+    run.writer.scalars(taken, {f"train/{name}": v for name, v in values.items()})
+    run.writer.perf(taken, timing)
+
+
+def out_of_time(run: Run) -> str:
+    """Why the run has to stop now, or nothing."""
+    if run.signal:
+        return f"signal {signal.Signals(run.signal).name}"
+    hours = (time.monotonic() - run.started) / 3600
+    return f"the budget of {run.config.max_hours} hours is spent" if 0 < run.config.max_hours <= hours else ""
+
+
+def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: bool) -> str:
+    """Updates `start` .. `stop - 1`.  Returns why the run has to stop before its end, or nothing."""
+    config = run.config
+    names = jax.tree.map(lambda s: s.sharding, parts.struct)
+    compiled = jax.jit(stepping.make(parts.task, parts.optimizers, config.seed, config.ema_decay, config.micro_batches),
+                       donate_argnums=0, out_shardings=(names, sharding.replicated(run.mesh)))
+    run.evaluator = evaluate.make(parts.task, run.mesh)
+    size, resumed = config.batch_size, run.saved
+    steps = config.total_steps
+    batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
+    waited, clock, since = 0.0, time.monotonic(), start
+    try:
+        for step in range(start, stop + 1):
+            end = step == stop and last
+            if step != resumed and (step % config.evaluate.every == 0 or end):
+                better = evaluate_now(run, parts, step)
+                patience = config.early_stopping.patience
+                run.progress.stopped = 0 < patience <= run.progress.bad
+                if better or run.progress.stopped:
+                    save_now(run, parts, step, phase, steps)
+            why = out_of_time(run)
+            if why or step == stop or (step % config.checkpoint.every == 0 and step > start):
+                save_now(run, parts, step, phase, steps)
+            if why or step == stop or run.progress.stopped:
+                return why if step < stop or not last else ""
+            began = time.monotonic()
+            batch = sharding.put(run.mesh, next(batches), size)
+            waited += time.monotonic() - began
+            run.state, metrics = compiled(run.state, batch, jnp.int32(step))
+            run.writer.advance(step + 1)
+            if (step + 1) % config.log_every == 0:
+                jax.block_until_ready(metrics)
+                seconds = time.monotonic() - clock
+                log_now(run, parts, metrics, step + 1, {"perf/steps_per_sec": (step + 1 - since) / seconds,
+                                                        "perf/data_wait": waited / seconds})
+                waited, clock, since = 0.0, time.monotonic(), step + 1
+            profile(config, run.writer.workdir, step)
+        return ""
+    finally:
+        batches.close()
+
+
+def profile(config: ConfigDict, workdir: Path, step: int) -> None:
+    """A trace of updates 10 to 20, for TensorBoard's or Perfetto's profiler view."""
+    if config.profile and step == 9:
+        jax.profiler.start_trace(str(workdir / "profile"))
+    if config.profile and step == 20:
+        jax.profiler.stop_trace()
+
+
+def load_weights(state: TrainState, params, stats, source: str) -> TrainState:
+    """`state` with the leaves of another run's weights wherever path and shape agree; says what did not."""
+    kept, used = [], 0
+
+    def take(path, new, old):
+        nonlocal used
+        if path in given and given[path].shape == new.shape:
+            used += 1
+            return jax.device_put(given[path].astype(new.dtype), old.sharding)
+        kept.append(jax.tree_util.keystr(path))
+        return old
+
+    pair = stepping.averaged(state.params, state.extra)
+    given = dict(jax.tree_util.tree_leaves_with_path({"params": params, "stats": stats}))
+    pair = jax.tree_util.tree_map_with_path(lambda path, x: take(path, x, x), pair)
+    total = used + len(kept)
+    if not used:
+        raise UserError(f"config.init_from={source!r}: none of its {len(given)} weights fits the {total} of this model.")
+    unused = len(given) - used
+    logging.info("init_from %s: %d of %d weights taken, %d new (%s), %d of the source unused", source, used, total,
+                 len(kept), ", ".join(kept[:5]) or "none", unused)
+    return state.replace(params=pair["params"], extra={**state.extra, "stats": pair["stats"]},
+                         ema=jax.tree.map(jnp.copy, pair))
+
+
+def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
+    """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on with."""
+    def template(meta: dict):
+        return checkpoint.as_dict(parts_of(meta["phase"]).struct)
+
+    restored = checkpoint.restore_newest(run.store, template)
+    if restored is None:
+        parts = parts_of(0)
+        run.state = jax.jit(parts.init, out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct))()
+        if initial is not None:
+            run.state = load_weights(run.state, *initial(run.config), run.config.init_from)
+        return 0
+    tree, meta = restored
+    if meta["data_hash"] != run.meta["data_hash"]:
+        raise UserError(f"The data changed since step {meta['step']} was saved (hash {meta['data_hash']} -> "
+                        f"{run.meta['data_hash']}). Put the old data back, or start over with --config.resume=fresh.")
+    run.state = TrainState(**tree)
+    run.progress = Progress(**meta["progress"])
+    run.progress.restarts += 1
+    run.saved = meta["step"]
+    logging.info("resumed from step %d", run.saved)
+    _, _, end, _ = plan[meta["phase"]]
+    return meta["phase"] + (run.saved >= end and meta["phase"] + 1 < len(plan))
+
+
+def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) -> str:
+    """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved unfinished."""
+    plan = phases(run.config)
+    first = begin(run, plan, parts_of, initial)
+    run.writer.resume(max(run.saved, 0), plan[-1][2])
+    previous = {s: signal.signal(s, lambda number, _: setattr(run, "signal", number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    why = ""
+    try:
+        for index in range(first, len(plan)):
+            name, start, stop, config = plan[index]
+            parts = parts_of(index)
+            fresh = run.saved <= start and index > 0
+            if fresh:      # a phase starts from the last one's weights with an optimizer of its own
+                opt = jax.jit(lambda p, o=parts.optimizers: {g: o[g].init(p[g]) for g in p},
+                              out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct.opt))(run.state.params)
+                run.state = run.state.replace(opt=opt)
+            if run.progress.stopped:
+                break
+            run.config = config
+            why = run_phase(run, parts, index, max(start, run.saved), stop, index == len(plan) - 1)
+            if why:
+                return why
+    finally:
+        run.store.manager.wait_until_finished()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return "early_stopped" if run.progress.stopped else "finished"

@@ -1,0 +1,151 @@
+"""Rules of a config, all checked at once, before anything is read or compiled.
+
+Only what can be known from the config alone is here; what needs the data (grid against modes, channels, depth against the
+mesh) is checked by the module concerned when it is built, still before anything compiles.
+"""
+from __future__ import annotations
+
+import inspect
+import math
+
+from ml_collections import ConfigDict
+
+from jaxvol import build, losses, metrics
+from jaxvol.types import UserError
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "lbfgs")
+SCHEDULES = ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")
+
+
+def names_of(module) -> list[str]:
+    """Public functions that `module` itself defines and that take (pred, target, ...)."""
+    found = inspect.getmembers(module, inspect.isfunction)
+    return sorted(n for n, f in found if f.__module__ == module.__name__ and not n.startswith("_")
+                  and list(inspect.signature(f).parameters)[:2] == ["pred", "target"])
+
+
+def _positive(config: ConfigDict) -> list[str]:
+    found = []
+    for path in ("total_steps", "batch_size", "micro_batches", "log_every", "checkpoint.every", "checkpoint.keep",
+                 "evaluate.every", "evaluate.batch_size", "wandb.images_every"):
+        value = config
+        for name in path.split("."):
+            value = value[name]
+        if value < 1:
+            found.append(f"{path} is {value}; it has to be at least 1.")
+    for path, value, low, high in (("ema_decay", config.ema_decay, 0.0, 1.0), ("predict.overlap", config.predict.overlap, 0.0, 0.95),
+                                   ("optimizer.clip_norm", config.optimizer.clip_norm, 0.0, math.inf),
+                                   ("max_hours", config.max_hours, 0.0, math.inf)):
+        if not low <= value < high:
+            found.append(f"{path} is {value}; it has to be in [{low}, {high}).")
+    if config.batch_size % max(config.micro_batches, 1):
+        found.append(f"batch_size {config.batch_size} cannot be cut in micro_batches={config.micro_batches} equal parts.")
+    return found
+
+
+def _choices(config: ConfigDict) -> list[str]:
+    wanted = [("precision", config.precision, ("f32", "bf16", "f64")),
+              ("matmul_precision", config.matmul_precision, ("default", "high", "highest")),
+              ("resume", config.resume, ("auto", "fresh")),
+              ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
+              ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
+              ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
+              ("optimizer.name", config.optimizer.name, OPTIMIZERS),
+              ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES)]
+    found = [f"{path} is {value!r}; it has to be one of {', '.join(known)}." for path, value, known in wanted if value not in known]
+    for room in ("model", "data", "task"):
+        block, known = config[room], build.choices({"data": "data"}.get(room, room + "s"))
+        if block.name not in known:
+            found.append(f"{room}.name is {block.name!r}; jaxvol/{room if room == 'data' else room + 's'}/ has {', '.join(known)}.")
+    return found
+
+
+def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) -> list[str]:
+    found = []
+    if not 0 < block.learning_rate < 100:
+        found.append(f"{label}.learning_rate is {block.learning_rate}; it has to be in (0, 100).")
+    if not 0 <= block.schedule.warmup_steps < steps:
+        found.append(f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) (the steps of the phase).")
+    if block.schedule.name == "step" and list(block.schedule.step.boundaries) != sorted(set(block.schedule.step.boundaries)):
+        found.append(f"{label}.schedule.step.boundaries {block.schedule.step.boundaries} have to increase.")
+    if block.name == "lbfgs":
+        for wrong, what in ((block.clip_norm > 0, "clip_norm > 0"), (config.precision == "bf16", "precision='bf16'"),
+                            (config.ema_decay > 0, "ema_decay > 0"), (block.schedule.name != "constant", "a schedule")):
+            if wrong:
+                found.append(f"{label}.name='lbfgs' does not work with {what}: its line search needs the exact objective; "
+                             "use clip_norm=0, ema_decay=0, schedule.name='constant', precision f32 or f64.")
+    unknown = set(block.groups) and [f"{g}.{k}" for g, over in block.groups.items() for k in over if k not in block]
+    if unknown:
+        found.append(f"{label}.groups sets unknown fields {', '.join(unknown)}.")
+    return found
+
+
+def _phases(config: ConfigDict) -> list[str]:
+    found, total, known = [], 0, build.flatten(config.to_dict())
+    for phase in config.phases:
+        if len(phase) != 3 or not isinstance(phase[1], int) or phase[1] < 1 or not hasattr(phase[2], "items"):
+            found.append(f"phases has {phase!r}; a phase is (name, steps >= 1, {{'field.path': value}}).")
+            continue
+        total += phase[1]
+        found += [f"phase {phase[0]!r} overrides {path!r}, which is no config field." for path in phase[2] if path not in known]
+    if config.phases and not found and total != config.total_steps:
+        found.append(f"total_steps is {config.total_steps}, but the phases have {total} steps together; make them equal.")
+    return found
+
+
+def _task(config: ConfigDict) -> list[str]:
+    if config.task.name != "regression":
+        return []
+    known, found = names_of(losses), []
+    for entry in config.task.losses:
+        if len(entry) != 2 or entry[0] not in known:
+            found.append(f"task.losses has {entry!r}; an entry is (name, weight) with name one of {', '.join(known)}.")
+    if not config.task.losses:
+        found.append("task.losses is empty; nothing would be learned.")
+    unknown = [m for m in config.task.metrics if m not in names_of(metrics)]
+    if unknown:
+        found.append(f"task.metrics has {', '.join(unknown)}; known are {', '.join(names_of(metrics))}.")
+    if config.checkpoint.best_metric not in (*config.task.metrics, "loss"):
+        found.append(f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is not in task.metrics and not 'loss'.")
+    return found
+
+
+def _data(config: ConfigDict) -> list[str]:
+    if "augment" not in config.data:
+        return []
+    found = [f"data.augment has {name!r}; known are cube, shift." for name in config.data.augment if name not in ("cube", "shift")]
+    if config.data.on_error not in ("stop", "skip"):
+        found.append(f"data.on_error is {config.data.on_error!r}; it has to be stop or skip.")
+    if config.data.num_workers < 0 or config.data.max_skips < 0 or config.data.fit_examples < 1:
+        found.append("data.num_workers and data.max_skips have to be at least 0, data.fit_examples at least 1.")
+    return found
+
+
+def doubts(config: ConfigDict) -> list[str]:
+    """Values that are legal and rarely wanted."""
+    found = []
+    if config.optimizer.name in ("adam", "adamw", "lion") and config.optimizer.learning_rate > 0.02:
+        found.append(f"optimizer.learning_rate {config.optimizer.learning_rate} is high for {config.optimizer.name}.")
+    if config.ema_decay > 0 and config.total_steps < 10 / (1 - config.ema_decay) and config.evaluate.weights == "ema":
+        found.append(f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} steps, and there are only "
+                     f"{config.total_steps}: the averaged weights lag behind.")
+    if config.optimizer.clip_norm == 0 and config.optimizer.name != "lbfgs":
+        found.append("optimizer.clip_norm is 0: a single bad batch can throw the weights far away.")
+    if config.evaluate.every > config.total_steps:
+        found.append("evaluate.every is larger than total_steps: only the first and the last weights are validated.")
+    return found
+
+
+def validate(config: ConfigDict) -> list[str]:
+    """Warnings.  Raises UserError that lists every violated rule at once."""
+    missing = [room for room in ("model", "data", "task") if room not in config]
+    if missing:
+        raise UserError(f"The config has no {', '.join(missing)} block; start from one of configs/*.py.")
+    violated = _positive(config) + _choices(config) + _phases(config) + _task(config) + _data(config)
+    if config.optimizer.name in OPTIMIZERS and config.optimizer.schedule.name in SCHEDULES:
+        violated += _optimizer(config, "optimizer", config.optimizer,
+                               config.phases[0][1] if config.phases else config.total_steps)
+    if violated:
+        raise UserError("The config breaks " + ("a rule" if len(violated) == 1 else f"{len(violated)} rules") + ":\n  - "
+                        + "\n  - ".join(violated))
+    return doubts(config)
