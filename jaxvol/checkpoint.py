@@ -98,7 +98,7 @@ def save(store: Store, state: TrainState, meta: dict, best: int | None) -> bool:
     tree = as_dict(state)
     meta = json.loads(json.dumps({**meta, "step": step, "checksums": checksums(tree)}))
     meta["seal"] = _seal(meta)
-    done = store.manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)))
+    done = store.manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta)))
     if not done:
         raise RuntimeError(f"Orbax refused to save step {step} in {store.directory} (newer steps: {store.manager.all_steps()})")
     return True

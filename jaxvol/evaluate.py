@@ -80,6 +80,8 @@ def report(directory: str | os.PathLike, scores: Mapping[str, tuple[Metrics, Map
     metrics = {who: scalars(found) for who, (found, _) in scores.items()}
     lines = [table({label(who, info["name"]): found for who, found in metrics.items()}, {label("model", info["name"])})]
     lines += sentences(metrics, info["name"], payload["versus"])
+    lines += [f"{label(who, info['name'])}: {key.removesuffix('_count')} is undefined in some examples, its mean is over {count}"
+              for who, (found, _) in scores.items() for key, count in found.items() if key.endswith("_count")]
     lines += [f"NOT FINITE in {label(who, info['name'])}: {', '.join(found)}" for who, found in payload["non_finite"].items()]
     return "\n".join(lines)
 
@@ -87,14 +89,20 @@ def report(directory: str | os.PathLike, scores: Mapping[str, tuple[Metrics, Map
 def direction(name: str) -> int:
     """+1 when more is better, -1 when less is, 0 when unknown; `dice/liver` and `dice_mean` count as `dice`."""
     def is_one_of(known: Iterable[str]) -> bool:
-        return any(name == k or name.startswith((f"{k}/", f"{k}_")) for k in known)
+        return not name.endswith("_count") and any(name == k or name.startswith((f"{k}/", f"{k}_")) for k in known)
     return 1 if is_one_of(HIGHER) else -1 if is_one_of(LOWER) else 0
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among the metrics, the most telling first."""
-    found = {k: float(v) for k, v in metrics.items() if not isinstance(v, Mapping) and np.ndim(v) == 0}
-    return {k: found[k] for k in sorted(found, key=lambda k: FIRST.index(k) if k in FIRST else len(FIRST))}
+    """The numbers among the metrics, the most telling first, the loss last; not its terms and not how many examples counted."""
+    found = {k: float(v) for k, v in metrics.items() if not isinstance(v, (Mapping, str)) and np.ndim(v) == 0
+             and not k.startswith("loss_") and not k.endswith("_count")}
+    return {k: found[k] for k in sorted(found, key=rank)}
+
+
+def rank(name: str) -> int:
+    """Place of a metric among the columns."""
+    return FIRST.index(name) if name in FIRST else len(FIRST) + name.startswith("loss")
 
 
 def label(who: str, name: str) -> str:
@@ -182,7 +190,7 @@ def _per_example(scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]],
     """CSV text: one line per (model, example), one column per metric that has one value per example."""
     columns = list(dict.fromkeys(k for _, rows in scores.values() for k, v in rows.items()
                                  if not k.startswith("_") and np.ndim(v) == 1))
-    columns.sort(key=lambda k: FIRST.index(k) if k in FIRST else len(FIRST))
+    columns.sort(key=rank)
     out = [["model", "example", *columns]]
     for who, (_, rows) in scores.items():
         index = rows["_index"] if "_index" in rows else np.arange(_count(rows))

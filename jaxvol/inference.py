@@ -103,4 +103,7 @@ def predict_run(asked: ConfigDict, workdir: Path) -> None:
     merged = ConfigDict(config.to_dict())
     merged.predict, merged.evaluate = asked.predict, asked.evaluate
     compiled = jax.jit(lambda x: task.predict(params, extra, {"input": x}))
-    predict.predict(merged, spec, compiled, workdir, meta)
+    made_by = {"run": str(workdir), "checkpoint": asked.evaluate.checkpoint, "step": meta["step"],
+               "weights": asked.evaluate.weights, "config_hash": meta["config_hash"], "versions": meta["versions"]}
+    for file in predict.predict(merged, spec, compiled, workdir, made_by):
+        print(file)

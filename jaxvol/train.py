@@ -14,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol import checkpoint, evaluate, sharding, step as stepping
-from jaxvol.types import Batch, Dataset, NonFiniteError, Spec, Task, TrainState, UserError, WorkdirLocked
+from jaxvol.types import Batch, Dataset, NonFiniteError, Task, TrainState, UserError, WorkdirLocked
 from jaxvol.writer import Writer
 
 
@@ -238,7 +237,7 @@ def load_weights(state: TrainState, params, stats, source: str) -> TrainState:
         nonlocal used
         if path in given and given[path].shape == new.shape:
             used += 1
-            return jax.device_put(given[path].astype(new.dtype), old.sharding)
+            return jax.device_put(jnp.copy(given[path].astype(new.dtype)), old.sharding)   # the step donates it: no alias
         kept.append(jax.tree_util.keystr(path))
         return old
 
@@ -284,7 +283,7 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
     """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved unfinished."""
     plan = phases(run.config)
     first = begin(run, plan, parts_of, initial)
-    run.writer.resume(max(run.saved, 0), plan[-1][2])
+    run.progress.wandb_id = run.writer.resume(run.saved, plan[-1][2], run.progress.wandb_id)
     previous = {s: signal.signal(s, lambda number, _: setattr(run, "signal", number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
     why = ""
     try:

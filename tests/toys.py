@@ -15,7 +15,7 @@ def config(**overrides) -> ConfigDict:
     chosen = base.common()
     chosen.model, chosen.task, chosen.data = (ConfigDict({"name": n}) for n in ("none", "none", "none"))
     chosen.total_steps, chosen.log_every, chosen.evaluate.every, chosen.checkpoint.every = 12, 1, 4, 4
-    chosen.batch_size, chosen.ema_decay, chosen.evaluate.figures = 8, 0.9, False
+    chosen.batch_size, chosen.evaluate.batch_size, chosen.ema_decay, chosen.evaluate.figures = 8, 8, 0.9, False
     chosen.optimizer.learning_rate = 0.05
     chosen.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
     return chosen.lock()

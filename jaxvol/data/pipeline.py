@@ -108,7 +108,7 @@ def dataset(source: Source, config) -> Dataset:
 
 
 def read_ahead(function: Callable[[Any], Any], items: Iterable, workers: int) -> Iterator:
-    """`map(function, items)` in order, computed by `workers` threads at most 2 * workers + 3 items ahead; 0 = no thread.
+    """`map(function, items)` in order, computed by `workers` threads at most 2 * workers + 2 items ahead; 0 = no thread.
 
     An exception of a worker is raised where its item would have come.  The threads end with the iterator, also when it is
     closed early or garbage-collected.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.ops import moments, spectra
-from jaxvol.types import Array
+from jaxvol.types import Array, UserError
 
 
 class Moments(NamedTuple):
@@ -26,15 +26,20 @@ class Moments(NamedTuple):
     k: np.ndarray         # [S] mean |k| of each shell; NaN if it has no modes
 
 
-def measure(boxes: Iterable[tuple[Array, Array | None]], box_size: tuple[float, float, float]) -> Moments:
-    """The moments of batches (z [B, D, H, W, Z], mask); missing voxels count as the mean of their box."""
-    means, power, shape = [], [], None
-    for z, mask in boxes:
-        shape = z.shape[1:4]
-        box_mean, box_power = _measure(jnp.asarray(z), mask, box_size)
-        means.append(np.asarray(box_mean, np.float64))
-        power.append(np.asarray(box_power, np.float64))
-    return Moments(np.concatenate(means), np.concatenate(power), spectra.shells(shape, box_size).k)
+def measure(boxes: Iterable[tuple[Array, Array | None, np.ndarray]], spacing: tuple[float, float, float]) -> Moments:
+    """The moments of batches (z [B, D, H, W, Z], mask, which examples are real [B]); missing voxels count as their box's mean.
+
+    spacing: size of a voxel along D, H, W.  Raises UserError when there is no box.
+    """
+    means, power, k = [], [], None
+    for z, mask, real in boxes:
+        found = _measure(jnp.asarray(z), mask, spacing)
+        means.append(np.asarray(found[0], np.float64)[real])
+        power.append(np.asarray(found[1], np.float64)[real])
+        k = spectra.shells(z.shape[1:4], _box_size(z, spacing)).k
+    if not sum(map(len, means)):
+        raise UserError("found no training example to fit the baselines on: expected at least one in the split 'train'")
+    return Moments(np.concatenate(means), np.concatenate(power), k)
 
 
 def fit(found: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.ndarray], float]:
@@ -58,11 +63,11 @@ def fit(found: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.nda
     return {name: value.astype(np.float32) for name, value in fitted.items()}, float(np.nanmean(vrmse))
 
 
-def apply(fitted: dict[str, Array], x: Array, mask: Array | None, box_size: tuple[float, float, float]) -> Array:
+def apply(fitted: dict[str, Array], x: Array, mask: Array | None, spacing: tuple[float, float, float]) -> Array:
     """The prediction [B, D, H, W, K] from x [B, D, H, W, C]; T(k) is interpolated linearly in |k| between shells."""
     shape = x.shape[1:4]
     x = moments.fill(x, mask, moments.mean(x, mask)[:, None, None, None])
-    k = spectra.wavenumber(shape, box_size)
+    k = spectra.wavenumber(shape, _box_size(x, spacing))
     table = fitted["transfer"].reshape(len(fitted["k"]), -1)
     smooth = jax.vmap(lambda column: jnp.interp(k, fitted["k"][1:], column[1:]), 1, -1)(table)
     filter_ = jnp.where(k[..., None] == 0, table[0], smooth).reshape(*k.shape, *fitted["transfer"].shape[1:])
@@ -70,13 +75,17 @@ def apply(fitted: dict[str, Array], x: Array, mask: Array | None, box_size: tupl
     return jnp.fft.irfftn(modes, shape, axes=moments.AXES) + fitted["target_mean"]
 
 
-@functools.partial(jax.jit, static_argnames="box_size")
-def _measure(z: Array, mask: Array | None, box_size: tuple[float, float, float]) -> tuple[Array, Array]:
-    shape, channels = z.shape[1:4], z.shape[-1]
+@functools.partial(jax.jit, static_argnames="spacing")
+def _measure(z: Array, mask: Array | None, spacing: tuple[float, float, float]) -> tuple[Array, Array]:
+    shape, channels, box_size = z.shape[1:4], z.shape[-1], _box_size(z, spacing)
     modes = spectra.rfftn(moments.deviation(z, mask))
     pairs = modes[..., :, None] * jnp.conj(modes[..., None, :])
     sums = spectra.shell_sums(pairs.real.reshape(*modes.shape[:-1], -1), shape, box_size, len(spectra.shells(shape, box_size).k))
     return moments.mean(z, mask), sums.reshape(*sums.shape[:2], channels, channels) / np.prod(shape) ** 2
+
+
+def _box_size(x: Array, spacing: tuple[float, float, float]) -> tuple[float, float, float]:
+    return tuple(n * s for n, s in zip(x.shape[1:4], spacing))
 
 
 def _solve(xx: np.ndarray, xt: np.ndarray) -> np.ndarray:

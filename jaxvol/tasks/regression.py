@@ -6,11 +6,9 @@ target's normaliser.  The network and every baseline are scored by the same func
 """
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -21,6 +19,7 @@ from jaxvol.ops import moments, normalise, spectra, wiener
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task, UserError
 
 Predict = Callable[[Params, Extra, Batch], Array]
+PredictBoth = Callable[[Params, Extra, Batch], tuple[Array, Array]]     # in normalised and in physical units
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
@@ -42,14 +41,12 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
                                   rngs={"dropout": rng}, mutable=list(stats))
         return {"net": {name: jnp.mean(rows) for name, rows in terms(pred, batch).items()}}, ({}, {"stats": {"net": stats}})
 
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
+    def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
         variables = {"params": params["net"], **extra["stats"]["net"]}
-        return model.apply(variables, _volume(config, batch, "input"), train=False)
+        y = model.apply(variables, _volume(config, batch, "input"), train=False)
+        return y, normalise.inverse(spec.fields["target"].normaliser, y)
 
-    def physical(params: Params, extra: Extra, batch: Batch) -> Array:
-        return normalise.inverse(spec.fields["target"].normaliser, predict(params, extra, batch))
-
-    return _task(config, spec, init, loss, predict, physical, {})
+    return _task(config, spec, init, loss, predict, {})
 
 
 def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[Task, Params, Extra]]:
@@ -79,8 +76,7 @@ def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, 
 
     def linear(params: Params, extra: Extra, batch: Batch) -> Array:
         x = identity(params, extra, batch) if best == "physical" else batch["input"]
-        box_size = tuple(n * s for n, s in zip(x.shape[1:4], spec.spacing))
-        return wiener.apply(params["net"], x, _mask(batch), box_size)
+        return wiener.apply(params["net"], x, _mask(batch), spec.spacing)
 
     tasks = {"mean": (mean, {"target_mean": fitted["target_mean"]}, {})}
     if inputs == targets:
@@ -98,14 +94,14 @@ def _baseline(config: ConfigDict, spec: Spec, physical: Predict, params: Params,
     def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key) -> tuple[dict, tuple[Metrics, Extra]]:
         raise ValueError("a baseline is fitted by regression.baselines and has nothing to train")
 
-    def predict(params: Params, extra: Extra, batch: Batch) -> Array:
-        return normalise.forward(spec.fields["target"].normaliser, physical(params, extra, batch))
+    def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
+        y = physical(params, extra, batch)
+        return normalise.forward(spec.fields["target"].normaliser, y), y
 
-    return _task(config, spec, init, loss, predict, physical, info)
+    return _task(config, spec, init, loss, predict, info)
 
 
-def _task(config: ConfigDict, spec: Spec, init: Callable, loss: Callable, predict: Predict, physical: Predict,
-          info: Metrics) -> Task:
+def _task(config: ConfigDict, spec: Spec, init: Callable, loss: Callable, predict: PredictBoth, info: Metrics) -> Task:
     """The scoring that networks and baselines share; `info` is added to the metrics as it is."""
     terms = _terms(config, spec)
     scores = {name: losses.by_name(metrics, name, spec) for name in config.task.metrics}
@@ -114,9 +110,9 @@ def _task(config: ConfigDict, spec: Spec, init: Callable, loss: Callable, predic
     def evaluate(params: Params, extra: Extra, batch: Batch, rng: Key) -> Rows:
         """Rows `loss` and `loss_<term>` (weighted, normalised units), one per metric, and P_pred, P_true, P_cross [B, k bins]."""
         mask = _mask(batch)
-        rows = {f"loss_{name}": values for name, values in terms(predict(params, extra, batch), batch).items()}
+        normalised, pred = predict(params, extra, batch)
+        rows = {f"loss_{name}": values for name, values in terms(normalised, batch).items()}
         rows["loss"] = sum(rows.values())
-        pred = moments.promote(physical(params, extra, batch))
         target = normalise.inverse(spec.fields["target"].normaliser, _volume(config, batch, "target"))
         rows |= {name: score(pred, target, mask) for name, score in scores.items()}
         if has_spectra:
@@ -141,7 +137,7 @@ def _task(config: ConfigDict, spec: Spec, init: Callable, loss: Callable, predic
             found["spectra"] = _summarize_spectra(spec, rows)
         return found | info
 
-    return Task(init, loss, evaluate, summarize, predict)
+    return Task(init, loss, evaluate, summarize, predict=lambda *arguments: predict(*arguments)[0])
 
 
 def _terms(config: ConfigDict, spec: Spec) -> Callable[[Array, Batch], Rows]:
@@ -202,18 +198,10 @@ def _arguments(p: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _measure(spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]) -> wiener.Moments:
     """Moments of (physical input, normalised input, physical target) over the training boxes."""
-    def boxes():
+    def boxes() -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
         for batch in train_batches:
-            real = batch["_mask"] > 0 if "_mask" in batch else np.ones(len(batch["input"]), bool)
-            batch = {name: values[real] for name, values in batch.items()}
-            x, y = batch["input"], batch["target"]
-            physical = [normalise.inverse(spec.fields[name].normaliser, v) for name, v in (("input", x), ("target", y))]
-            yield np.concatenate([physical[0], x, physical[1]], -1), _mask(batch)
+            x, y = (normalise.inverse(spec.fields[name].normaliser, batch[name]) for name in ("input", "target"))
+            real = batch["_mask"] > 0 if "_mask" in batch else np.ones(len(x), bool)
+            yield np.concatenate([x, batch["input"], y], -1), _mask(batch), real
 
-    boxes_ = boxes()
-    try:
-        first = next(boxes_)
-    except StopIteration:
-        raise UserError("found no training batch to fit the baselines on: expected at least one example in the split 'train'") from None
-    box_size = tuple(n * s for n, s in zip(first[0].shape[1:4], spec.spacing))
-    return wiener.measure(_chain(first, boxes_), box_size)
+    return wiener.measure(boxes(), spec.spacing)
