@@ -88,7 +88,7 @@ def schedule() -> ConfigDict:
     """Learning-rate multiplier over a phase: linear warm-up, then one of the named shapes."""
     return ConfigDict({
         "name": "cosine",              # constant | cosine | exponential | step | onecycle | cyclic | plateau
-        "warmup_steps": 0,             # linear from 0; 0 gives the full rate at step 0 (onecycle has its own warm-up)
+        "warmup_steps": 0,             # rate (t + 1) / w of the full one at step t < w; 0 gives the full rate at step 0
         "cosine": ConfigDict({"end_factor": 0.01}),                      # floor, as a fraction of the peak
         "exponential": ConfigDict({"decay_rate": 0.5, "every": 1000}),   # rate * decay_rate ** (step / every)
         "step": ConfigDict({"boundaries": (500, 800), "factor": 0.1}),   # times factor at each boundary
@@ -142,6 +142,121 @@ def cosmology() -> ConfigDict:
         "line_of_sight": 2,            # axis
     })
     config.cache_dir = "~/.cache/jaxvol"   # simulated boxes; one that cannot be written falls back to the temporary folder
-    config.input_normaliser = (("log10", {"floor": 0.01}), ("standardise", {}))    # tracers2dm: (("log1p", {"floor": 0.0}), ...)
+    config.input_normaliser = (("log10", {"floor": 0.03}), ("standardise", {}))    # tracers2dm: (("log1p", {"floor": 0.0}), ...)
     config.target_normaliser = (("standardise", {}),)                              # tracers2dm: as the input of dm2ic
+    return config
+
+
+def fno() -> ConfigDict:
+    """Fourier neural operator; the defaults keep every frequency up to |k| = 8 on each axis."""
+    return ConfigDict({
+        "name": "fno",
+        "width": 20,                   # channels of the hidden field
+        "layers": 4,                   # blocks
+        "modes": (8, 8, 8),            # highest |k| kept along D, H, W; at most half the grid, 0 on an axis of length 1
+        "window": "symmetric",         # symmetric: k = -m..m | one_sided: k = -m..m-1, the neuraloperator layout of n_modes = 2m
+        "factorization": "dense",      # of the spectral weights: dense | tucker | cp (TFNO)
+        "rank": 0.1,                   # factorised: parameters as a fraction of the dense tensor's; tucker 1.0 = full rank
+        "implementation": "auto",      # auto | fft | dft (truncated DFT as matrix products)
+        "lifting_ratio": 2.0,          # hidden channels of the lifting MLP / width; 0 = one linear layer
+        "projection_ratio": 2.0,       # hidden channels of the projection MLP / width; 0 = one linear layer
+        "bypass": "linear",            # around the spectral convolution: linear (1x1) | identity | soft_gating | none
+        "channel_mlp_ratio": 0.5,      # hidden channels of each block's MLP / width; 0 = no MLP
+        "channel_mlp_skip": "soft_gating",  # around that MLP, from the block's input: linear | identity | soft_gating | none
+        "norm": "none",                # none | instance | group (all channels together)
+        "activate_last": False,        # activation in the last block as well
+        "coordinates": "auto",         # input channels j/n: auto (axes that are not periodic) | all | none
+        "padding": 0.0,                # zeros appended to axes that are not periodic, as a fraction of their length
+        "remat": False,                # recompute each block in the backward pass: less memory, about a third more time
+    })
+
+
+def volumes() -> ConfigDict:
+    """The users' own files (jaxvol/data/volumes.py): HDF5, .npy, .npz, Zarr or NIfTI, found by globs or by a CSV manifest."""
+    def files(channels: tuple) -> ConfigDict:
+        return ConfigDict({
+            "files": "",               # glob for all splits, seen from root; divided by `split`
+            "train": "", "val": "", "test": "",   # or a glob per split; all empty (target, mask): in the input's files
+            "key": "",                 # dataset inside the file; "" = its only one
+            "channels": channels,      # names, one per channel
+            "kind": "scalar",          # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2>
+            "unit": "",                # physical unit of the values, for labels
+        })
+
+    config = data()
+    config.name = "volumes"
+    config.augment = ("cube",)
+    config.root = ""                   # folder that the globs start from; "" = the current one
+    config.layout = "stacked"          # stacked: a file holds many examples [N, ...] | single: a file is one example
+    config.ndim = 3                    # spatial axes in the files: 3 | 2 (volumes of depth 1)
+    config.channel_axis = -1           # where there is a channel axis: -1 behind the spatial axes | 0 before them
+    config.input = files(("input",))
+    config.target = files(("target",))
+    config.mask = ConfigDict({"files": "", "train": "", "val": "", "test": "",
+                              "key": ""})          # > 0 = observed; no glob and no key = no mask
+    config.manifest = ConfigDict({
+        "path": "",                    # CSV with a header line and one row per file, instead of the globs
+        "input": "input", "target": "target",      # its columns with files; target "" = in the input's file
+        "mask": "", "group": "",       # columns with mask files; with the patient, box, ... that must not cross a split
+        "split": "",                   # column with train, val or test; "" = by fractions
+    })
+    config.split = ConfigDict({
+        "fractions": (0.8, 0.1, 0.1),  # train, val, test, where neither globs nor a column say it
+        "over": "groups",              # groups (files where there are none) | examples (only if neighbours do not overlap)
+        "seed": 0,                     # of the division
+    })
+    config.spacing = ()                # voxel size (D, H, W); () = the files' own, else 1
+    config.unit = ""                   # unit of lengths: "Mpc/h", "mm"
+    config.periodic = (False, False, False)        # a volume wraps along this axis (augment may then have "shift")
+    return config
+
+
+def crops() -> ConfigDict:
+    """Fields of datasets that draw crops from a box; a crop's inner part lies in its slab, its margin may lie in the buffer."""
+    config = data()
+    config.augment = ("cube",)
+    config.crop = (32, 32, 32)         # voxels (D, H, W), margin included
+    config.margin = (0, 0, 0)          # voxels inside each face that are context only (mask 0)
+    config.split = "slabs"             # slabs: one per split, along `axis` | boxes: each box in one split (three or more boxes)
+    config.axis = 0                    # along which the slabs are cut
+    config.fractions = (0.6, 0.2, 0.2)             # train, val, test; of what the buffers leave, or of the boxes
+    config.split_seed = 0              # of the division of boxes
+    config.buffer = 0                  # voxels between slabs, at least a crop along `axis`; 0 = one crop
+    config.crops_per_epoch = 256       # random training crops that count as one epoch
+    config.periodic = (False, False, False)        # the box wraps along this axis
+    config.unit = ""                   # unit of lengths: "Mpc/h", "mm"
+    return config
+
+
+def box() -> ConfigDict:
+    """Random crops of one large box, or of a few (jaxvol/data/box.py)."""
+    config = crops()
+    config.name = "box"
+    for leaf in ("input", "target"):
+        config[leaf] = ConfigDict({
+            "path": "",                # file, or glob for several boxes; target "" = the input's
+            "key": "",                 # dataset inside the file; "" = its only one
+            "channels": (leaf,),       # names, one per channel
+            "kind": "scalar",          # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2>
+            "unit": "",                # physical unit of the values, for labels
+        })
+    config.mask = ConfigDict({"path": "", "key": ""})    # > 0 = observed; both "" = no mask
+    config.ndim = 3                    # spatial axes in the files: 3 | 2 (a box of depth 1: axis 1 or 2)
+    config.channel_axis = -1           # where there is a channel axis: -1 behind the spatial axes | 0 before them
+    config.spacing = ()                # voxel size (D, H, W); () = the file's own, else 1
+    return config
+
+
+def galaxies() -> ConfigDict:
+    """Density of one random half of a galaxy catalogue -> that of the other half (jaxvol/data/galaxies.py), periodic box."""
+    config = crops()
+    config.name = "galaxies"
+    config.path = ""                   # counts (.npz: counts, boxsize) or a Corrfunc catalogue (.ff)
+    config.grid = 128                  # cells along an axis
+    config.thinning_fraction = 0.5     # probability that a galaxy goes to the input
+    config.thinning_seed = 0           # of the two halves
+    config.crop = (16, 32, 32)
+    config.periodic = (True, True, True)
+    config.unit = "Mpc/h"
+    config.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
     return config

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxvol import checkpoint, optim, sharding, step
 from jaxvol.types import Dataset, Params, Spec, Task, TrainState, UserError
 
-HELPERS = {"data": {"pipeline", "augment"}, "models": {"baselines"}, "tasks": set()}   # modules that are no choices
+HELPERS = {"data": {"pipeline", "augment"}, "models": set(), "tasks": set()}   # modules that are no choices
 
 
 def choices(room: str) -> list[str]:

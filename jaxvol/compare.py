@@ -61,6 +61,8 @@ def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> st
     figures.save(figures.comparison(values, errors, columns[:4]), folder / "metrics.png")
     spectra = {who: line.spectra for who, line in lines.items() if line.spectra}
     if spectra:
+        taper = runs[0].scored["model"]["spectra"]
+        spectra = {who: {**s, "window": taper["window"] if "window" in taper else "none"} for who, s in spectra.items()}
         unit = runs[0].scored["unit"] if "unit" in runs[0].scored else ""
         figures.save(figures.spectra(spectra, unit), folder / "spectra.png")
     return "\n".join([evaluate.table(values, ours, suffixes), *(f"WARNING: {w}" for w in warnings), f"Written to {folder}/."])
@@ -131,9 +133,8 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def spectrum(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The spectra in JSON metrics as float arrays, null as NaN; {} where there are none."""
-    found = metrics["spectra"] if "spectra" in metrics else {}
-    return {k: np.asarray(v, np.float64) for k, v in found.items() if isinstance(v, list) and np.shape(v) == np.shape(found["k"])}
+    """The spectra in JSON metrics (of several channels the first), null as NaN; {} where there are none."""
+    return figures.series(metrics["spectra"]) if "spectra" in metrics else {}
 
 
 def models(runs: Sequence[Run]) -> dict[str, Line]:

@@ -22,7 +22,8 @@ from jaxvol.types import Batch, Dataset, Extra, Key, Metrics, Params, Rows, Task
 
 HIGHER = ("pearson", "ssim", "psnr", "ccc", "r2", "dice", "nsd", "iou", "accuracy")
 LOWER = ("vrmse", "rmse", "mae", "mse", "relative_l2", "h1", "hd95", "pdf_distance", "wasserstein", "loss")
-FIRST = ("vrmse", "relative_l2", "dice")      # what the table and the sentence below it lead with
+FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}      # what tables lead with and sentences are about
+ORDER = (*FIRST, "rmse", "mae", "pearson", "ssim", "psnr")
 TITLES = {"mean": "mean", "identity": "identity", "wiener": "Wiener filter"}
 
 
@@ -102,7 +103,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def rank(name: str) -> int:
     """Place of a metric among the columns."""
-    return FIRST.index(name) if name in FIRST else len(FIRST) + name.startswith("loss")
+    return ORDER.index(name) if name in ORDER else len(ORDER) + name.startswith("loss")
 
 
 def label(who: str, name: str) -> str:
@@ -166,7 +167,7 @@ def sentences(metrics: Mapping[str, Mapping[str, float]], name: str,
             continue
         change = 100 * (ours / others[rival] - 1)
         text = f"{abs(change):.0f} % {'below' if change < 0 else 'above'}" if round(abs(change)) else "within 1 % of"
-        line = f"{pretty(name)} {key.upper()} {ours:.3g} is {text} the {label(rival, name)}'s {others[rival]:.3g}"
+        line = f"{pretty(name)} {FIRST[key]} {ours:.3g} is {text} the {label(rival, name)}'s {others[rival]:.3g}"
         pair = versus[rival][key] if rival in versus and key in versus[rival] else None
         if pair and np.isfinite(pair["standard_error"]):
             line += f" (difference {pair['difference']:+.3g} ± {pair['standard_error']:.2g} over {pair['examples']} examples)"
@@ -200,13 +201,16 @@ def _per_example(scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]],
 
 
 def _spectra(spectra: Mapping[str, Mapping[str, Any]]) -> str:
-    """CSV text: one line per (model, wavenumber bin) with every spectrum that has one value per bin."""
-    out = []
-    columns = list(dict.fromkeys(k for found in spectra.values() for k, v in found.items()
-                                 if np.shape(v) == np.shape(found["k"])))
+    """CSV text: one line per (model, wavenumber bin); spectra of several channels, [K, C], are columns T_0, T_1, ..."""
+    flat: dict[str, dict[str, np.ndarray]] = {}
     for who, found in spectra.items():
-        for i in range(len(found["k"])):
-            out.append([who, *(repr(float(np.asarray(found[c])[i])) if c in found else "" for c in columns)])
+        bins = len(found["k"])
+        arrays = {k: np.asarray(v) for k, v in found.items() if not isinstance(v, str) and np.shape(v)[:1] == (bins,)}
+        flat[who] = {f"{k}_{c}" if v.ndim > 1 else k: column for k, v in arrays.items()
+                     for c, column in enumerate(v.reshape(bins, -1).T)}
+    columns = list(dict.fromkeys(k for found in flat.values() for k in found))
+    out = [[who, *(repr(float(found[c][i])) if c in found else "" for c in columns)]
+           for who, found in flat.items() for i in range(len(found["k"]))]
     return as_csv([["model", *columns], *out])
 
 

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 TRUTH = "#444444"
-AXES = ("D", "H", "W")
 
 
 def slices(input: np.ndarray, target: np.ndarray, prediction: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0),
@@ -57,10 +56,12 @@ def spectra(found: Mapping[str, Mapping[str, Any]], length_unit: str = "Mpc/h") 
     """P(k), T(k) = sqrt(P_pred / P_true) and r(k) of the model and the baselines, bands of one standard deviation over boxes.
 
     found: {label: {"k", "T", "r", "modes", "T_std", "r_std"[, "P_pred", "P_true"]}}.  A baseline without spectrum (the
-    mean: no power) is left out.  Numbers of modes per bin stand on the upper axes.
+    mean: no power) is left out.  Numbers of modes per bin stand on the upper axes.  Of several channels, [K, C], the first is
+    drawn.  An entry "window" other than "none" (boxes that are not periodic were tapered) is named in the title.
     """
-    drawn = {who: {k: np.asarray(v, np.float64) for k, v in s.items()} for who, s in found.items()
-             if np.isfinite(np.asarray(s["r"], np.float64)).any() and np.nanmax(np.abs(np.asarray(s["r"], np.float64))) > 0}
+    drawn = {who: series(s) for who, s in found.items()}
+    drawn = {who: s for who, s in drawn.items() if np.isfinite(s["r"]).any() and np.nanmax(np.abs(s["r"])) > 0}
+    tapers = sorted({s["window"] for s in found.values() if "window" in s} - {"none"})
     power = any("P_pred" in s and "P_true" in s for s in drawn.values())
     figure = canvas(13.5 if power else 9.5, 4.2)
     panels = list(np.atleast_1d(figure.subplots(1, 3 if power else 2)))
@@ -86,7 +87,16 @@ def spectra(found: Mapping[str, Mapping[str, Any]], length_unit: str = "Mpc/h") 
     panels[1].legend(fontsize=9, loc="best", frameon=False)
     for panel in everywhere if drawn else ():        # after the axes are logarithmic
         write_modes(panel, next(iter(drawn.values())))
+    if tapers:
+        figure.suptitle(f"boxes are not periodic: tapered with a {', '.join(tapers)} window", fontsize=10)
     return figure
+
+
+def series(spectra: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The entries that have one value per bin, as float64 [K]; of [K, C] the first channel."""
+    bins = len(spectra["k"])
+    arrays = {k: np.asarray(v, np.float64) for k, v in spectra.items() if not isinstance(v, str) and np.shape(v)[:1] == (bins,)}
+    return {k: v.reshape(bins, -1)[:, 0] for k, v in arrays.items()}
 
 
 def draw_power(panel: Any, drawn: Mapping[str, Mapping[str, np.ndarray]], length_unit: str) -> None:

@@ -73,7 +73,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if asked.figures:
         shown = example(task, dataset, params, extra, put, rows, size, asked.split)
         draw(folder, workdir, spec, shown, scores, f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}",
-             config.checkpoint.best_metric)
+             config)
     return f"{text}\n\nTables and pictures are in {folder}/."
 
 
@@ -84,17 +84,17 @@ def asked_with_seed(asked: ConfigDict, config: ConfigDict) -> ConfigDict:
     return merged
 
 
-def draw(folder: Path, workdir: Path, spec: Spec, shown: dict, scores: dict, title: str, metric: str) -> None:
+def draw(folder: Path, workdir: Path, spec: Spec, shown: dict, scores: dict, title: str, config: ConfigDict) -> None:
     """Slices, spectra, PDF and loss curves as PNG files."""
     figures.save(slices(spec, shown, title), folder / "slices.png")
     target = spec.fields["target"]
     figures.save(figures.pdf({name: shown[name][..., 0] for name in ("target", "prediction")},
                              f"{target.channels[0]} {target.unit}".strip()), folder / "pdf.png")
-    found = {evaluate.label(name, "model"): metrics["spectra"] for name, (metrics, _) in scores.items() if "spectra" in metrics}
+    found = {evaluate.label(name, config.model.name): metrics["spectra"] for name, (metrics, _) in scores.items() if "spectra" in metrics}
     if found:
         figures.save(figures.spectra(found, spec.unit), folder / "spectra.png")
     if (workdir / "metrics.csv").exists():
-        figures.save(figures.curves(figures.read_curves(workdir / "metrics.csv"), metric), folder / "curves.png")
+        figures.save(figures.curves(figures.read_curves(workdir / "metrics.csv"), config.checkpoint.best_metric), folder / "curves.png")
 
 
 def predict_run(asked: ConfigDict, workdir: Path) -> None:

@@ -21,13 +21,18 @@ from jaxvol.types import Array, Spec, UserError
 EPS = 1e-8      # added to variances, and least mean square that a relative loss divides by; normalised fields are of order 1
 
 
+def functions(module: ModuleType) -> dict[str, Callable]:
+    """What a config may name: the public functions (pred, target, mask, ...) of a module (losses or metrics)."""
+    return {n: f for n, f in vars(module).items() if not n.startswith("_") and inspect.isfunction(f)
+            and list(inspect.signature(f).parameters)[:3] == ["pred", "target", "mask"]}
+
+
 def by_name(module: ModuleType, name: str, spec: Spec) -> Callable[[Array, Array, Array | None], Array]:
     """The function `name(pred, target, mask)` of a module (losses or metrics), its spec-named parameters filled in.
 
     Raises UserError with the list of known names.
     """
-    known = {n: f for n, f in vars(module).items() if not n.startswith("_") and inspect.isfunction(f)
-             and list(inspect.signature(f).parameters)[:3] == ["pred", "target", "mask"]}
+    known = functions(module)
     if name not in known:
         room = module.__name__.rpartition(".")[2]
         raise UserError(f"found {name!r} among the names in config.task.{room}: expected one of {', '.join(sorted(known))}; "
@@ -82,7 +87,7 @@ def spectral_amplitude(pred: Array, target: Array, mask: Array | None = None) ->
     shape = pred.shape[1:4]
     amplitudes = [jnp.abs(spectra.rfftn(moments.fill(x, mask))) for x in (pred, target)]
     power = jnp.square(amplitudes[0] - amplitudes[1]) * spectra.hermitian_weight(shape[2])[:, None]
-    cells = shape[0] * shape[1] * shape[2]
+    cells = float(shape[0] * shape[1] * shape[2])      # its square overflows an int32
     return jnp.mean(jnp.sum(power, axis=(1, 2, 3)), axis=-1) / cells**2
 
 

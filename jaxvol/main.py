@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 import traceback
+from logging import Formatter
 from pathlib import Path
 
 import jax
@@ -149,10 +150,20 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def cli(argv: list[str]) -> int:
-    """Run one command line; returns the exit status."""
+def quiet_libraries() -> None:
+    """Show our own messages, without stamps, and of other packages only errors (Orbax tells forty lines per save)."""
+    ours = str(Path(__file__).parent)
+    flags.FLAGS.mark_as_parsed()        # absl's logger waits for its own flags, which we do not use
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.pathname.startswith(ours) or record.levelno >= logging.converter.STANDARD_ERROR)
+    handler.setFormatter(Formatter("%(message)s"))
+
+
+def cli(argv: list[str]) -> int:
+    """Run one command line; returns the exit status."""
+    quiet_libraries()
     try:
         config, mode, workdir = parse(argv)
         prepare(config)

@@ -5,24 +5,13 @@ mesh) is checked by the module concerned when it is built, still before anything
 """
 from __future__ import annotations
 
-import inspect
 import math
 
 from ml_collections import ConfigDict
 
-from jaxvol import build, losses, metrics
+from jaxvol import build
+from jaxvol.optim import RULES, SCHEDULES
 from jaxvol.types import UserError
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "lion", "lbfgs")
-SCHEDULES = ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")
-
-
-def names_of(module) -> list[str]:
-    """Public functions that `module` itself defines and that take (pred, target, ...)."""
-    found = inspect.getmembers(module, inspect.isfunction)
-    return sorted(n for n, f in found if f.__module__ == module.__name__ and not n.startswith("_")
-                  and list(inspect.signature(f).parameters)[:2] == ["pred", "target"])
-
 
 def _positive(config: ConfigDict) -> list[str]:
     found = []
@@ -50,7 +39,7 @@ def _choices(config: ConfigDict) -> list[str]:
               ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
               ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
               ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
-              ("optimizer.name", config.optimizer.name, OPTIMIZERS),
+              ("optimizer.name", config.optimizer.name, RULES),
               ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES)]
     found = [f"{path} is {value!r}; it has to be one of {', '.join(known)}." for path, value, known in wanted if value not in known]
     for room in ("model", "data", "task"):
@@ -68,6 +57,13 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
         found.append(f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) (the steps of the phase).")
     if block.schedule.name == "step" and list(block.schedule.step.boundaries) != sorted(set(block.schedule.step.boundaries)):
         found.append(f"{label}.schedule.step.boundaries {block.schedule.step.boundaries} have to increase.")
+    shape = block.schedule
+    for wrong, what in ((shape.name == "cyclic" and shape.cyclic.period < 2, f"cyclic.period is {shape.cyclic.period}, not at least 2"),
+                        (shape.name == "exponential" and shape.exponential.every < 1, "exponential.every is not at least 1"),
+                        (shape.name == "onecycle" and not 0 < shape.onecycle.start_factor <= 1, "onecycle.start_factor is not in (0, 1]"),
+                        (shape.name == "plateau" and not 0 < shape.plateau.factor < 1, "plateau.factor is not in (0, 1)")):
+        if wrong:
+            found.append(f"{label}.schedule.{what}.")
     if block.name == "lbfgs":
         for wrong, what in ((block.clip_norm > 0, "clip_norm > 0"), (config.precision == "bf16", "precision='bf16'"),
                             (config.ema_decay > 0, "ema_decay > 0"), (block.schedule.name != "constant", "a schedule")):
@@ -93,20 +89,13 @@ def _phases(config: ConfigDict) -> list[str]:
     return found
 
 
-def _task(config: ConfigDict) -> list[str]:
-    if config.task.name != "regression":
-        return []
-    known, found = names_of(losses), []
-    for entry in config.task.losses:
-        if len(entry) != 2 or entry[0] not in known:
-            found.append(f"task.losses has {entry!r}; an entry is (name, weight) with name one of {', '.join(known)}.")
-    if not config.task.losses:
-        found.append("task.losses is empty; nothing would be learned.")
-    unknown = [m for m in config.task.metrics if m not in names_of(metrics)]
-    if unknown:
-        found.append(f"task.metrics has {', '.join(unknown)}; known are {', '.join(names_of(metrics))}.")
-    if config.checkpoint.best_metric not in (*config.task.metrics, "loss"):
-        found.append(f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is not in task.metrics and not 'loss'.")
+def _own_rules(config: ConfigDict) -> list[str]:
+    """What the chosen model, task and dataset ask of the config: their function rules(config), where they have one."""
+    found = []
+    for room, block in (("models", config.model), ("tasks", config.task), ("data", config.data)):
+        if block.name in build.choices(room):
+            module = build.module(room, block.name)
+            found += module.rules(config) if hasattr(module, "rules") else []
     return found
 
 
@@ -126,9 +115,12 @@ def doubts(config: ConfigDict) -> list[str]:
     found = []
     if config.optimizer.name in ("adam", "adamw", "lion") and config.optimizer.learning_rate > 0.02:
         found.append(f"optimizer.learning_rate {config.optimizer.learning_rate} is high for {config.optimizer.name}.")
-    if config.ema_decay > 0 and config.total_steps < 10 / (1 - config.ema_decay) and config.evaluate.weights == "ema":
+    if config.ema_decay > 0 and config.total_steps < 3 / (1 - config.ema_decay) and config.evaluate.weights == "ema":
         found.append(f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} steps, and there are only "
                      f"{config.total_steps}: the averaged weights lag behind.")
+    cycle = config.optimizer.schedule
+    if cycle.name == "cyclic" and cycle.cyclic.period // 2 > config.total_steps:
+        found.append(f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never reached in {config.total_steps} steps.")
     if config.optimizer.clip_norm == 0 and config.optimizer.name != "lbfgs":
         found.append("optimizer.clip_norm is 0: a single bad batch can throw the weights far away.")
     if config.evaluate.every > config.total_steps:
@@ -141,8 +133,8 @@ def validate(config: ConfigDict) -> list[str]:
     missing = [room for room in ("model", "data", "task") if room not in config]
     if missing:
         raise UserError(f"The config has no {', '.join(missing)} block; start from one of configs/*.py.")
-    violated = _positive(config) + _choices(config) + _phases(config) + _task(config) + _data(config)
-    if config.optimizer.name in OPTIMIZERS and config.optimizer.schedule.name in SCHEDULES:
+    violated = _positive(config) + _choices(config) + _phases(config) + _own_rules(config) + _data(config)
+    if config.optimizer.name in RULES and config.optimizer.schedule.name in SCHEDULES:
         violated += _optimizer(config, "optimizer", config.optimizer,
                                config.phases[0][1] if config.phases else config.total_steps)
     if violated:

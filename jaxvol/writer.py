@@ -59,8 +59,10 @@ class Writer:
         cut(self.workdir, step)
         if self.config.wandb.project:
             self.wandb = start_wandb(self.config, self.workdir, wandb_id)
-        # tensorboardX names a file by the second, and would overwrite that of a run which restarts within one.
-        self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1, filename_suffix=f".{time.time_ns()}")
+        # tensorboardX names a file by the second, and would overwrite that of a run which restarts within one.  Its flush()
+        # does not wait for its queue, so its thread is left to flush by itself.
+        self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1, flush_secs=5,
+                                   filename_suffix=f".{time.time_ns()}")
         self.metrics = (self.workdir / "metrics.csv").open("a", newline="")
         self.perf_rows = (self.workdir / "perf.csv").open("a", newline="")
         start = max(step, 0)
@@ -97,7 +99,6 @@ class Writer:
             Image.fromarray(picture).save(file, format="PNG")
             name = tag.removeprefix("images/").replace("/", "_")
             replace(self.workdir / "images" / f"{name}_{step:08d}.png", file.getvalue())
-        self.board.flush()
         if self.wandb and pictures:
             import wandb
             self.wandb.log({**{tag: wandb.Image(picture) for tag, picture in pictures.items()}, "step": step})
@@ -144,7 +145,6 @@ class Writer:
         file.flush()
         for tag, value in values.items():
             self.board.add_scalar(tag, value, step)
-        self.board.flush()
         if self.wandb:
             self.wandb.log({**values, "step": step})
 

@@ -7,5 +7,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if (( $# == 0 )); then set -- --config=configs/fno.py; fi
-launch/install.sh nbody
+bash launch/install.sh nbody
 exec .venv/bin/python -m jaxvol.main "$@"

@@ -4,7 +4,7 @@
 #   launch/test.sh [arguments of pytest]                  e.g. tests/test_step.py -k ema -n 0
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-launch/install.sh test,nbody
+bash launch/install.sh test,nbody
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 # one worker per two forced-device meshes is enough: more than four only compete for memory
 workers=$(.venv/bin/python -c 'import os; print(min(4, os.cpu_count() or 1))')

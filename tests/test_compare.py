@@ -10,9 +10,11 @@ from jaxvol.types import UserError
 
 def make_run(folder, name="fno", seed=0, rate=1e-3, vrmse=0.7, wiener=0.9, split="test", data="d1", **more):
     (folder / "evaluation").mkdir(parents=True)
-    spectra = {"k": [0.1, 0.2], "T": [1.0, vrmse], "r": [1.0, 0.5], "modes": [6, 18], "T_std": [0.1, 0.1], "r_std": [0.1, None]}
+    spectra = {"k": [0.1, 0.2], "T": [1.0, vrmse], "r": [1.0, 0.5], "modes": [6, 18], "T_std": [0.1, 0.1], "r_std": [0.1, None],
+               "window": "none"}
     scored = {"model": {"rmse": 2 * vrmse, "vrmse": vrmse, "ssim": 1 - vrmse, "spectra": spectra},
-              "baselines": {"mean": {"vrmse": 1.0, "rmse": 2.0, "ssim": None}, "wiener": {"vrmse": wiener, "rmse": 1.8, "ssim": 0.1}},
+              "baselines": {"mean": {"vrmse": 1.0, "rmse": 2.0, "ssim": None},
+                            "wiener": {"vrmse": wiener, "rmse": 1.8, "ssim": 0.1, "fit": {"input": "physical"}}},
               "name": name, "split": split, "weights": "ema", "checkpoint": "best", "config_hash": f"h{seed}", "data_hash": data,
               "examples": 4, **more}
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(scored))

@@ -65,9 +65,11 @@ def test_empty_split_is_a_user_error():
 
 def scores():
     k = np.array([0.1, 0.2, 0.3])
-    spectra = {"k": k, "T": np.ones(3), "r": np.ones(3), "modes": np.array([6, 18, 30]), "T_std": k, "r_std": k}
+    spectra = {"k": k, "T": np.ones(3), "r": np.ones(3), "modes": np.array([6, 18, 30]), "T_std": k, "r_std": k, "window": "none",
+               "P_pred": np.stack([k, 2 * k], 1)}
     model, wiener, mean = np.array([0.6, 0.8]), np.array([0.9, 0.92]), np.array([1.0, 1.0])
-    return {who: ({"rmse": 2 * v.mean(), "vrmse": v.mean(), "pearson": p, "spectra": spectra}, {"vrmse": v, "_index": np.array([1, 0])})
+    return {who: ({"rmse": 2 * v.mean(), "vrmse": v.mean(), "pearson": p, "spectra": spectra},
+                  {"vrmse": v, "_index": np.array([1, 0])})
             for who, v, p in (("model", model, 0.7), ("mean", mean, np.nan), ("wiener", wiener, 0.4))}
 
 
@@ -81,9 +83,10 @@ def test_report_writes_what_design_promises(tmp_path):
     # differences -0.3 and -0.12: mean -0.21, jackknife error = std / sqrt(2) = 0.09
     assert found["versus"]["wiener"]["vrmse"] == pytest.approx({"difference": -0.21, "standard_error": 0.09, "examples": 2})
     rows = list(csv.DictReader(open(tmp_path / "metrics.csv")))
-    assert [(r["model"], r["example"], float(r["vrmse"])) for r in rows[:2]] == [("model", "box, 1", 0.6), ("model", "box 0", 0.8)]
+    assert [tuple(r.values())[:3] for r in rows[:2]] == [("model", "box, 1", "0.6"), ("model", "box 0", "0.8")]
     lines = list(csv.DictReader(open(tmp_path / "spectra.csv")))
-    assert len(lines) == 9 and float(lines[1]["k"]) == 0.2 and set(lines[0]) == {"model", "k", "T", "r", "modes", "T_std", "r_std"}
+    assert len(lines) == 9 and (float(lines[1]["k"]), float(lines[1]["P_pred_1"])) == (0.2, 0.4)
+    assert set(lines[0]) == {"model", "k", "T", "r", "modes", "T_std", "r_std", "P_pred_0", "P_pred_1"}
     head = text.splitlines()[0].split()
     assert head[:2] == ["vrmse", "↓"] and "pearson ↑" in text.splitlines()[0]
     assert "0.7*" in text and "0.91*" not in text                               # the best is marked
@@ -95,7 +98,8 @@ def test_best_follows_the_direction():
     lines = {"a": {"vrmse": 1.0, "ssim": 0.2, "odd": 1.0}, "b": {"vrmse": 2.0, "ssim": 0.3, "odd": 2.0},
              "c": {"vrmse": float("nan"), "ssim": float("inf")}}
     assert [evaluate.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
-    assert [evaluate.direction(n) for n in ("dice/liver", "hd95_mean", "relative_l2", "psnr", "foo", "ssim_count")] == [1, -1, -1, 1, 0, 0]
+    names = ("dice/liver", "hd95_mean", "relative_l2", "psnr", "foo", "ssim_count")
+    assert [evaluate.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
     shown = evaluate.scalars({"loss_mse": 1, "loss": 2.0, "rmse": 3, "rmse_count": 4, "vrmse": 5, "fit": {"input": "physical"}})
     assert list(shown) == ["vrmse", "rmse", "loss"]
 
@@ -117,7 +121,9 @@ def test_slices_show_the_middle_with_shared_and_symmetric_scales(tmp_path):
 def test_spectra_pdf_and_curves_hold_their_numbers(tmp_path):
     k = np.array([0.1, 0.2, 0.4])
     some = {"k": k, "T": k, "r": 1 - k, "modes": [6, 12, 30], "T_std": 0.1 * k, "r_std": 0.1 * k}
-    figure = figures.spectra({"FNO": some, "mean": {**some, "r": [np.nan] * 3}})
+    tapered = {**some, "window": "hann", "r": np.stack([1 - k, k], 1)}               # two channels: the first is drawn
+    figure = figures.spectra({"FNO": tapered, "mean": {**some, "r": [np.nan] * 3}})
+    assert "hann" in figure.get_suptitle()
     assert [line.get_label() for line in figure.axes[0].get_lines()][:1] == ["FNO"]      # the mean has no spectrum
     np.testing.assert_array_equal(figure.axes[1].get_lines()[0].get_ydata(), 1 - k)
     values = np.random.default_rng(0).uniform(0, 2, 200_000)

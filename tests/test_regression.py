@@ -78,15 +78,17 @@ def test_wiener_filter_reaches_the_analytic_error():
     assert scores["wiener"]["vrmse"] < 0.7 * min(scores["identity"]["vrmse"], scores["mean"]["vrmse"])
     fitted = found["wiener"][1]["net"]
     scale = 4.0 if scores["wiener"]["fit"]["input"] == "normalised" else 1.0     # one normalised unit is 4 physical ones
-    np.testing.assert_allclose(fitted["transfer"][3:-1, 0, 0] / scale, curve(np.asarray(fitted["k"][3:-1])), rtol=0.04)   # the corner is one mode
+    many = slice(3, -1)                                                          # shells of more than a few modes
+    np.testing.assert_allclose(fitted["transfer"][many, 0, 0] / scale, curve(np.asarray(fitted["k"][many])), rtol=0.04)
     assert abs(scores["wiener"]["fit"]["training_vrmse"]["physical"] / best - 1) < 0.05
 
     y_mean = y[1:16].mean()
     rms = np.sqrt(np.mean((y[16:] - y_mean) ** 2, axis=(1, 2, 3, 4)))
     np.testing.assert_allclose(scores["mean"]["rmse"], rms.mean(), rtol=1e-4)
-    np.testing.assert_allclose(scores["mean"]["vrmse"], 1, atol=0.01)
-    assert scores["mean"]["pearson"] == 0 and not np.any(scores["mean"]["spectra"]["T"]) and not np.any(scores["mean"]["spectra"]["r"])
-    np.testing.assert_allclose(scores["identity"]["rmse"], np.mean(np.sqrt(np.mean((x - y)[16:] ** 2, axis=(1, 2, 3, 4)))), rtol=1e-4)
+    np.testing.assert_allclose(scores["mean"]["vrmse"], 1, atol=0.03)
+    assert scores["mean"]["pearson"] == 0 and not any(np.any(scores["mean"]["spectra"][name]) for name in "Tr")
+    rms = np.sqrt(np.mean((x - y)[16:] ** 2, axis=(1, 2, 3, 4)))
+    np.testing.assert_allclose(scores["identity"]["rmse"], rms.mean(), rtol=1e-4)
 
 
 def test_wiener_chooses_the_input_that_predicts_better():
@@ -165,7 +167,8 @@ def test_rows_are_physical_and_spectra_summed_over_boxes():
     rows = {k: np.asarray(v) for k, v in jax.jit(task.evaluate)(params, extra, batch, jax.random.key(0)).items()}
     pred = np.asarray(normalise.inverse(spec.fields["target"].normaliser, task.predict(params, extra, batch)))
     np.testing.assert_allclose(rows["rmse"], np.sqrt(np.mean((pred - y) ** 2, axis=(1, 2, 3, 4))), rtol=1e-4)
-    np.testing.assert_allclose(rows["loss"], np.mean((task.predict(params, extra, batch) - batch["target"]) ** 2, axis=(1, 2, 3, 4)), rtol=1e-4)
+    error = np.asarray(task.predict(params, extra, batch)) - batch["target"]
+    np.testing.assert_allclose(rows["loss"], np.mean(error**2, axis=(1, 2, 3, 4)), rtol=1e-4)
     p_pred, p_true, p_cross = (np.asarray(p)[..., 0] for p in spectra.spectra(pred, y, spec.box_size))
     found = task.summarize(rows)
     np.testing.assert_allclose(found["spectra"]["T"], np.sqrt(p_pred.sum(0) / p_true.sum(0)), rtol=1e-4)

@@ -96,12 +96,16 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_does(tmp_path):
     go(whole, 0, 9)
     killed, _ = open_at(tmp_path / "killed")
     go(killed, 0, 7)
-    (tmp_path / "killed" / "metrics.csv").open("a").write("7,val/r")
+    killed.close()
+    with (tmp_path / "killed" / "metrics.csv").open("a") as file:
+        file.write("7,val/r")
     resumed, _ = open_at(tmp_path / "killed", step=4)
     go(resumed, 5, 9)
+    resumed.close()
     assert (tmp_path / "killed" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
     starts = [e.step for e in events(tmp_path / "killed") if e.session_log.status == event_pb2.SessionLog.START]
     assert starts == [0, 5]                          # TensorBoard hides what was written at 5 and later before that
+    assert [step for _, step, _ in plotted(tmp_path / "killed")] == sorted(2 * [*range(7)]) + sorted(2 * [*range(5, 9)])
 
 
 def test_pictures_and_text(tmp_path):
@@ -196,6 +200,7 @@ def test_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
     assert writer.commit() == git("rev-parse", "HEAD")
     source.write_text("2")
     assert writer.commit() == git("rev-parse", "HEAD") + "-dirty"
+    (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(writer, "__file__", str(tmp_path / "site-packages" / "jaxvol" / "writer.py"))
     assert writer.commit() is None                   # installed inside somebody's repository
     monkeypatch.setattr(writer, "__file__", str(source))

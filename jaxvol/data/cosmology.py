@@ -12,10 +12,12 @@ enlarging a split keeps its earlier boxes and the other splits.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +128,8 @@ def _cache_folder(wanted: str) -> Path:
             reason = error
             if folder == first:
                 logging.warning("data.cache_dir %s cannot be written (%s): simulated boxes go to %s", first, error, second)
-    raise UserError(f"neither data.cache_dir {first} nor {second} can be written ({reason}): set data.cache_dir to a folder with space")
+    raise UserError(f"neither data.cache_dir {first} nor {second} can be written ({reason}): "
+                    "set data.cache_dir to a folder that can")
 
 
 def _name(split: str, index: int) -> str:
@@ -165,7 +168,7 @@ def _fill(folder: Path, sizes: dict[str, int], settings: Settings) -> None:
     folder.mkdir(exist_ok=True)
     simulate, together = _simulator(settings)
     logging.info("simulating %d boxes of %d^3 (%s) into %s", len(missing), settings["grid"], settings["evolution"], folder)
-    with tqdm(total=len(missing), desc="simulating boxes", unit="box") as bar:
+    with tqdm(total=len(missing), desc="simulating boxes", unit="box", disable=jax.process_index() != 0) as bar:
         for start in range(0, len(missing), together):
             batch = missing[start:start + together]
             # always the same number at once: the compiled program, and so every bit of a box, never depends on the others
@@ -177,72 +180,83 @@ def _fill(folder: Path, sizes: dict[str, int], settings: Settings) -> None:
 
 def _save(path: Path, **fields: np.ndarray) -> None:
     """Write one box atomically: another process sees it whole or not at all."""
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **fields)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with open(temporary, "xb") as file:
+            np.savez(file, **fields)
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): free some space or set data.cache_dir to another folder") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _simulator(settings: Settings) -> tuple[Simulator, int]:
     """(function from boxes to their (input, target) [N, n, n, n] float32, the number N of boxes it takes at once)."""
-    grid, box_size = settings["grid"], settings["box_size"]
+    grid, box_size, tracers = settings["grid"], settings["box_size"], settings.get("tracers")
     parameters = cosmology.Cosmology(**settings["parameters"])
     a = 1.0 / (1.0 + settings["redshift"])
     amplitude = lpt.mode_amplitude(grid, box_size, lambda k: cosmology.linear_power(k, parameters))
-    together = max(1, min(16, VOXELS_AT_ONCE // grid ** 3))
-
-    def initial(key: Key) -> Array:
-        return lpt.gaussian_field(jax.random.normal(key, (grid,) * 3, jnp.float32), amplitude)
-
     if settings["evolution"] == "pm":
         together, evolve_one = 1, nbody.particle_mesh(grid, box_size, parameters, a, settings["pm_steps"])
 
         def evolve(deltas: Array) -> tuple[Array, Array]:
             return tuple(field[None] for field in evolve_one(deltas[0]))
     else:
-        evolve = jax.jit(jax.vmap(lambda delta: _second_order(delta, box_size, cosmology.growth(a, parameters))))
-    draw = jax.jit(jax.vmap(initial))
-    observe = jax.jit(jax.vmap(lambda delta, x, v: _observe(delta, x, v, settings)))
+        together = max(1, min(16, VOXELS_AT_ONCE // grid ** 3))
+        evolve = functools.partial(_second_order, growth=cosmology.growth(a, parameters), box_size=box_size)
 
     def simulate(boxes: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
         seed = jax.random.key(settings["seed"])
-        deltas = draw(jnp.stack([jax.random.fold_in(jax.random.fold_in(seed, SPLITS[split]), i) for split, i in boxes]))
-        inputs, targets = (np.asarray(field) for field in observe(deltas, *evolve(deltas)))
-        if settings["pairs"] == "tracers2dm":
-            mean = settings["tracers"]["nbar"] * (box_size / grid) ** 3
-            inputs = np.stack([np.random.default_rng([settings["seed"], SPLITS[split], i]).poisson(mean * x.astype(np.float64))
-                               for (split, i), x in zip(boxes, inputs)]).astype(np.float32)
-        return inputs, targets
+        keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(seed, SPLITS[split]), index) for split, index in boxes])
+        deltas = _initial(keys, amplitude)
+        displacements, velocities = evolve(deltas)
+        if tracers is None:
+            return np.asarray(_density(displacements, box_size)), np.asarray(deltas)
+        expected, densities = _tracers(displacements, velocities, box_size, tracers["bias"], tracers["line_of_sight"])
+        mean = tracers["nbar"] * (box_size / grid) ** 3
+        counts = [np.random.default_rng([settings["seed"], SPLITS[split], index]).poisson(mean * rate.astype(np.float64))
+                  for (split, index), rate in zip(boxes, np.asarray(expected))]
+        return np.stack(counts).astype(np.float32), np.asarray(densities)
 
     return simulate, together
 
 
-def _second_order(delta: Array, box_size: float, growth: cosmology.Growth) -> tuple[Array, Array]:
-    """2LPT displacement and velocity v / (a H), both [n, n, n, 3] in Mpc/h."""
-    first, second = lpt.displacements(delta, box_size)
-    d1, f1, d2, f2 = (float(value) for value in growth)
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, None))
+def _initial(key: Key, amplitude: Array) -> Array:
+    """Linear density contrast today, [n, n, n]."""
+    grid = amplitude.shape[0]
+    return lpt.gaussian_field(jax.random.normal(key, (grid,) * 3, jnp.float32), amplitude)
+
+
+@functools.partial(jax.jit, static_argnames="box_size")
+def _second_order(deltas: Array, growth: cosmology.Growth, box_size: float) -> tuple[Array, Array]:
+    """2LPT displacements and velocities v / (a H) of [N, n, n, n] contrasts, both [N, n, n, n, 3] in Mpc/h."""
+    d1, f1, d2, f2 = (jnp.asarray(value, deltas.dtype) for value in growth)
+    first, second = jax.vmap(lambda delta: lpt.displacements(delta, box_size))(deltas)
     return d1 * first + d2 * second, f1 * d1 * first + f2 * d2 * second
 
 
-def _observe(delta: Array, displacement: Array, velocity: Array, settings: Settings) -> tuple[Array, Array]:
-    """(input, target) [n, n, n]; for tracers, the input is the expected number in units of its mean.
+@functools.partial(jax.jit, static_argnames="box_size")
+def _density(displacements: Array, box_size: float) -> Array:
+    """1 + delta of the displaced lattices, [N, n, n, n, 3] in Mpc/h -> [N, n, n, n]."""
+    return jax.vmap(paint.paint)(displacements * (displacements.shape[1] / box_size))
 
-    Tracers follow the matter: a particle at x counts rho(x)^(b - 1), so that their density is rho^b in real space and
-    distortions in redshift space come from the velocities of the matter (linear theory: b + f mu^2).
+
+@functools.partial(jax.jit, static_argnames=("box_size", "axis"))
+def _tracers(displacements: Array, velocities: Array, box_size: float, bias: float, axis: int) -> tuple[Array, Array]:
+    """Expected number of tracers in units of its mean, in redshift space along `axis` (-1: real space), and 1 + delta.
+
+    Tracers follow the matter: a particle at x counts rho(x)^(b - 1), so that their density is about rho^b in real space and
+    distortions in redshift space come from the velocities of the matter (linear theory: b + f mu^2, Kaiser 1987).
     """
-    cell = settings["box_size"] / settings["grid"]
-    density = paint.paint(displacement / cell)
-    if settings["pairs"] == "dm2ic":
-        return density, delta
-    weight = paint.read(density, displacement / cell) ** (settings["tracers"]["bias"] - 1.0)
-    axis = settings["tracers"]["line_of_sight"]
-    if axis >= 0:
-        displacement = displacement.at[..., axis].add(velocity[..., axis])
-    return paint.paint(displacement / cell, weight / weight.mean()), density
+    def one(displacement: Array, velocity: Array) -> tuple[Array, Array]:
+        density = paint.paint(displacement)
+        weight = paint.read(density, displacement) ** (bias - 1.0)
+        if axis >= 0:
+            displacement = displacement.at[..., axis].add(velocity[..., axis])
+        return paint.paint(displacement, weight / weight.mean()), density
+
+    cells = displacements.shape[1] / box_size
+    return jax.vmap(one)(displacements * cells, velocities * cells)

@@ -81,7 +81,7 @@ class FNO(nn.Module):
     param_dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         x = append_coordinates(x.astype(self.dtype), self.coordinate_axes)
         x = PointwiseMLP(round(self.lifting_ratio * self.width), self.width, self.dtype, self.param_dtype, name="lifting")(x)
         grid = x.shape[1:4]
@@ -95,9 +95,8 @@ class FNO(nn.Module):
                       norm=self.norm, activate=self.activate_last or i < self.layers - 1, dtype=self.dtype,
                       param_dtype=self.param_dtype, name=f"block_{i}")(x)
         x = x[:, :grid[0], :grid[1], :grid[2]]
-        x = PointwiseMLP(round(self.projection_ratio * self.width), self.channels, self.dtype, self.param_dtype,
-                         name="projection")(x)
-        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        return PointwiseMLP(round(self.projection_ratio * self.width), self.channels,
+                            jnp.promote_types(self.dtype, jnp.float32), self.param_dtype, name="projection")(x)
 
 
 class Block(nn.Module):
@@ -157,7 +156,7 @@ class SpectralConv(nn.Module):
             factors = tuple(self.weight(f"factor_{i}", (n, rank), (1 / (width * rank)) ** 0.2) for i, n in enumerate(sizes))
         bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
         y = fourier.spectral_conv(x, core, factors, self.kept, implementation=self.implementation)
-        return y + bias.astype(y.dtype)
+        return (y + bias).astype(x.dtype)
 
     def weight(self, name: str, shape: tuple[int, ...], variance: float) -> Array:
         """A complex parameter of E|w|^2 = variance."""
@@ -175,14 +174,34 @@ class PointwiseMLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.hidden:
-            x = gelu(nn.Dense(self.hidden, dtype=self.dtype, param_dtype=self.param_dtype, name="hidden")(x))
-        return nn.Dense(self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="output")(x)
+            x = gelu(Linear(self.hidden, True, x.dtype, self.param_dtype, name="hidden")(x))
+        return Linear(self.features, True, self.dtype, self.param_dtype, name="output")(x)
+
+
+class Linear(nn.Module):
+    """x W + b on the channels of each voxel; products in x's dtype, result in `dtype`.
+
+    The bias is added in the parameters' precision: its gradient is a sum over all voxels, which in bfloat16 would stop
+    growing after a few hundred of them.
+    """
+    features: int
+    use_bias: bool
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.param_dtype)
+        y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=self.dtype)
+        if self.use_bias:
+            y = (y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)).astype(self.dtype)
+        return y
 
 
 def skip(x: Array, kind: str, dtype: Dtype, param_dtype: Dtype, name: str) -> Array:
     """The path around a convolution or MLP; call inside a compact method."""
     if kind == "linear":
-        return nn.Dense(x.shape[-1], use_bias=False, dtype=dtype, param_dtype=param_dtype, name=name)(x)
+        return Linear(x.shape[-1], False, dtype, param_dtype, name=name)(x)
     if kind == "soft_gating":
         return Gate(param_dtype, name=name)(x)
     return x if kind == "identity" else jnp.zeros_like(x)
@@ -194,7 +213,7 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return x * self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype).astype(x.dtype)
+        return (x * self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)).astype(x.dtype)
 
 
 def normalise(x: Array, kind: str, dtype: Dtype, param_dtype: Dtype, name: str) -> Array:

@@ -58,7 +58,7 @@ def spectral_conv(x: Array, core: Array | None, factors: tuple[Array, ...], kept
     core:     complex weights [kd, kh, kw, C, K] with (kd, kh, kw) = window_size(kept); with `factors`, see `contract`
     kept:     the frequencies that the weights stand for; on a grid that does not resolve them they are cropped
     output_shape: evaluate the trigonometric polynomial y on another grid (default: that of x)
-    Returns an array of x's dtype.  Raises ValueError for an unknown implementation.
+    Returns at least float32, whatever x's dtype.  Raises ValueError for an unknown implementation.
     """
     shape, out = x.shape[1:4], tuple(output_shape or x.shape[1:4])
     used = cropped(kept, tuple(map(min, shape, out)))
@@ -67,7 +67,7 @@ def spectral_conv(x: Array, core: Array | None, factors: tuple[Array, ...], kept
     analyse, synthesise = (_analyse_dft, _synthesise_dft) if how == "dft" else (_analyse_fft, _synthesise_fft)
     spectrum = analyse(x.astype(jnp.promote_types(x.dtype, jnp.float32)), used)
     spectrum = contract(_halve_nyquist(spectrum, used, shape), core, factors)
-    return synthesise(spectrum, used, out).astype(x.dtype)
+    return synthesise(spectrum, used, out)
 
 
 def choose(implementation: str, shape: tuple[int, ...], kept: Window) -> str:

@@ -26,7 +26,7 @@ def count(x: Array, mask: Array | None) -> Array:
     """Observed voxels per example, [B, 1]."""
     dtype = promote(x[:1, :1, :1, :1, :1]).dtype
     if mask is None:
-        return jnp.full((x.shape[0], 1), x.shape[1] * x.shape[2] * x.shape[3], dtype)
+        return jnp.full((x.shape[0], 1), float(x.shape[1] * x.shape[2] * x.shape[3]), dtype)
     return jnp.sum(mask > 0, axis=AXES, dtype=dtype)
 
 

@@ -16,12 +16,14 @@ import numpy as np
 from jaxvol.ops.cosmology import Cosmology, growth, hubble
 from jaxvol.types import Array, UserError
 
+Evolve = Callable[[Array], tuple[Array, Array]]
+
 MESH_FACTOR = 2       # force mesh cells per particle along an axis
 MAX_CELL = 2.0        # Mpc/h, of the force mesh
 START = 0.02          # scale factor of the 2LPT start
 
 
-def particle_mesh(grid: int, box_size: float, cosmology: Cosmology, a: float, steps: int) -> Callable[[Array], tuple[Array, Array]]:
+def particle_mesh(grid: int, box_size: float, cosmology: Cosmology, a: float, steps: int) -> Evolve:
     """The function delta -> (displacement, velocity) that evolves n^3 particles to scale factor `a` in `steps` steps.
 
     delta: [n, n, n] linear density contrast today, the same modes that a linear target holds.  Returns two arrays
@@ -32,9 +34,9 @@ def particle_mesh(grid: int, box_size: float, cosmology: Cosmology, a: float, st
     """
     cell = box_size / (MESH_FACTOR * grid)
     if cell > MAX_CELL * (1.0 + 1e-6):
-        raise UserError(f"particle-mesh evolution of {grid}^3 particles in {box_size:g} Mpc/h has force-mesh cells of {cell:g} Mpc/h; "
-                        f"expected at most {MAX_CELL:g}: take grid >= {int(np.ceil(box_size / MAX_CELL / MESH_FACTOR))}, "
-                        f"a box_size <= {MAX_CELL * MESH_FACTOR * grid:g}, or evolution = '2lpt'")
+        raise UserError(f"particle-mesh evolution of {grid}^3 particles in {box_size:g} Mpc/h has force-mesh cells of {cell:g} "
+                        f"Mpc/h; expected at most {MAX_CELL:g}: take grid >= {int(np.ceil(box_size / MAX_CELL / MESH_FACTOR))}, "
+                        f"a box_size <= {MAX_CELL * MESH_FACTOR * grid:g}, or evolution '2lpt'")
     pmpp = _pmpp()
     with jax.enable_x64(True):              # its growth tables are float64, its particles float32
         conf = pmpp.Configuration(
@@ -63,7 +65,7 @@ def particle_mesh(grid: int, box_size: float, cosmology: Cosmology, a: float, st
 
 def _pmpp():
     """The five names of pmpp used here, in one namespace."""
-    remedy = "install the extra 'nbody' in an environment with jax < 0.11, or set data.evolution = '2lpt'"
+    remedy = "install the extra 'nbody' in an environment with jax < 0.11, or take evolution '2lpt'"
     float64 = jax.config.jax_enable_x64
     try:
         from pmpp import Configuration
@@ -72,10 +74,10 @@ def _pmpp():
         from pmpp.initial_conditions.lpt import lpt
         from pmpp.nbody import nbody
     except ImportError as error:
-        raise UserError(f"data.evolution = 'pm' needs the package pmpp >= 1.1, which cannot be imported with jax {jax.__version__} "
+        raise UserError(f"evolution 'pm' needs the package pmpp >= 1.1, which cannot be imported with jax {jax.__version__} "
                         f"({error}): {remedy}") from None
     finally:
         jax.config.update("jax_enable_x64", float64)    # its dependency mcfit turns float64 on for the whole process
     if jax.__version_info__ >= (0, 11):
-        raise UserError(f"data.evolution = 'pm' needs jax < 0.11, found {jax.__version__}: {remedy}")
+        raise UserError(f"evolution 'pm' needs jax < 0.11, found {jax.__version__}: {remedy}")
     return SimpleNamespace(Configuration=Configuration, boltzmann=boltzmann, Cosmology=Background, lpt=lpt, nbody=nbody)

@@ -34,7 +34,7 @@ def shells(shape: tuple[int, int, int], box_size: tuple[float, float, float]) ->
     d, h, w = (np.abs(i) for i in _wavenumbers(shape, box_size))
     radius = np.sqrt(d[:, None, None] ** 2 + h[:, None] ** 2 + w**2)
     bins = np.floor(radius * ROUNDING).astype(np.int32)
-    own = [(np.arange(n) == 0) | (2 * np.arange(n) == n) for n in shape]             # planes that conjugation maps onto themselves
+    own = [(np.arange(n) == 0) | (2 * np.arange(n) == n) for n in shape]      # planes that are their own conjugates
     is_own = own[0][:, None, None] & own[1][:, None] & own[2][: shape[2] // 2 + 1]
     weight = (np.broadcast_to(hermitian_weight(shape[2]), bins.shape) + is_own) / 2
     modes = np.bincount(bins.ravel(), weight.ravel())
@@ -111,7 +111,7 @@ def spectra(a: Array, b: Array, box_size: tuple[float, float, float], window: st
     power = jnp.concatenate([_square(f), _square(g), f.real * g.real + f.imag * g.imag], axis=-1)
     if window == "cic":
         power = power * functools.reduce(jnp.multiply, (_cic(power, axis, shape[axis]) for axis in range(3)))
-    cells = np.prod(shape)
+    cells = float(np.prod(shape))
     volume = np.prod([side for side, n in zip(box_size, shape) if n > 1])
     inside = slice(1, known.last + 1)
     scale = jnp.asarray(volume / cells**2 / (2 * known.modes[inside]), power.dtype)[:, None]
@@ -123,7 +123,8 @@ def spectra(a: Array, b: Array, box_size: tuple[float, float, float], window: st
 
 def taper(shape: tuple[int, int, int], periodic: tuple[bool, bool, bool]) -> np.ndarray:
     """Hann window [1, D, H, W, 1] along the axes that do not wrap, whose ends would otherwise leak power to high k."""
-    sides = [np.ones(n) if wraps or n == 1 else np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n, wraps in zip(shape, periodic)]
+    sides = [np.ones(n) if wraps or n == 1 else np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2
+             for n, wraps in zip(shape, periodic)]
     return np.einsum("d,h,w->dhw", *sides)[None, ..., None]
 
 

@@ -81,7 +81,7 @@ def _measure(z: Array, mask: Array | None, spacing: tuple[float, float, float]) 
     modes = spectra.rfftn(moments.deviation(z, mask))
     pairs = modes[..., :, None] * jnp.conj(modes[..., None, :])
     sums = spectra.shell_sums(pairs.real.reshape(*modes.shape[:-1], -1), shape, box_size, len(spectra.shells(shape, box_size).k))
-    return moments.mean(z, mask), sums.reshape(*sums.shape[:2], channels, channels) / np.prod(shape) ** 2
+    return moments.mean(z, mask), sums.reshape(*sums.shape[:2], channels, channels) / float(np.prod(shape)) ** 2
 
 
 def _box_size(x: Array, spacing: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -22,6 +22,22 @@ Predict = Callable[[Params, Extra, Batch], Array]
 PredictBoth = Callable[[Params, Extra, Batch], tuple[Array, Array]]     # in normalised and in physical units
 
 
+def rules(config: ConfigDict) -> list[str]:
+    """Violated rules of `config.task`, for jaxvol/validate.py."""
+    found, known = [], {"losses": losses.functions(losses), "metrics": losses.functions(metrics)}
+    for entry in config.task.losses:
+        if len(entry) != 2 or entry[0] not in known["losses"]:
+            found.append(f"task.losses has {entry!r}; an entry is (name, weight) with name one of {', '.join(sorted(known['losses']))}.")
+    if not config.task.losses:
+        found.append("task.losses is empty; nothing would be learned.")
+    unknown = [name for name in config.task.metrics if name not in known["metrics"]]
+    if unknown:
+        found.append(f"task.metrics has {', '.join(unknown)}; known are {', '.join(sorted(known['metrics']))}.")
+    if config.checkpoint.best_metric not in (*config.task.metrics, "loss"):
+        found.append(f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in task.metrics nor 'loss'.")
+    return found
+
+
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     """The task of training `model`, called as model(x, train=bool), whose parameters are the group "net".
 
@@ -49,7 +65,8 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     return _task(config, spec, init, loss, predict, {})
 
 
-def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[Task, Params, Extra]]:
+def baselines(config: ConfigDict, spec: Spec,
+              train_batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[Task, Params, Extra]]:
     """{"mean", "identity", "wiener": (task, params, extra)}, fitted on training batches, scored like the network.
 
     train_batches: host batches of the training split, normalised, padding marked by `_mask`; read once.
@@ -144,7 +161,8 @@ def _terms(config: ConfigDict, spec: Spec) -> Callable[[Array, Batch], Rows]:
     """(prediction, batch) -> {loss name: weight * value per example}."""
     named = [(name, losses.by_name(losses, name, spec), weight) for name, weight in config.task.losses]
     if len({name for name, _, _ in named}) < max(len(named), 1):
-        raise UserError(f"config.task.losses is {tuple(config.task.losses)}: expected at least one (name, weight), each name once")
+        raise UserError(f"config.task.losses is {tuple(config.task.losses)}: expected at least one (name, weight), "
+                        "each name once")
 
     def terms(pred: Array, batch: Batch) -> Rows:
         target = _volume(config, batch, "target")

@@ -1,0 +1,242 @@
+"""The architecture, read from the source: who may import whom, what is banned where, and how long things may be.
+
+A rule is a function `(path, text) -> ["path:line: what is wrong and what to do", ...]`, `path` relative to the checkout.
+Every rule is shown to fail on a bad example.
+"""
+import ast
+import importlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXTS = {".py", ".sh", ".md", ".cfg", ".toml", ".txt", ".cff", ".yml", ".yaml", ".json", ".csv"}
+
+# room or module -> the rooms and modules of jaxvol it may import, besides those of its own room (DESIGN section 4)
+BASE = {"types", "ops"}
+SCIENCE = {"losses", "metrics", "pdes", "models", "data"}
+FILES = {"files", "containers"}
+ENGINE = BASE | FILES | {"step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
+EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "inference", "build", "validate"}
+DIRECTION = {
+    "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"},
+    "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES,
+    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics"},
+    "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE, "writer": BASE,
+    "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
+    "train": ENGINE, "compare": ENGINE,
+    "validate": EVERYTHING, "inference": EVERYTHING, "build": EVERYTHING, "main": EVERYTHING, "__init__": {"build"},
+}
+LEARNING = {"flax", "optax", "ml_collections", "orbax", "absl"}         # what ops/ must not know
+OTHER_FRAMEWORKS = {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "clu", "keras"}
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+MACHINE_PATH = re.compile(r"(?<![\w.$}/])/(?:work|tmp|root|home|mnt|Users)/[\w.]|file://|\.\./shared(?!/data\")")
+
+
+def files(*suffixes: str) -> list[str]:
+    """Files of the project with one of the suffixes; what git ignores (runs, environments, caches) lies elsewhere."""
+    folders = [ROOT / name for name in ("jaxvol", "configs", "launch", "tests", ".ci")]
+    found = [p for p in ROOT.iterdir() if p.is_file()] + [p for f in folders for p in f.rglob("*") if p.is_file()]
+    chosen = [p for p in found if p.suffix in suffixes or p == ROOT / ".ci" / "run" and ".sh" in suffixes]
+    return sorted(p.relative_to(ROOT).as_posix() for p in chosen)
+
+
+def imports(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of everything imported anywhere in a file; `from a import b` gives a.b."""
+    package = path.removesuffix(".py").split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[:len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+
+
+def banned_imports(path: str, tree: ast.AST, banned: set[str], remedy: str) -> list[str]:
+    """One line per import of a banned top-level package."""
+    return [f"{path}:{line}: imports {name}; {remedy}" for line, name in imports(path, tree) if name.split(".")[0] in banned]
+
+
+def room(module: str) -> str:
+    """jaxvol.ops.spectra.power -> ops; jaxvol itself -> __init__."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def parses(path: str, text: str) -> list[str]:
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        return [f"{path}:{error.lineno}: does not parse: {error.msg}"]
+    return []
+
+
+def direction(path: str, text: str) -> list[str]:
+    if not path.startswith("jaxvol/"):
+        return []
+    own = room(path.removesuffix(".py").replace("/", "."))
+    if own not in DIRECTION:
+        return [f"{path}:1: has no place in DIRECTION of tests/test_imports.py; add the line, or move the file into a room"]
+    allowed = DIRECTION[own] | ({own} if "/" in path.removeprefix("jaxvol/") else set())
+    return [f"{path}:{line}: imports {name}, but {own} may import only {', '.join(sorted(allowed)) or 'nothing'} of jaxvol"
+            for line, name in imports(path, ast.parse(text)) if name.split(".")[0] == "jaxvol" and room(name) not in allowed]
+
+
+def ops_know_nothing_of_learning(path: str, text: str) -> list[str]:
+    remedy = "ops/ is mathematics: take arrays and numbers, return arrays"
+    return banned_imports(path, ast.parse(text), LEARNING, remedy) if path.startswith("jaxvol/ops/") else []
+
+
+def importlib_only_in_build(path: str, text: str) -> list[str]:
+    if not path.startswith("jaxvol/") or path == "jaxvol/build.py":
+        return []
+    tree, remedy = ast.parse(text), "modules are chosen by name in jaxvol/build.py only"
+    calls = [f"{path}:{node.lineno}: calls {node.func.id}; {remedy}" for node in ast.walk(tree)
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("__import__", "eval", "exec")]
+    return banned_imports(path, tree, {"importlib", "pkgutil", "runpy"}, remedy) + calls
+
+
+def updates_only_in_step(path: str, text: str) -> list[str]:
+    if not path.startswith("jaxvol/") or path == "jaxvol/step.py":
+        return []
+    named = ((node.lineno, node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else node.name)
+             for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Attribute, ast.Name, ast.alias)))
+    return [f"{path}:{line}: {name} outside jaxvol/step.py, the only place where gradients are applied"
+            for line, name in named if name in ("apply_updates", "apply_gradients")]
+
+
+def no_other_framework(path: str, text: str) -> list[str]:
+    remedy = "the project runs without torch, TensorFlow and clu"
+    return [] if path == "launch/bench.py" else banned_imports(path, ast.parse(text), OTHER_FRAMEWORKS, remedy)
+
+
+def no_pickles(path: str, text: str) -> list[str]:
+    if path.startswith("tests/"):       # they write pickles, to see them refused
+        return []
+    tree = ast.parse(text)
+    allowed = [f"{path}:{node.value.lineno}: allow_pickle must be False" for node in ast.walk(tree)
+               if isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+               and not (isinstance(node.value, ast.Constant) and node.value.value is False)]
+    return banned_imports(path, tree, PICKLES, "files are read without executing them") + allowed
+
+
+def is_config(node: ast.AST, names: set[str]) -> bool:
+    """The expression is a config or a block of one: config, phase.config, config.model, config["model"], self.config.x."""
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        if isinstance(node, ast.Attribute) and node.attr.endswith("config"):
+            return True
+        node = node.value
+    return isinstance(node, ast.Name) and (node.id in names or node.id.endswith(("config", "cfg")))
+
+
+def configs_by_attribute(path: str, text: str) -> list[str]:
+    if not path.startswith("jaxvol/"):
+        return []
+    tree, names, found = ast.parse(text), set(), []
+    for node in ast.walk(tree):     # names such as `block` in `block = config.optimizer`
+        if isinstance(node, ast.Assign) and is_config(node.value, set()):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        got = isinstance(node.func, ast.Attribute) and node.func.attr in ("get", "setdefault") and is_config(node.func.value, names)
+        read = isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) == 3 and is_config(node.args[0], names)
+        if got or read:
+            found.append(f"{path}:{node.lineno}: reads a config with a default, which hides a typo; read the attribute, "
+                         "and give the field its default in configs/base.py")
+    return found
+
+
+def length(path: str, text: str) -> list[str]:
+    lines = len(text.splitlines())
+    # configs/base.py holds every field of every component, which is one list however long it is
+    long_file = [f"{path}:{lines}: {lines} lines; split files at 300"] if lines > 300 and path != "configs/base.py" else []
+    return long_file + [f"{path}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines; split functions at 60"
+                        for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+                        and node.end_lineno - node.lineno + 1 > 60]
+
+
+def no_machine_paths(path: str, text: str) -> list[str]:
+    if path == "tests/test_imports.py":     # the bad examples below
+        return []
+    return [f"{path}:{number}: names a path of one machine ({match[0]}...)" for number, line in enumerate(text.splitlines(), 1)
+            for match in MACHINE_PATH.finditer(line)]
+
+
+SOURCE_RULES = [parses, direction, ops_know_nothing_of_learning, importlib_only_in_build, updates_only_in_step, no_other_framework,
+                no_pickles, configs_by_attribute, length]
+
+
+@pytest.mark.parametrize("rule", SOURCE_RULES, ids=lambda rule: rule.__name__)
+def test_source(rule: Callable[[str, str], list[str]]):
+    problems = [p for path in files(".py") for p in rule(path, (ROOT / path).read_text(encoding="utf-8"))]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_no_machine_paths():
+    problems = [p for path in files(*TEXTS) for p in no_machine_paths(path, (ROOT / path).read_text(encoding="utf-8"))]
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_module_imports():
+    for path in files(".py"):
+        if path.startswith("jaxvol/"):
+            importlib.import_module(path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+
+
+BAD = [
+    (parses, "jaxvol/ops/a.py", "def f(:\n"),
+    (direction, "jaxvol/ops/a.py", "from jaxvol import losses"),
+    (direction, "jaxvol/ops/a.py", "def f():\n    import jaxvol.models.fno as fno"),
+    (direction, "jaxvol/ops/a.py", "from ..data import pipeline"),
+    (direction, "jaxvol/models/a.py", "from .. import tasks"),
+    (direction, "jaxvol/losses.py", "from jaxvol.metrics import rmse"),
+    (direction, "jaxvol/types.py", "import jaxvol"),
+    (direction, "jaxvol/train.py", "from jaxvol.tasks import regression"),
+    (direction, "jaxvol/train.py", "from jaxvol import build"),
+    (direction, "jaxvol/checkpoint.py", "from jaxvol.train import train"),
+    (direction, "jaxvol/registry.py", "import jax"),
+    (ops_know_nothing_of_learning, "jaxvol/ops/a.py", "from flax import linen as nn"),
+    (importlib_only_in_build, "jaxvol/main.py", "from importlib import import_module"),
+    (importlib_only_in_build, "jaxvol/main.py", "fno = __import__('jaxvol.models.fno')"),
+    (updates_only_in_step, "jaxvol/train.py", "params = optax.apply_updates(params, updates)"),
+    (updates_only_in_step, "jaxvol/tasks/a.py", "from optax import apply_updates as move"),
+    (no_other_framework, "tests/a.py", "import torch.nn"),
+    (no_other_framework, "jaxvol/writer.py", "from clu import metric_writers"),
+    (no_pickles, "jaxvol/data/a.py", "import pickle"),
+    (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=True)"),
+    (configs_by_attribute, "jaxvol/train.py", "n = config.get('seed', 0)"),
+    (configs_by_attribute, "jaxvol/train.py", "n = run.config.optimizer.get('name')"),
+    (configs_by_attribute, "jaxvol/train.py", "block = config.model\nwidth = block.get('width', 3)"),
+    (configs_by_attribute, "jaxvol/train.py", "n = getattr(config.model, 'width', 3)"),
+    (length, "jaxvol/a.py", "x = 1\n" * 301),
+    (length, "jaxvol/a.py", "def f():\n" + "    x = 1\n" * 60),
+    (no_machine_paths, "README.md", "cd /work/checkout"),
+    (no_machine_paths, "launch/a.sh", "python=/root/.pyenv/bin/python"),
+    (no_machine_paths, "launch/requirements-3.11.txt", "torch @ file:///wheels/torch.whl"),
+    (no_machine_paths, "configs/a.py", "path = '../shared/parity'"),
+]
+GOOD = [
+    (direction, "jaxvol/ops/a.py", "from . import spectra\nfrom jaxvol.types import Array\nimport jax"),
+    (direction, "jaxvol/tasks/a.py", "from jaxvol import losses\nfrom jaxvol.models import fno"),
+    (importlib_only_in_build, "jaxvol/build.py", "import importlib"),
+    (updates_only_in_step, "jaxvol/step.py", "optax.apply_updates(params, updates)"),
+    (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=False)"),
+    (configs_by_attribute, "jaxvol/files.py", "spacing = attributes.get('spacing', ())\nos.environ.get('X', '')"),
+    (length, "jaxvol/a.py", "def f():\n" + "    x = 1\n" * 59),
+    (no_machine_paths, "README.md", "https://example.org/home/index.html\nruns/tmp/a\nDATA = '../shared/data\""),
+]
+
+
+@pytest.mark.parametrize("rule, path, text", BAD)
+def test_rule_finds_a_bad_example(rule, path, text):
+    found = rule(path, text)
+    assert len(found) == 1 and re.match(re.escape(path) + r":\d+: ", found[0]), found
+
+
+@pytest.mark.parametrize("rule, path, text", GOOD)
+def test_rule_accepts_a_good_example(rule, path, text):
+    assert rule(path, text) == []
