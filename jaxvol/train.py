@@ -187,13 +187,13 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
                        donate_argnums=0, out_shardings=(names, sharding.replicated(run.mesh)))
     run.evaluator = evaluate.make(parts.task, run.mesh)
     size, resumed = config.batch_size, run.saved
-    steps = config.total_steps
+    steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
     waited, clock, since = 0.0, time.monotonic(), start
     try:
         for step in range(start, stop + 1):
             end = step == stop and last
-            if step != resumed and (step % config.evaluate.every == 0 or end):
+            if validated and step != resumed and (step % config.evaluate.every == 0 or end):
                 better = evaluate_now(run, parts, step)
                 patience = config.early_stopping.patience
                 run.progress.stopped = 0 < patience <= run.progress.bad

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Writes launch/requirements-<version>.txt: what a clean installation resolves to on this Python (CPU build of JAX).
 #
-#   PYTHON=python3.11 launch/lock.sh      install from it: pip install -r launch/requirements-3.11.txt && pip install --no-deps -e .
+#   PYTHON=python3.11 launch/lock.sh
+#
+# To install from it: pip install -r launch/requirements-3.11.txt && pip install --no-deps -e .
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 base=${PYTHON:-python3}

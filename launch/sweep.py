@@ -16,6 +16,7 @@ Exit status: 0 ranked, 75 some points are not finished (run the same command aga
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -45,7 +46,6 @@ from jaxvol import build, figures, main as jaxvol_main, writer  # noqa: E402
 from jaxvol.types import UserError  # noqa: E402
 
 REASONS = {1: "user error", 2: "the pre-flight stopped it", 3: "non-finite", 4: "workdir in use", 75: "saved but unfinished"}
-DONE = ("finished", "early_stopped")
 UNFINISHED = 75
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -77,9 +77,9 @@ def flag(key: str, value: Any) -> str:
 
 
 def short_name(params: dict[str, Any]) -> str:
-    """Folder name of a point: learning_rate=0.001,width=32."""
-    parts = (f"{key.rpartition('.')[2]}={flag('', value).partition('=')[2]}" for key, value in params.items())
-    return re.sub(r"[^A-Za-z0-9._=,+-]", "_", ",".join(parts))[:80] or "as-it-is"
+    """Folder name of a point, learning_rate_0.001-width_32: no comma, since --config.compare.runs separates folders by it."""
+    parts = (f"{key.rpartition('.')[2]}_{flag('', value).partition('=')[2].strip('(),')}" for key, value in params.items())
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join(parts)).strip("_")[:80] or "as-it-is"
 
 
 def load_points(config: str, overrides: Sequence[str], workdir: str) -> tuple[list[Point], Path]:
@@ -102,7 +102,7 @@ def load_points(config: str, overrides: Sequence[str], workdir: str) -> tuple[li
     points = []
     for params, name in zip(found, names):
         if names.count(name) > 1:
-            name += "," + hashlib.sha256(repr(sorted(params.items())).encode()).hexdigest()[:8]
+            name += "-" + hashlib.sha256(repr(sorted(params.items())).encode()).hexdigest()[:8]
         arguments = [f"--config={config}", *overrides, *(flag(k, v) for k, v in params.items()), f"--workdir={folder / name}"]
         try:
             parsed, mode, _ = jaxvol_main.parse(["sweep", *arguments])
@@ -111,9 +111,8 @@ def load_points(config: str, overrides: Sequence[str], workdir: str) -> tuple[li
         if mode != "train":
             raise UserError(f"--mode={mode} has no place in a sweep: every point is trained.")
         points.append(Point(name, params, parsed, folder / name, arguments))
-    repeated = {p.name for p in points if sum(q.name == p.name for q in points) > 1}
-    if repeated:
-        raise UserError(f"sweep() in {file} returns the same point twice: {', '.join(sorted(repeated))}.")
+    if len({p.name for p in points}) < len(points):
+        raise UserError(f"sweep() in {file} returns the same point twice; make every point another one.")
     return points, folder
 
 
@@ -128,18 +127,16 @@ def read_status(point: Point) -> dict[str, Any]:
 def is_done(point: Point) -> bool:
     """The point was trained to its end, with the config it has now."""
     status = read_status(point)
-    if "state" not in status or status["state"] not in DONE:
+    if "state" not in status or status["state"] not in ("finished", "early_stopped"):
         return False
-    try:
+    with contextlib.suppress(UserError):    # no readable config.json: the training itself says what is wrong
         return build.fingerprint(writer.read_config(point.workdir / "config.json")) == build.fingerprint(point.config)
-    except UserError:       # no readable config.json: the training itself says what is wrong
-        return False
+    return False
 
 
 def finished(point: Point) -> Outcome:
     """Outcome of a trained point; without a finite best value it cannot be ranked."""
-    status = read_status(point)
-    best = status["best"] if "best" in status else {}
+    best = {"best": {}, **read_status(point)}["best"]
     value = best["best_value"] if "best_value" in best else None
     if value is None or not math.isfinite(value):
         return Outcome(point, "failed", f"no finite validation value of {point.config.checkpoint.best_metric}")
@@ -161,6 +158,11 @@ class Running:
     processes: set[subprocess.Popen] = dataclasses.field(default_factory=set)
 
 
+def say(line: str) -> None:
+    """Print in one write: several threads speak."""
+    print(line + "\n", end="", flush=True)
+
+
 def stop(running: Running) -> None:
     """Ask every running point to save and exit, and start no other."""
     running.stopping.set()
@@ -171,13 +173,13 @@ def stop(running: Running) -> None:
 def train(point: Point, running: Running) -> Outcome:
     """Train one point, unless it is done; its output goes to <workdir>/sweep.log."""
     if is_done(point):
-        print(f"{point.name}: already finished", flush=True)
+        say(f"{point.name}: already finished")
         return finished(point)
     if running.stopping.is_set():
         return Outcome(point, "unfinished", "not started")
     point.workdir.mkdir(parents=True, exist_ok=True)
     log = point.workdir / "sweep.log"
-    print(f"{point.name}: started, see {log}", flush=True)
+    say(f"{point.name}: started, see {log}")
     with log.open("wb") as file:    # a session of its own: Ctrl-C reaches it once, through stop()
         process = subprocess.Popen([*running.prefix, *point.arguments], stdin=subprocess.DEVNULL, stdout=file,
                                    stderr=subprocess.STDOUT, start_new_session=True)
@@ -188,7 +190,7 @@ def train(point: Point, running: Running) -> Outcome:
         running.processes.discard(process)
     outcome = finished(point) if code == 0 else failed(point, code, log)
     shown = outcome.reason if outcome.value is None else f"{point.config.checkpoint.best_metric} {outcome.value:.6g}"
-    print(f"{point.name}: {outcome.state}, {shown}", flush=True)
+    say(f"{point.name}: {outcome.state}, {shown}")
     return outcome
 
 
@@ -202,8 +204,7 @@ def failed(point: Point, code: int, log: Path) -> Outcome:
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Best first; then the unfinished, then the failed, in the order of the sweep."""
-    sign = -1.0 if outcomes[0].point.config.checkpoint.best_mode == "max" else 1.0
-    states = ("finished", "unfinished", "failed")
+    sign, states = -1.0 if outcomes[0].point.config.checkpoint.best_mode == "max" else 1.0, ("finished", "unfinished", "failed")
     return sorted(outcomes, key=lambda o: (states.index(o.state), 0.0 if o.value is None else sign * o.value))
 
 
@@ -262,12 +263,13 @@ def report(outcomes: Sequence[Outcome], folder: Path) -> str:
 
 def sweep(argv: Sequence[str], prefix: Sequence[str]) -> int:
     """Run one command line with `prefix` as the training command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE.py[:variant]")
     parser.add_argument("--workdir", default="", help="folder of the sweep")
     parser.add_argument("--jobs", type=int, default=1, help="points trained at once")
     parser.add_argument("--print", action="store_true", dest="only_print", help="one command per point, run nothing")
-    asked, overrides = parser.parse_known_args(list(argv))
+    asked, overrides = parser.parse_known_args(argv)
     try:
         if asked.jobs < 1:
             raise UserError(f"--jobs={asked.jobs}; expected 1 or more.")

@@ -112,7 +112,8 @@ def test_several_boxes_are_divided_whole(tmp_path):
     for i in range(4):
         h5(tmp_path / f"box_{i}.h5", x=np.full((5, 5, 5), i), y=np.full((5, 5, 5), 10 * i))
     config = config_of(base.box(), **{"input.path": str(tmp_path / "box_*.h5"), "input.key": "x", "target.key": "y",
-                                      "crop": (3, 3, 3), "split": "boxes", "fractions": (0.5, 0.25, 0.25), "periodic": (True, False, True)})
+                                      "crop": (3, 3, 3), "split": "boxes", "fractions": (0.5, 0.25, 0.25),
+                                      "periodic": (True, False, True)})
     source = box.source(config)
     seen = {split: {int(source.read(split, i, None)["input"].mean()) for i in range(size)}
             for split, size in source.sizes.items()}

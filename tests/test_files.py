@@ -190,10 +190,12 @@ def test_nothing_is_unpickled(tmp_path):
     numcodecs = pytest.importorskip("numcodecs")
     folder = tmp_path / "a.zarr"
     folder.mkdir()
-    (folder / ".zarray").write_text('{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "compressor": null, '
-                                    '"fill_value": null, "order": "C", "filters": [{"id": "pickle"}]}')
-    (folder / "0").write_bytes(numcodecs.Pickle().encode(bomb))
-    error(files.read, str(folder))
+    for dtype in ("|O", "<f4"):
+        (folder / ".zarray").write_text('{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "%s", "compressor": null, '
+                                        '"fill_value": null, "order": "C", "filters": [{"id": "pickle"}]}' % dtype)
+        (folder / "0").write_bytes(numcodecs.Pickle().encode(bomb))
+        os.utime(folder, ns=(len(dtype), len(dtype)))
+        error(files.read, str(folder))
     assert not (tmp_path / "executed").exists()
 
 

@@ -142,8 +142,10 @@ def configs_by_attribute(path: str, text: str) -> list[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        got = isinstance(node.func, ast.Attribute) and node.func.attr in ("get", "setdefault") and is_config(node.func.value, names)
-        read = isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) == 3 and is_config(node.args[0], names)
+        called = node.func
+        got = isinstance(called, ast.Attribute) and called.attr in ("get", "setdefault") and is_config(called.value, names)
+        read = (isinstance(called, ast.Name) and called.id == "getattr" and len(node.args) == 3
+                and is_config(node.args[0], names))
         if got or read:
             found.append(f"{path}:{node.lineno}: reads a config with a default, which hides a typo; read the attribute, "
                          "and give the field its default in configs/base.py")
@@ -166,8 +168,8 @@ def no_machine_paths(path: str, text: str) -> list[str]:
             for match in MACHINE_PATH.finditer(line)]
 
 
-SOURCE_RULES = [parses, direction, ops_know_nothing_of_learning, importlib_only_in_build, updates_only_in_step, no_other_framework,
-                no_pickles, configs_by_attribute, length]
+SOURCE_RULES = [parses, direction, ops_know_nothing_of_learning, importlib_only_in_build, updates_only_in_step,
+                no_other_framework, no_pickles, configs_by_attribute, length]
 
 
 @pytest.mark.parametrize("rule", SOURCE_RULES, ids=lambda rule: rule.__name__)

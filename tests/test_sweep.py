@@ -103,10 +103,10 @@ def test_failed_and_unfinished_points_come_last_and_only_they_run_again(make):
                      (8.0, "failed", "no finite validation value of vrmse")]
     status, folder = run("--jobs=2")
     assert status == 0      # 6.0 went on and finished; a divergent point is a result, not a failure of the sweep
-    assert calls(folder) == {"learning_rate=0.001,width=4": 1, "learning_rate=6.0,width=4": 2,
-                             "learning_rate=5.0,width=4": 2, "learning_rate=8.0,width=4": 1}
+    assert calls(folder) == {"learning_rate_0.001-width_4": 1, "learning_rate_6.0-width_4": 2,
+                             "learning_rate_5.0-width_4": 2, "learning_rate_8.0-width_4": 1}
     run("--jobs=2", "--config.total_steps=20")
-    assert calls(folder)["learning_rate=0.001,width=4"] == 2, "a finished point of another config was taken for this one"
+    assert calls(folder)["learning_rate_0.001-width_4"] == 2, "a finished point of another config was taken for this one"
 
 
 def test_print_gives_one_command_per_point(make, capsys):
@@ -114,7 +114,7 @@ def test_print_gives_one_command_per_point(make, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert status == 0 and len(lines) == 4 and not folder.exists()
     assert all("--config.model.modes=(4,4)" in line for line in lines)
-    assert lines[0].endswith(f"--workdir={folder}/learning_rate=0.01,width=8")
+    assert lines[0].endswith(f"--workdir={folder}/learning_rate_0.01-width_8")
 
 
 @pytest.mark.parametrize("change, arguments, expected", [
@@ -133,9 +133,10 @@ def test_one_clear_error_before_anything_runs(make, capsys, change, arguments, e
 
 
 def test_flags_survive_the_shell_and_names_are_folders():
-    flags = [sweep.flag("model.modes", (8, 8, 8)), sweep.flag("phases", (("a", 3, {"seed": 1}),)), sweep.flag("model.name", "fno")]
+    flags = [sweep.flag("model.modes", (8, 8, 8)),
+             sweep.flag("phases", (("a", 3, {"seed": 1}),)), sweep.flag("model.name", "fno")]
     assert flags == ["--config.model.modes=(8,8,8)", "--config.phases=(('a',3,{'seed':1}),)", "--config.model.name=fno"]
-    assert sweep.short_name({"data.path": "../x y", "model.modes": (8, 8)}) == "path=.._x_y,modes=_8,8_"
+    assert sweep.short_name({"data.path": "../x y", "model.modes": (8, 8)}) == "path_.._x_y-modes_8_8"
 
 
 def test_a_signal_saves_the_running_point_and_starts_no_other(make, tmp_path):
@@ -144,11 +145,12 @@ def test_a_signal_saves_the_running_point_and_starts_no_other(make, tmp_path):
     code = (f"import sys; from launch import sweep; sys.exit(sweep.sweep(['--config={tmp_path}/study.py', '--workdir={folder}'],"
             f" (sys.executable, '{tmp_path}/stub.py')))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-    log = folder / "learning_rate=7.0,width=8" / "sweep.log"
+    log = folder / "learning_rate_7.0-width_8" / "sweep.log"
     deadline = time.monotonic() + 60
     while not (log.exists() and "ready" in log.read_text()):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == sweep.UNFINISHED
-    assert [p["reason"] for p in json.loads((folder / "objective.json").read_text())] == ["saved but unfinished"] + 3 * ["not started"]
+    reasons = [p["reason"] for p in json.loads((folder / "objective.json").read_text())]
+    assert reasons == ["saved but unfinished"] + 3 * ["not started"]

@@ -63,7 +63,7 @@ def dataset(source: Source, config) -> Dataset:
     Batches: example number i = step * batch_size + row of the whole run lies in epoch i // n at place i % n of that
     epoch's permutation of the n training examples, so every epoch sees every example once and no batch is partial.
     Augmentation comes before normalisation (in physical units, where vectors are vectors).  Where `mask` is 0, the
-    normalised volumes are 0.  Leaves are float32, or float64 when config.precision is "f64".
+    normalised target is 0; the input stays as context where it is finite.  Leaves are float32, or float64 when config.precision is "f64".
 
     Raises UserError: bad normaliser or augmentation, no training example to fit on, an example that cannot be read
     (data.on_error = "stop", or more than data.max_skips), that has the wrong leaves, shape or channels, or is not finite.
@@ -223,10 +223,15 @@ def _check(example: dict[str, np.ndarray], source: Source, split: str, index: in
 
 
 def _normalise(example: dict[str, np.ndarray], spec: Spec, dtype) -> dict[str, np.ndarray]:
-    """Every field in normalised units, computed in the source's precision and cast at the end."""
-    mask = example["mask"] if "mask" in example else None
-    return {name: (normalise.forward(spec.fields[name].normaliser, values, mask) if name in spec.fields else values).astype(dtype)
-            for name, values in example.items()}
+    """Every field in normalised units, computed in the source's precision and cast at the end.
+
+    The mask hides the target.  The input stays as context wherever it is a number; 0 takes the place of what is missing.
+    """
+    hidden = {}
+    if "mask" in example:
+        hidden = {"input": np.isfinite(example["input"]).all(-1, keepdims=True), "target": example["mask"]}
+    return {name: (normalise.forward(spec.fields[name].normaliser, values, hidden[name] if name in hidden else None)
+                   if name in spec.fields else values).astype(dtype) for name, values in example.items()}
 
 
 def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ The output layer is linear.  The same weights run on any grid.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -173,38 +174,49 @@ class PointwiseMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        if self.hidden:
-            x = gelu(Linear(self.hidden, True, x.dtype, self.param_dtype, name="hidden")(x))
-        return Linear(self.features, True, self.dtype, self.param_dtype, name="output")(x)
+        def weights(name: str, rows: int, columns: int) -> tuple[Array, Array]:
+            return (self.param(f"{name}_kernel", nn.initializers.lecun_normal(), (rows, columns), self.param_dtype),
+                    self.param(f"{name}_bias", nn.initializers.zeros, (columns,), self.param_dtype))
+        if not self.hidden:
+            return linear(x, *weights("output", x.shape[-1], self.features), self.dtype)
+        return mlp(x, weights("hidden", x.shape[-1], self.hidden), weights("output", self.hidden, self.features), self.dtype)
 
 
-class Linear(nn.Module):
-    """x W + b on the channels of each voxel; products in x's dtype, result in `dtype`.
+@partial(jax.checkpoint, static_argnums=3)
+def mlp(x: Array, hidden: tuple[Array, Array], output: tuple[Array, Array], dtype: Dtype) -> Array:
+    """Two layers on channels; recomputing the hidden one in the backward pass is cheaper than to store and fetch it."""
+    return linear(gelu(linear(x, *hidden, x.dtype)), *output, dtype)
+
+
+@partial(jax.checkpoint, static_argnums=3)
+def linear(x: Array, kernel: Array, bias: Array | None, dtype: Dtype) -> Array:
+    """x W + b on channels; products in x's dtype, result in `dtype`; the backward pass keeps x as it is, unconverted.
 
     The bias is added in the parameters' precision: its gradient is a sum over all voxels, which in bfloat16 would stop
     growing after a few hundred of them.
     """
-    features: int
-    use_bias: bool
-    dtype: Dtype
-    param_dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), self.param_dtype)
-        y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=self.dtype)
-        if self.use_bias:
-            y = (y + self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)).astype(self.dtype)
-        return y
+    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+    return y if bias is None else (y + bias).astype(dtype)
 
 
 def skip(x: Array, kind: str, dtype: Dtype, param_dtype: Dtype, name: str) -> Array:
     """The path around a convolution or MLP; call inside a compact method."""
     if kind == "linear":
-        return Linear(x.shape[-1], False, dtype, param_dtype, name=name)(x)
+        return Mix(dtype, param_dtype, name=name)(x)
     if kind == "soft_gating":
         return Gate(param_dtype, name=name)(x)
     return x if kind == "identity" else jnp.zeros_like(x)
+
+
+class Mix(nn.Module):
+    """A square matrix on the channels, without bias."""
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], x.shape[-1]), self.param_dtype)
+        return linear(x, kernel, None, self.dtype)
 
 
 class Gate(nn.Module):
@@ -247,21 +259,8 @@ def tucker_ranks(sizes: tuple[int, ...], fraction: float) -> tuple[int, ...]:
     return best
 
 
-@jax.custom_jvp
+@jax.checkpoint
 def gelu(x: Array) -> Array:
-    """x Phi(x), exact (not the tanh form), computed in at least float32; the backward pass keeps one array, gelu'(x)."""
-    return _gelu_and_slope(x)[0]
-
-
-@gelu.defjvp
-def _(primals, tangents):
-    value, slope = _gelu_and_slope(primals[0])
-    return value, slope * tangents[0]
-
-
-def _gelu_and_slope(x: Array) -> tuple[Array, Array]:
-    """gelu(x) and its derivative Phi(x) + x phi(x), which share the error function."""
+    """x Phi(x), exact (not the tanh form), computed in at least float32; the backward pass keeps x only."""
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    cdf = 0.5 * (1 + jax.lax.erf(z * math.sqrt(0.5)))
-    slope = cdf + z * jnp.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
-    return (z * cdf).astype(x.dtype), slope.astype(x.dtype)
+    return (0.5 * z * (1 + jax.lax.erf(z * math.sqrt(0.5)))).astype(x.dtype)
