@@ -67,6 +67,13 @@ def common() -> ConfigDict:
     return config
 
 
+def choose(variant: str, known: dict):
+    """The entry of a config file's variants that was asked for; ValueError with the list of known ones otherwise."""
+    if variant not in known:
+        raise ValueError(f"there is no variant {variant!r}; known are {', '.join(name or '(none)' for name in known)}")
+    return known[variant]
+
+
 def optimizer() -> ConfigDict:
     """The update rule; `groups` overrides fields for one parameter group, e.g. {"disc": {"learning_rate": 1e-4}}."""
     return ConfigDict({

@@ -14,7 +14,7 @@ def get_config(variant: str = ""):
     """The config of a variant, one of VARIANTS."""
     config = base.common()
     config.model, config.task = base.fno(), base.regression()
-    {"": full, "quick": quick, "galaxies": galaxies, "darcy": darcy}[variant](config)
+    base.choose(variant, {"": full, "quick": quick, "galaxies": galaxies, "darcy": darcy})(config)
     return config
 
 

@@ -186,3 +186,24 @@ def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree
     if kind == "ema":
         return tree["ema"]["params"], tree["ema"]["stats"], meta
     return tree["params"], tree["extra"]["stats"], meta
+
+
+def transfer(own: PyTree, given: PyTree, source: str) -> PyTree:
+    """`own` with the leaves of another run's weights wherever path and shape agree; tells what did not.  UserError if none does."""
+    offered = dict(jax.tree_util.tree_leaves_with_path(given))
+    kept: list[str] = []
+
+    def take(path, old: jax.Array) -> jax.Array:
+        if path in offered and offered[path].shape == old.shape:
+            return jax.device_put(jnp.copy(offered[path].astype(old.dtype)), old.sharding)     # the step donates it: no alias
+        kept.append(jax.tree_util.keystr(path))
+        return old
+
+    found = jax.tree_util.tree_map_with_path(take, own)
+    total = len(jax.tree.leaves(own))
+    used = total - len(kept)
+    if not used:
+        raise UserError(f"config.init_from={source!r}: none of its {len(offered)} weights fits the {total} of this model.")
+    logging.info("init_from %s: %d of %d weights taken, %d new (%s), %d of the source unused", source, used, total, len(kept),
+                 ", ".join(kept[:5]) or "none", len(offered) - used)
+    return found

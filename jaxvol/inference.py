@@ -29,12 +29,17 @@ def example(task: Task, dataset: Dataset, params: Params, extra: Extra, put: Cal
             for name, x in values.items()}
 
 
+def label(spec: Spec, name: str) -> str:
+    """What the values of a field are, for axes: "density (mean matter density)"."""
+    field = spec.fields[name]
+    return f"{field.channels[0].replace('_', ' ')} ({field.unit})" if field.unit else field.channels[0].replace("_", " ")
+
+
 def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
     """Mid-depth slices of the first channel of `example`'s fields."""
     return figures.slices(*(shown[name][..., 0] for name in ("input", "target", "prediction")), spacing=spec.spacing,
                           length_unit=spec.unit, title=title,
-                          units={name: f"{spec.fields[name].channels[0]} {spec.fields[name].unit}".strip()
-                                 for name in ("input", "target")})
+                          units={name: label(spec, name) for name in ("input", "target")})
 
 
 def example_figure(parts, params: Params, extra: Extra, put: Callable, rows: slice, size: int) -> dict[str, Figure]:
@@ -87,9 +92,8 @@ def asked_with_seed(asked: ConfigDict, config: ConfigDict) -> ConfigDict:
 def draw(folder: Path, workdir: Path, spec: Spec, shown: dict, scores: dict, title: str, config: ConfigDict) -> None:
     """Slices, spectra, PDF and loss curves as PNG files."""
     figures.save(slices(spec, shown, title), folder / "slices.png")
-    target = spec.fields["target"]
-    figures.save(figures.pdf({name: shown[name][..., 0] for name in ("target", "prediction")},
-                             f"{target.channels[0]} {target.unit}".strip()), folder / "pdf.png")
+    figures.save(figures.pdf({name: shown[name][..., 0] for name in ("target", "prediction")}, label(spec, "target")),
+                 folder / "pdf.png")
     found = {evaluate.label(name, config.model.name): metrics["spectra"] for name, (metrics, _) in scores.items() if "spectra" in metrics}
     if found:
         figures.save(figures.spectra(found, spec.unit), folder / "spectra.png")

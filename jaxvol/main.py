@@ -45,9 +45,10 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
                         + ", ".join(sorted(f"configs/{p.name}" for p in Path("configs").glob("*.py") if p.stem != "base")))
     if rest[1:]:
         raise UserError(f"Arguments {' '.join(rest[1:])} are not understood; overrides look like --config.total_steps=100.")
-    name = Path(values["config"].config_filename.split(":")[0]).stem
-    variant = values["config"].config_filename.partition(":")[2]
-    default = Path("runs") / (f"{name}-{variant}" if variant else name)
+    file, _, variant = values["config"].config_filename.partition(":")
+    if not Path(file).is_file():        # absl reports it only when the config is first used
+        raise UserError(f"--config={file}: there is no such file, seen from {Path.cwd()}.")
+    default = Path("runs") / (f"{Path(file).stem}-{variant}" if variant else Path(file).stem)
     return values.config, values.mode, Path(values.workdir or default)
 
 

@@ -229,31 +229,6 @@ def profile(config: ConfigDict, workdir: Path, step: int) -> None:
         jax.profiler.stop_trace()
 
 
-def load_weights(state: TrainState, params, stats, source: str) -> TrainState:
-    """`state` with the leaves of another run's weights wherever path and shape agree; says what did not."""
-    kept, used = [], 0
-
-    def take(path, new, old):
-        nonlocal used
-        if path in given and given[path].shape == new.shape:
-            used += 1
-            return jax.device_put(jnp.copy(given[path].astype(new.dtype)), old.sharding)   # the step donates it: no alias
-        kept.append(jax.tree_util.keystr(path))
-        return old
-
-    pair = stepping.averaged(state.params, state.extra)
-    given = dict(jax.tree_util.tree_leaves_with_path({"params": params, "stats": stats}))
-    pair = jax.tree_util.tree_map_with_path(lambda path, x: take(path, x, x), pair)
-    total = used + len(kept)
-    if not used:
-        raise UserError(f"config.init_from={source!r}: none of its {len(given)} weights fits the {total} of this model.")
-    unused = len(given) - used
-    logging.info("init_from %s: %d of %d weights taken, %d new (%s), %d of the source unused", source, used, total,
-                 len(kept), ", ".join(kept[:5]) or "none", unused)
-    return state.replace(params=pair["params"], extra={**state.extra, "stats": pair["stats"]},
-                         ema=jax.tree.map(jnp.copy, pair))
-
-
 def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
     """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on with."""
     def template(meta: dict):
@@ -264,7 +239,11 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
         parts = parts_of(0)
         run.state = jax.jit(parts.init, out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct))()
         if initial is not None:
-            run.state = load_weights(run.state, *initial(run.config), run.config.init_from)
+            params, stats = initial(run.config)
+            pair = checkpoint.transfer(stepping.averaged(run.state.params, run.state.extra), {"params": params, "stats": stats},
+                                       run.config.init_from)
+            run.state = run.state.replace(params=pair["params"], extra={**run.state.extra, "stats": pair["stats"]},
+                                          ema=jax.tree.map(jnp.copy, pair))
         return 0
     tree, meta = restored
     if meta["data_hash"] != run.meta["data_hash"]:

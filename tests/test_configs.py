@@ -142,7 +142,8 @@ def test_changing_a_model_field_changes_the_traced_program(tmp_path):
     ("--config.total_steps=1.5", "1.5"),
     ("--config.ema_decay=1.5", "ema_decay is 1.5"),
     ("--moed=train", "moed"),
-    ("--config=configs/none.py", "none.py"),
+    ("--config=configs/none.py", "none.py: there is no such file"),
+    ("--config=configs/fno.py:quik", "no variant 'quik'; known are (none), quick"),
 ])
 def test_each_mistake_on_the_command_line_gives_one_clear_error(argument, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)

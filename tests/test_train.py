@@ -143,7 +143,7 @@ def test_init_from_takes_matching_weights_into_parameters_and_average(tmp_path):
     np.testing.assert_allclose(run.state.params["net"]["a"], pair["params"]["net"]["a"], atol=1e-6)
     np.testing.assert_allclose(run.state.ema["params"]["net"]["b"], pair["params"]["net"]["b"], atol=1e-6)
     with pytest.raises(UserError, match="none of its 1 weights fits"):
-        train.load_weights(run.state, {"net": {"c": jnp.zeros(3)}}, {}, "a")
+        checkpoint.transfer({"w": jnp.zeros(3)}, {"v": jnp.zeros(3)}, "a")
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])

@@ -105,9 +105,9 @@ def _digest(settings: Settings) -> str:
 
 
 def _spec(settings: Settings) -> Spec:
-    matter = Field(("density",), unit="mean matter density")
+    matter = Field(("1+delta",), unit="mean density")
     if settings["pairs"] == "dm2ic":
-        fields = {"input": matter, "target": Field(("linear_delta",), unit="density contrast at z = 0")}
+        fields = {"input": matter, "target": Field(("linear_delta",), unit="z = 0")}
     else:
         axis = settings["tracers"]["line_of_sight"]
         kind = "scalar" if axis < 0 else f"line_of_sight={axis}"

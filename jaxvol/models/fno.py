@@ -195,8 +195,27 @@ def linear(x: Array, kernel: Array, bias: Array | None, dtype: Dtype) -> Array:
     The bias is added in the parameters' precision: its gradient is a sum over all voxels, which in bfloat16 would stop
     growing after a few hundred of them.
     """
-    y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+    y = product(x, kernel, dtype)
     return y if bias is None else (y + bias).astype(dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def product(x: Array, kernel: Array, dtype: Dtype) -> Array:
+    """x W on channels, accumulated in at least float32.
+
+    Its derivative in W is a sum over all voxels.  Written as one product, XLA's CPU backend takes up to 20 times as long for
+    it as for one partial sum per slice, whatever the device, and the sum over slices is in the parameters' precision.
+    """
+    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+
+
+@product.defjvp
+def _(dtype: Dtype, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    b, d, h, w, c = x.shape
+    slices = jnp.broadcast_to(dkernel, (b, d, *kernel.shape)).astype(x.dtype)
+    by_kernel = jnp.matmul(x.reshape(b, d, h * w, c), slices, preferred_element_type=dtype).reshape(b, d, h, w, -1)
+    return product(x, kernel, dtype), product(dx, kernel, dtype) + by_kernel
 
 
 def skip(x: Array, kind: str, dtype: Dtype, param_dtype: Dtype, name: str) -> Array:
