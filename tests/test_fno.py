@@ -33,17 +33,18 @@ def start(model, x):
 
 def published_variables(state, blocks):
     """torch layout (out, in, ...) -> this module's parameters."""
-    dense = lambda name: {"kernel": state[f"{name}.weight"][..., 0].T} | (
-        {"bias": state[f"{name}.bias"]} if f"{name}.bias" in state else {})
-    mlp = lambda name: {"hidden": dense(f"{name}.fcs.0"), "output": dense(f"{name}.fcs.1")}
+    def mlp(name, prefix=""):
+        return {f"{prefix}kernel_{i}": state[f"{name}.fcs.{i}.weight"][..., 0].T for i in (0, 1)} | {
+            f"{prefix}bias_{i}": state[f"{name}.fcs.{i}.bias"] for i in (0, 1)}
     params = {"lifting": mlp("lifting"), "projection": mlp("projection")}
     for i in range(blocks):
         weight = {f"kernel_{part}": state[f"fno_blocks.convs.{i}.weight.tensor.{part}"].transpose(2, 3, 4, 0, 1)
                   for part in ("real", "imag")}
         params[f"block_{i}"] = {
-            "spectral": {**weight, "bias": state[f"fno_blocks.convs.{i}.bias"].ravel()},
-            "bypass": dense(f"fno_blocks.fno_skips.{i}.conv"), "channel_mlp": mlp(f"fno_blocks.channel_mlp.{i}"),
-            "channel_mlp_skip": {"scale": state[f"fno_blocks.channel_mlp_skips.{i}.weight"].ravel()}}
+            "spectral": weight, "bias": state[f"fno_blocks.convs.{i}.bias"].ravel(),
+            "bypass": state[f"fno_blocks.fno_skips.{i}.conv.weight"][..., 0].T,
+            **mlp(f"fno_blocks.channel_mlp.{i}", "channel_mlp_"),
+            "channel_mlp_skip": state[f"fno_blocks.channel_mlp_skips.{i}.weight"].ravel()}
     return {"params": params}
 
 
@@ -100,18 +101,18 @@ def test_same_weights_on_twice_the_resolution():
 
 
 def test_activations_keep_their_scale():
-    """Root mean square after every block between 0.3 and 3 for white and for smooth unit input."""
-    model = build((16, 16, 16), modes=(4, 4, 4), width=24, layers=3, channel_mlp_ratio=0.0)
+    """Root mean square after every block between 0.5 and 2 for white and for smooth unit input."""
+    model = build((16, 16, 16), modes=(4, 4, 4), width=24, layers=4, channel_mlp_ratio=0.0)
     white = field(5, 1, 16, 16, 16, 1)
     spectrum = np.fft.rfftn(white, axes=(1, 2, 3))
     keep = np.abs(np.fft.fftfreq(16, 1 / 16)) <= 3
     spectrum *= (keep[:, None, None] & keep[:, None] & keep[:9])[None, ..., None]
     smooth = np.fft.irfftn(spectrum, s=(16,) * 3, axes=(1, 2, 3)).astype(np.float32)
     variables = start(model, white)
-    apply = jax.jit(lambda x: model.apply(variables, x, capture_intermediates=lambda m, _: isinstance(m, fno.Block)))
+    apply = jax.jit(lambda x: model.apply(variables, x, capture_intermediates=lambda m, name: isinstance(m, fno.Block) and name == "__call__"))
     for x in (white, smooth / smooth.std()):
         for leaf in jax.tree.leaves(apply(x)[1]):
-            assert 0.3 < np.sqrt(np.mean(leaf ** 2)) < 3
+            assert 0.5 < np.sqrt(np.mean(leaf ** 2)) < 2
 
 
 def test_any_shape_and_axes_of_length_one():
@@ -147,7 +148,7 @@ def test_f64_and_full_rank_tucker_equals_dense():
         params = start(tucker, x)["params"]
         weight = lambda name: params["block_0"]["spectral"][f"{name}_real"] + 1j * params["block_0"]["spectral"][f"{name}_imag"]
         dense = jnp.einsum("uvwpq,mu,lv,kw,ip,oq->mlkio", weight("core"), *(weight(f"factor_{i}") for i in range(5)))
-        spectral = {"kernel_real": dense.real, "kernel_imag": dense.imag, "bias": params["block_0"]["spectral"]["bias"]}
+        spectral = {"kernel_real": dense.real, "kernel_imag": dense.imag}
         swapped = {**params, "block_0": {**params["block_0"], "spectral": spectral}}
         y = jax.jit(tucker.apply)({"params": params}, x)
         assert y.dtype == jnp.float64

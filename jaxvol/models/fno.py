@@ -9,6 +9,7 @@ The output layer is linear.  The same weights run on any grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvol.ops import fourier
-from jaxvol.types import Array, Spec, UserError
+from jaxvol.types import Array, PyTree, Spec, UserError
 
 Dtype = Any
 COMPUTE = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f64": jnp.float64}
@@ -25,6 +26,7 @@ WINDOWS = ("symmetric", "one_sided")
 FACTORIZATIONS = ("dense", "tucker", "cp")
 SKIPS = ("linear", "identity", "soft_gating", "none")
 NORMS = ("none", "instance", "group")
+SLAB = 4096                    # voxels; 20 channels of them fill a third of a megabyte
 COORDINATES = ("auto", "all", "none")
 
 
@@ -93,8 +95,8 @@ class FNO(nn.Module):
         for i in range(self.layers):
             x = block(kept=self.kept, factorization=self.factorization, rank=self.rank, implementation=self.implementation,
                       bypass=self.bypass, channel_mlp_ratio=self.channel_mlp_ratio, channel_mlp_skip=self.channel_mlp_skip,
-                      norm=self.norm, activate=self.activate_last or i < self.layers - 1, dtype=self.dtype,
-                      param_dtype=self.param_dtype, name=f"block_{i}")(x)
+                      norm=self.norm, activate=self.activate_last or i < self.layers - 1, param_dtype=self.param_dtype,
+                      name=f"block_{i}")(x)
         x = x[:, :grid[0], :grid[1], :grid[2]]
         return PointwiseMLP(round(self.projection_ratio * self.width), self.channels,
                             jnp.promote_types(self.dtype, jnp.float32), self.param_dtype, name="projection")(x)
@@ -111,29 +113,49 @@ class Block(nn.Module):
     channel_mlp_skip: str
     norm: str
     activate: bool
-    dtype: Dtype
     param_dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         act = gelu if self.activate else (lambda v: v)
         y = SpectralConv(self.kept, self.factorization, self.rank, self.implementation, self.param_dtype, name="spectral")(x)
-        y = normalise(y, self.norm, self.dtype, self.param_dtype, "norm")
-        y = act(y + skip(x, self.bypass, self.dtype, self.param_dtype, "bypass"))
-        if self.channel_mlp_ratio > 0:
-            hidden = round(self.channel_mlp_ratio * x.shape[-1])
-            y = PointwiseMLP(hidden, x.shape[-1], self.dtype, self.param_dtype, name="channel_mlp")(y)
-            y = y + skip(x, self.channel_mlp_skip, self.dtype, self.param_dtype, "channel_mlp_skip")
-            y = act(normalise(y, self.norm, self.dtype, self.param_dtype, "channel_mlp_norm"))
-        return y
+        y = self.normalise(y, "norm")
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        bypass = self.skip(x, self.bypass, "bypass")
+        if self.channel_mlp_ratio == 0:
+            return voxelwise(lambda p, v, y: act(y + p[0] + skip(v, self.bypass, p[1])).astype(v.dtype), (bias, bypass), x, y)
+        mlp = mlp_weights(self, "channel_mlp_", x.shape[-1], round(self.channel_mlp_ratio * x.shape[-1]), x.shape[-1])
+        around = self.skip(x, self.channel_mlp_skip, "channel_mlp_skip")
+        between = act if self.norm == "none" else (lambda v: v)
+
+        def mix(p: PyTree, v: Array, y: Array) -> Array:
+            y = act(y + p[0] + skip(v, self.bypass, p[1])).astype(v.dtype)
+            y = apply_mlp(p[2], y, jnp.promote_types(y.dtype, jnp.float32)) + skip(v, self.channel_mlp_skip, p[3])
+            return between(y).astype(v.dtype)
+        y = voxelwise(mix, (bias, bypass, mlp, around), x, y)
+        return y if self.norm == "none" else voxelwise(lambda p, y: act(y), (), self.normalise(y, "channel_mlp_norm"))
+
+    def skip(self, x: Array, kind: str, name: str) -> Array | None:
+        """Weights of a path around a convolution or MLP."""
+        if kind == "linear":
+            return self.param(name, nn.initializers.he_normal(), (x.shape[-1], x.shape[-1]), self.param_dtype)
+        return self.param(name, nn.initializers.ones, x.shape[-1:], self.param_dtype) if kind == "soft_gating" else None
+
+    def normalise(self, x: Array, name: str) -> Array:
+        """Per example: `instance` over the voxels of each channel, `group` over all of them."""
+        if self.norm == "none":
+            return x
+        groups = {"num_groups": None, "group_size": 1} if self.norm == "instance" else {"num_groups": 1}
+        return nn.GroupNorm(epsilon=1e-5, dtype=x.dtype, param_dtype=self.param_dtype, name=name, **groups)(x)
 
 
 class SpectralConv(nn.Module):
-    """Spectral convolution with its own weights and bias, [B, D, H, W, C] -> the same, computed in at least float32.
+    """Spectral convolution with its own weights, [B, D, H, W, C] -> the same, computed in at least float32.
 
     Each complex weight is stored as two reals (`_real`, `_imag`): optimizers then need no complex arithmetic.  At the start
-    E|W_k|^2 = 1 / C (factorised weights: that of the dense tensor they stand for), so a field whose power lies within the
-    window keeps its variance; with the bypass's 1 / C the sum has twice that, which the activation about halves again.
+    E|W_k|^2 = 1 / C (factorised weights: that of the dense tensor they stand for), as in the published implementation.  With
+    the bypass's 2 / C the sum has 2 (white fields) to 3 times (smooth fields) the variance of v, which GELU brings back to
+    about 0.9 to 1.3: activations keep their scale through the blocks.
     """
     kept: fourier.Window
     factorization: str
@@ -155,18 +177,16 @@ class SpectralConv(nn.Module):
         else:
             rank = max(1, round(self.rank * math.prod(sizes) / sum(sizes)))
             factors = tuple(self.weight(f"factor_{i}", (n, rank), (1 / (width * rank)) ** 0.2) for i, n in enumerate(sizes))
-        bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
-        y = fourier.spectral_conv(x, core, factors, self.kept, implementation=self.implementation)
-        return (y + bias).astype(x.dtype)
+        return fourier.spectral_conv(x, core, factors, self.kept, implementation=self.implementation).astype(x.dtype)
 
-    def weight(self, name: str, shape: tuple[int, ...], variance: float) -> Array:
-        """A complex parameter of E|w|^2 = variance."""
+    def weight(self, name: str, shape: tuple[int, ...], variance: float) -> fourier.Pair:
+        """Real and imaginary part of a parameter of E|w|^2 = variance."""
         init = nn.initializers.normal(math.sqrt(variance / 2))
-        return jax.lax.complex(*(self.param(f"{name}_{part}", init, shape, self.param_dtype) for part in ("real", "imag")))
+        return tuple(self.param(f"{name}_{part}", init, shape, self.param_dtype) for part in ("real", "imag"))
 
 
 class PointwiseMLP(nn.Module):
-    """Linear, GELU, linear on the channels of each voxel; hidden = 0 is one linear layer."""
+    """Linear, GELU, linear on the channels of each voxel; hidden = 0 is one linear layer.  Result in `dtype`."""
     hidden: int
     features: int
     dtype: Dtype
@@ -174,85 +194,109 @@ class PointwiseMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        def weights(name: str, rows: int, columns: int) -> tuple[Array, Array]:
-            return (self.param(f"{name}_kernel", nn.initializers.lecun_normal(), (rows, columns), self.param_dtype),
-                    self.param(f"{name}_bias", nn.initializers.zeros, (columns,), self.param_dtype))
-        if not self.hidden:
-            return linear(x, *weights("output", x.shape[-1], self.features), self.dtype)
-        return mlp(x, weights("hidden", x.shape[-1], self.hidden), weights("output", self.hidden, self.features), self.dtype)
+        weights = mlp_weights(self, "", x.shape[-1], self.hidden, self.features)
+        return voxelwise(lambda p, v: apply_mlp(p, v, self.dtype), weights, x)
 
 
-@partial(jax.checkpoint, static_argnums=3)
-def mlp(x: Array, hidden: tuple[Array, Array], output: tuple[Array, Array], dtype: Dtype) -> Array:
-    """Two layers on channels; recomputing the hidden one in the backward pass is cheaper than to store and fetch it."""
-    return linear(gelu(linear(x, *hidden, x.dtype)), *output, dtype)
+def mlp_weights(module: nn.Module, prefix: str, inputs: int, hidden: int, outputs: int) -> list[tuple[Array, Array]]:
+    """(kernel, bias) per layer, as parameters of `module`; variance 1 / inputs, and 2 / inputs after a GELU."""
+    widths = (inputs, hidden, outputs) if hidden else (inputs, outputs)
+    init = (nn.initializers.lecun_normal(), nn.initializers.he_normal())
+    return [(module.param(f"{prefix}kernel_{i}", init[i], (a, b), module.param_dtype),
+             module.param(f"{prefix}bias_{i}", nn.initializers.zeros, (b,), module.param_dtype))
+            for i, (a, b) in enumerate(zip(widths, widths[1:]))]
 
 
-@partial(jax.checkpoint, static_argnums=3)
-def linear(x: Array, kernel: Array, bias: Array | None, dtype: Dtype) -> Array:
-    """x W + b on channels; products in x's dtype, result in `dtype`; the backward pass keeps x as it is, unconverted.
+def apply_mlp(layers: list[tuple[Array, Array]], x: Array, dtype: Dtype) -> Array:
+    """Linear layers on channels with GELU between them; products in x's dtype, result in `dtype`.
 
-    The bias is added in the parameters' precision: its gradient is a sum over all voxels, which in bfloat16 would stop
-    growing after a few hundred of them.
+    A bias is added in the parameters' precision: its gradient is a sum over all voxels, which in bfloat16 would stop growing
+    after a few hundred of them.
     """
-    y = product(x, kernel, dtype)
-    return y if bias is None else (y + bias).astype(dtype)
+    for i, (kernel, bias) in enumerate(layers):
+        last = i == len(layers) - 1
+        y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype if last else x.dtype) + bias
+        x = y.astype(dtype) if last else gelu(y).astype(x.dtype)
+    return x
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def product(x: Array, kernel: Array, dtype: Dtype) -> Array:
-    """x W on channels, accumulated in at least float32.
-
-    Its derivative in W is a sum over all voxels.  Written as one product, XLA's CPU backend takes up to 20 times as long for
-    it as for one partial sum per slice, whatever the device, and the sum over slices is in the parameters' precision.
-    """
-    return jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype)
-
-
-@product.defjvp
-def _(dtype: Dtype, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    b, d, h, w, c = x.shape
-    slices = jnp.broadcast_to(dkernel, (b, d, *kernel.shape)).astype(x.dtype)
-    by_kernel = jnp.matmul(x.reshape(b, d, h * w, c), slices, preferred_element_type=dtype).reshape(b, d, h, w, -1)
-    return product(x, kernel, dtype), product(dx, kernel, dtype) + by_kernel
-
-
-def skip(x: Array, kind: str, dtype: Dtype, param_dtype: Dtype, name: str) -> Array:
-    """The path around a convolution or MLP; call inside a compact method."""
+def skip(x: Array, kind: str, weight: Array | None) -> Array:
+    """linear: x W | soft_gating: x w | identity: x | none: 0."""
     if kind == "linear":
-        return Mix(dtype, param_dtype, name=name)(x)
-    if kind == "soft_gating":
-        return Gate(param_dtype, name=name)(x)
-    return x if kind == "identity" else jnp.zeros_like(x)
+        return jnp.dot(x, weight.astype(x.dtype))
+    return x * weight if kind == "soft_gating" else x if kind == "identity" else jnp.zeros_like(x)
 
 
-class Mix(nn.Module):
-    """A square matrix on the channels, without bias."""
-    dtype: Dtype
-    param_dtype: Dtype
+def voxelwise(function: Callable[..., Array], weights: PyTree, *fields: Array) -> Array:
+    """function(weights, *fields) for a function of each voxel's channels; only the fields are kept for the backward pass.
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], x.shape[-1]), self.param_dtype)
-        return linear(x, kernel, None, self.dtype)
-
-
-class Gate(nn.Module):
-    """One learned factor per channel, 1 at the start."""
-    param_dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return (x * self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)).astype(x.dtype)
+    One CPU works slab by slab (`slabwise`): what lies between the fields then stays in its cache.
+    """
+    slabs = slab_count(fields[0].shape)
+    if slabs == 1:
+        return jax.checkpoint(function)(weights, *fields)
+    rows = tuple(v.reshape(slabs, -1, v.shape[-1]) for v in fields)
+    return slabwise(function, weights, rows).reshape(*fields[0].shape[:4], -1)
 
 
-def normalise(x: Array, kind: str, dtype: Dtype, param_dtype: Dtype, name: str) -> Array:
-    """Per example: `instance` over the voxels of each channel, `group` over all of them; call inside a compact method."""
-    if kind == "none":
-        return x
-    groups = {"num_groups": None, "group_size": 1} if kind == "instance" else {"num_groups": 1}
-    return nn.GroupNorm(epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name=name, **groups)(x)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def slabwise(function: Callable[..., Array], weights: PyTree, fields: tuple[Array, ...]) -> Array:
+    """Loop over the first axis of the fields; both passes write each result over an operand that is used up.
+
+    XLA's CPU backend ignores jax.checkpoint (it merges the recomputed operations with the first ones), clears the output of
+    a `lax.scan` first and widens bfloat16 loop variables to float32: hence the loops by hand, over raw bits.
+    """
+    one = jax.eval_shape(function, weights, *(v[0] for v in fields))
+    packed = tuple(map(pack, fields))
+    out = pack(jnp.zeros((len(fields[0]), *one.shape), one.dtype))
+    if (fields[-1].shape[1:], fields[-1].dtype) == (one.shape, one.dtype):
+        out = packed[-1]
+
+    def body(i: Array, out: Array) -> Array:
+        slab = function(weights, *(unpack(v[i], f.dtype) for v, f in zip(packed, fields)))
+        return jax.lax.dynamic_update_index_in_dim(out, pack(slab), i, 0)
+    return unpack(jax.lax.fori_loop(0, len(out), body, out), one.dtype)
+
+
+def _slabwise_forward(function: Callable[..., Array], weights: PyTree, fields: tuple[Array, ...]) -> tuple[Array, PyTree]:
+    return slabwise(function, weights, fields), (weights, tuple(map(pack, fields)), tuple(v[:0] for v in fields))
+
+
+def _slabwise_backward(function: Callable[..., Array], saved: PyTree, cotangent: Array) -> tuple[PyTree, tuple[Array, ...]]:
+    weights, packed, like = saved
+    bits = pack(cotangent)
+
+    def body(i: Array, carry: PyTree) -> PyTree:
+        total, packed = carry
+        slabs = tuple(unpack(v[i], f.dtype) for v, f in zip(packed, like))
+        _, pull = jax.vjp(function, weights, *slabs)
+        by_weights, *by_fields = pull(unpack(bits[i], cotangent.dtype))
+        packed = tuple(jax.lax.dynamic_update_index_in_dim(v, pack(d), i, 0) for v, d in zip(packed, by_fields))
+        return jax.tree.map(jnp.add, total, by_weights), packed
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    total, packed = jax.lax.fori_loop(0, len(bits), body, (zero, packed))
+    return total, tuple(unpack(v, f.dtype) for v, f in zip(packed, like))
+
+
+slabwise.defvjp(_slabwise_forward, _slabwise_backward)
+
+
+def pack(x: Array) -> Array:
+    """bfloat16 as its bits."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def unpack(x: Array, dtype: Dtype) -> Array:
+    """The inverse of `pack`."""
+    return jax.lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
+
+
+def slab_count(shape: tuple[int, ...]) -> int:
+    """The most slabs of at least SLAB voxels; 1 on accelerators and where a slab would cut across devices."""
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return 1
+    slices, voxels = shape[0] * shape[1], math.prod(shape[:4])
+    return max(n for n in range(1, slices + 1) if slices % n == 0 and (voxels >= n * SLAB or n == 1))
 
 
 def append_coordinates(x: Array, axes: tuple[int, ...]) -> Array:
@@ -278,8 +322,21 @@ def tucker_ranks(sizes: tuple[int, ...], fraction: float) -> tuple[int, ...]:
     return best
 
 
-@jax.checkpoint
+@jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """x Phi(x), exact (not the tanh form), computed in at least float32; the backward pass keeps x only."""
+    """x Phi(x), exact (not the tanh form), computed in at least float32, in x's dtype."""
+    return gelu_and_slope(x)[0]
+
+
+@gelu.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    value, slope = gelu_and_slope(primals[0])
+    return value, slope * tangents[0]
+
+
+def gelu_and_slope(x: Array) -> tuple[Array, Array]:
+    """gelu(x) and its derivative Phi(x) + x phi(x), which share the error function."""
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (0.5 * z * (1 + jax.lax.erf(z * math.sqrt(0.5)))).astype(x.dtype)
+    cdf = 0.5 * (1 + jax.lax.erf(z * math.sqrt(0.5)))
+    slope = cdf + z * jnp.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+    return (z * cdf).astype(x.dtype), slope.astype(x.dtype)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 Array = jax.Array
+Pair = tuple[Array, Array]                    # real and imaginary part: optimizers and checkpoints then see reals only
 Window = tuple[tuple[int, int], ...]          # (lowest, highest) integer frequency kept per axis; the last axis starts at 0
 IMPLEMENTATIONS = ("auto", "fft", "dft")
 BATCH_AXES = ("data", "fsdp")                 # mesh axes over which the batch, and the depth, of volumes may be split
@@ -50,12 +51,12 @@ def window_size(kept: Window) -> tuple[int, ...]:
     return tuple(high - low + 1 for low, high in kept)
 
 
-def spectral_conv(x: Array, core: Array | None, factors: tuple[Array, ...], kept: Window, *, implementation: str = "auto",
+def spectral_conv(x: Array, core: Pair | None, factors: tuple[Pair, ...], kept: Window, *, implementation: str = "auto",
                   output_shape: tuple[int, int, int] | None = None) -> Array:
     """Convolve real volumes with a kernel given by its Fourier coefficients: [B, D, H, W, C] -> [B, D', H', W', K].
 
     x:        real, any float dtype; transforms and products are carried out in at least float32
-    core:     complex weights [kd, kh, kw, C, K] with (kd, kh, kw) = window_size(kept); with `factors`, see `contract`
+    core:     weights (real, imag), each [kd, kh, kw, C, K] with (kd, kh, kw) = window_size(kept); with `factors`, see `contract`
     kept:     the frequencies that the weights stand for; on a grid that does not resolve them they are cropped
     output_shape: evaluate the trigonometric polynomial y on another grid (default: that of x)
     Returns at least float32, whatever x's dtype.  Raises ValueError for an unknown implementation.
@@ -85,7 +86,7 @@ def choose(implementation: str, shape: tuple[int, ...], kept: Window) -> str:
     return "dft" if jax.device_count() > 1 or fraction <= DFT_FRACTION else "fft"
 
 
-def contract(spectrum: Array, core: Array | None, factors: tuple[Array, ...]) -> Array:
+def contract(spectrum: Array, core: Pair | None, factors: tuple[Pair, ...]) -> Array:
     """Multiply each kept mode by its channel matrix: [B, kd, kh, C, kw] -> [B, kd, kh, K, kw].
 
     no factors     core [kd, kh, kw, C, K] is the dense tensor
@@ -94,18 +95,28 @@ def contract(spectrum: Array, core: Array | None, factors: tuple[Array, ...]) ->
     The order of a factorised product is chosen by operation count, so the dense tensor is built only where that is cheaper.
     """
     if not factors:
-        return jnp.einsum("bmlik,mlkio->bmlok", spectrum, core, precision=HIGHEST)
+        return _contract_dense(spectrum, *core)
+    small = tuple(jax.lax.complex(*f) for f in factors)
     if core is None:
-        return jnp.einsum("bmlik,mr,lr,kr,ir,or->bmlok", spectrum, *factors, precision=HIGHEST)
-    return jnp.einsum("bmlik,uvwpq,mu,lv,kw,ip,oq->bmlok", spectrum, core, *factors, precision=HIGHEST)
+        return jnp.einsum("bmlik,mr,lr,kr,ir,or->bmlok", spectrum, *small, precision=HIGHEST)
+    return jnp.einsum("bmlik,uvwpq,mu,lv,kw,ip,oq->bmlok", spectrum, jax.lax.complex(*core), *small, precision=HIGHEST)
 
 
-def _crop_weights(core: Array | None, factors: tuple[Array, ...], kept: Window, used: Window) -> tuple[Array | None, tuple]:
+def _contract_dense(spectrum: Array, real: Array, imag: Array) -> Array:
+    """One small product per mode; real and imaginary rows are stacked, so that no complex copy of the weights is made."""
+    batch = spectrum.shape[0]
+    rows = jnp.concatenate([spectrum.real, spectrum.imag]).transpose(1, 2, 4, 0, 3)          # [kd, kh, kw, 2 B, C]
+    by_real, by_imag = (jnp.matmul(rows, w, precision=HIGHEST) for w in (real, imag))
+    y = jax.lax.complex(by_real[..., :batch, :] - by_imag[..., batch:, :], by_imag[..., :batch, :] + by_real[..., batch:, :])
+    return y.transpose(3, 0, 1, 4, 2)
+
+
+def _crop_weights(core: Pair | None, factors: tuple[Pair, ...], kept: Window, used: Window) -> tuple[Pair | None, tuple]:
     """Weights of the frequencies in `used`, a part of the window `kept`."""
     rows = tuple(slice(u[0] - k[0], u[1] - k[0] + 1) for u, k in zip(used, kept))
     if factors:
-        return core, (*(f[r] for f, r in zip(factors, rows)), *factors[3:])
-    return core[rows], ()
+        return core, (*((real[r], imag[r]) for (real, imag), r in zip(factors, rows)), *factors[3:])
+    return (core[0][rows], core[1][rows]), ()
 
 
 def _halve_nyquist(spectrum: Array, kept: Window, shape: tuple[int, ...]) -> Array:
@@ -190,7 +201,8 @@ def _place(y: Array, axis: int, low: int, high: int, n: int) -> Array:
 def _local(transform: Callable[[Array], Array], x: Array, split_depth: bool) -> Array:
     """Apply a transform to each device's own examples (and depths), because XLA gathers a sharded operand of an FFT.
 
-    Needs the mesh in context; without one, or where the axes do not divide, the transform is applied as it is.
+    Needs the mesh in context.  An axis that does not divide, and the depth with `split_depth=False`, is gathered: left alone
+    with a transform along a split axis, XLA does the same on jax 0.12 and aborts the process on jax 0.10.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch = tuple(a for a in BATCH_AXES if a in mesh.axis_names and mesh.shape[a] > 1)
@@ -199,7 +211,7 @@ def _local(transform: Callable[[Array], Array], x: Array, split_depth: bool) -> 
         batch = ()
     if depth and x.shape[1] % mesh.shape[depth]:
         depth = None
-    if mesh.empty or not (batch or depth):
+    if mesh.size <= 1:
         return transform(x)
     spec = P(batch or None, depth)
     return jax.shard_map(transform, in_specs=spec, out_specs=spec, check_vma=False)(x)
