@@ -156,8 +156,7 @@ def restore(workdir: str | Path, which: str, kind: str, mesh=None) -> tuple[Task
     config, spec = config_from(meta["config"]), Spec.from_json(meta["spec"])
     if config.precision == "f64":
         jax.config.update("jax_enable_x64", True)
-    mesh = mesh if mesh is not None else sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": 1}), jax.devices()[:1])
-    _, struct = state_template(config, spec, meta["steps"], mesh)
+    _, struct = state_template(config, spec, meta["steps"], sharding.one_device() if mesh is None else mesh)
     params, stats, meta = checkpoint.weights(store, which, checkpoint.as_dict(struct), kind)
     store.manager.close()
     return task(config, spec), params, {"stats": stats}, config, spec, meta

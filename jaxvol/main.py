@@ -99,7 +99,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
         return cache[index]
 
     def initial(chosen: ConfigDict):
-        _, params, extra, _, _, meta = build.restore(chosen.init_from, chosen.init_checkpoint, "ema")
+        _, params, extra, _, _, meta = build.restore(chosen.init_from, chosen.init_checkpoint, "ema", mesh)
         logging.info("init_from %s, checkpoint %s (step %d), averaged weights", chosen.init_from, chosen.init_checkpoint, meta["step"])
         return params, extra["stats"]
 
@@ -137,7 +137,7 @@ def do_evaluate(config: ConfigDict, workdir: Path) -> int:
 
 def do_predict(config: ConfigDict, workdir: Path) -> int:
     """Predict files with a trained model."""
-    with jax.set_mesh(sharding.make_mesh(config.mesh, jax.devices()[:1])) as _:
+    with jax.set_mesh(sharding.one_device()):
         inference.predict_run(config, workdir)
     return 0
 

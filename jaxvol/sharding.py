@@ -32,6 +32,11 @@ def make_mesh(mesh_config, devices: list | None = None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def one_device() -> Mesh:
+    """The mesh of this process's first device."""
+    return Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     """Examples over data and fsdp; the depth of volumes, [B, D, H, W, C], over space."""
     return NamedSharding(mesh, P(("data", "fsdp"), "space") if ndim == 5 else P(("data", "fsdp")))

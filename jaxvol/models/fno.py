@@ -123,13 +123,13 @@ class Block(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
         bypass = self.skip(x, self.bypass, "bypass")
         if self.channel_mlp_ratio == 0:
-            return voxelwise(lambda p, v, y: act(y + p[0] + skip(v, self.bypass, p[1])).astype(v.dtype), (bias, bypass), x, y)
+            return voxelwise(lambda p, v, y: act(y + p[0][:, None] + skip(v, self.bypass, p[1])).astype(v.dtype), (bias, bypass), x, y)
         mlp = mlp_weights(self, "channel_mlp_", x.shape[-1], round(self.channel_mlp_ratio * x.shape[-1]), x.shape[-1])
         around = self.skip(x, self.channel_mlp_skip, "channel_mlp_skip")
         between = act if self.norm == "none" else (lambda v: v)
 
         def mix(p: PyTree, v: Array, y: Array) -> Array:
-            y = act(y + p[0] + skip(v, self.bypass, p[1])).astype(v.dtype)
+            y = act(y + p[0][:, None] + skip(v, self.bypass, p[1])).astype(v.dtype)
             y = apply_mlp(p[2], y, jnp.promote_types(y.dtype, jnp.float32)) + skip(v, self.channel_mlp_skip, p[3])
             return between(y).astype(v.dtype)
         y = voxelwise(mix, (bias, bypass, mlp, around), x, y)
@@ -208,58 +208,65 @@ def mlp_weights(module: nn.Module, prefix: str, inputs: int, hidden: int, output
 
 
 def apply_mlp(layers: list[tuple[Array, Array]], x: Array, dtype: Dtype) -> Array:
-    """Linear layers on channels with GELU between them; products in x's dtype, result in `dtype`.
+    """Linear layers on the channels of [..., C, N] with GELU between them; products in x's dtype, result in `dtype`.
 
     A bias is added in the parameters' precision: its gradient is a sum over all voxels, which in bfloat16 would stop growing
     after a few hundred of them.
     """
     for i, (kernel, bias) in enumerate(layers):
         last = i == len(layers) - 1
-        y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=dtype if last else x.dtype) + bias
+        y = product(kernel, x, dtype if last else x.dtype) + bias[:, None]
         x = y.astype(dtype) if last else gelu(y).astype(x.dtype)
     return x
 
 
+def product(kernel: Array, x: Array, dtype: Dtype) -> Array:
+    """y_kn = sum_c W_ck x_cn for each leading index, in x's dtype; the gradient of W is summed over them in W's dtype."""
+    matrices = jnp.broadcast_to(kernel.T, (*x.shape[:-2], *kernel.shape[::-1])).astype(x.dtype)
+    return jnp.matmul(matrices, x, preferred_element_type=dtype)
+
+
 def skip(x: Array, kind: str, weight: Array | None) -> Array:
-    """linear: x W | soft_gating: x w | identity: x | none: 0."""
+    """linear: W x | soft_gating: w x | identity: x | none: 0, on [..., C, N]."""
     if kind == "linear":
-        return jnp.dot(x, weight.astype(x.dtype))
-    return x * weight if kind == "soft_gating" else x if kind == "identity" else jnp.zeros_like(x)
+        return product(weight, x, x.dtype)
+    return x * weight[:, None] if kind == "soft_gating" else x if kind == "identity" else jnp.zeros_like(x)
 
 
 def voxelwise(function: Callable[..., Array], weights: PyTree, *fields: Array) -> Array:
-    """function(weights, *fields) for a function of each voxel's channels; only the fields are kept for the backward pass.
+    """Apply a function of each voxel's channels to volumes [B, D, H, W, C]; the backward pass keeps only these fields.
 
-    One CPU works slab by slab (`slabwise`): what lies between the fields then stays in its cache.
+    `function(weights, *slabs)` is given [..., C, N]: voxels lie along the last axis, where vector units want them; inside the
+    network the two changes of layout cancel.  One CPU works slab by slab (`slabwise`), in its cache.
     """
-    slabs = slab_count(fields[0].shape)
+    b, d, h, w, _ = fields[0].shape
+    slices = tuple(jnp.moveaxis(v, -1, 2).reshape(b, d, v.shape[-1], h * w) for v in fields)
+    slabs = slab_count(b * d, h * w)
     if slabs == 1:
-        return jax.checkpoint(function)(weights, *fields)
-    rows = tuple(v.reshape(slabs, -1, v.shape[-1]) for v in fields)
-    return slabwise(function, weights, rows).reshape(*fields[0].shape[:4], -1)
+        out = jax.checkpoint(function)(weights, *slices)
+    else:
+        out = slabwise(function, weights, tuple(v.reshape(slabs, b * d // slabs, *v.shape[2:]) for v in slices))
+    return jnp.moveaxis(out.reshape(b, d, -1, h, w), 2, -1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def slabwise(function: Callable[..., Array], weights: PyTree, fields: tuple[Array, ...]) -> Array:
-    """Loop over the first axis of the fields; both passes write each result over an operand that is used up.
+    """Loop over the first axis of the fields, forward and backward.
 
     XLA's CPU backend ignores jax.checkpoint (it merges the recomputed operations with the first ones), clears the output of
-    a `lax.scan` first and widens bfloat16 loop variables to float32: hence the loops by hand, over raw bits.
+    a `lax.scan` twice and widens bfloat16 loop variables to float32: hence the loops by hand, over raw bits.
     """
     one = jax.eval_shape(function, weights, *(v[0] for v in fields))
     packed = tuple(map(pack, fields))
-    out = pack(jnp.zeros((len(fields[0]), *one.shape), one.dtype))
-    if (fields[-1].shape[1:], fields[-1].dtype) == (one.shape, one.dtype):
-        out = packed[-1]
 
     def body(i: Array, out: Array) -> Array:
         slab = function(weights, *(unpack(v[i], f.dtype) for v, f in zip(packed, fields)))
         return jax.lax.dynamic_update_index_in_dim(out, pack(slab), i, 0)
-    return unpack(jax.lax.fori_loop(0, len(out), body, out), one.dtype)
+    return unpack(jax.lax.fori_loop(0, len(fields[0]), body, buffer(one, fields)), one.dtype)
 
 
 def _slabwise_forward(function: Callable[..., Array], weights: PyTree, fields: tuple[Array, ...]) -> tuple[Array, PyTree]:
-    return slabwise(function, weights, fields), (weights, tuple(map(pack, fields)), tuple(v[:0] for v in fields))
+    return slabwise(function, weights, fields), (weights, tuple(map(pack, fields)), tuple(v[0, :0] for v in fields))
 
 
 def _slabwise_backward(function: Callable[..., Array], saved: PyTree, cotangent: Array) -> tuple[PyTree, tuple[Array, ...]]:
@@ -267,18 +274,26 @@ def _slabwise_backward(function: Callable[..., Array], saved: PyTree, cotangent:
     bits = pack(cotangent)
 
     def body(i: Array, carry: PyTree) -> PyTree:
-        total, packed = carry
-        slabs = tuple(unpack(v[i], f.dtype) for v, f in zip(packed, like))
-        _, pull = jax.vjp(function, weights, *slabs)
+        total, out = carry
+        _, pull = jax.vjp(function, weights, *(unpack(v[i], f.dtype) for v, f in zip(packed, like)))
         by_weights, *by_fields = pull(unpack(bits[i], cotangent.dtype))
-        packed = tuple(jax.lax.dynamic_update_index_in_dim(v, pack(d), i, 0) for v, d in zip(packed, by_fields))
-        return jax.tree.map(jnp.add, total, by_weights), packed
-    zero = jax.tree.map(jnp.zeros_like, weights)
-    total, packed = jax.lax.fori_loop(0, len(bits), body, (zero, packed))
-    return total, tuple(unpack(v, f.dtype) for v, f in zip(packed, like))
+        out = tuple(jax.lax.dynamic_update_index_in_dim(v, pack(d), i, 0) for v, d in zip(out, by_fields))
+        return jax.tree.map(jnp.add, total, by_weights), out
+    out = tuple(buffer(jax.ShapeDtypeStruct(v.shape[1:], f.dtype), (cotangent,), j) for j, (v, f) in enumerate(zip(packed, like)))
+    total, out = jax.lax.fori_loop(0, len(bits), body, (jax.tree.map(jnp.zeros_like, weights), out))
+    return total, tuple(unpack(v, f.dtype) for v, f in zip(out, like))
 
 
 slabwise.defvjp(_slabwise_forward, _slabwise_backward)
+
+
+def buffer(one: jax.ShapeDtypeStruct, fields: tuple[Array, ...], element: int = 0) -> Array:
+    """Room for a slab `one` per slab of `fields`.
+
+    Filled with a value that exists only now and differs: XLA would make one room of zeros at the start and copy it.
+    """
+    value = fields[0].ravel()[element].astype(one.dtype)
+    return pack(jnp.broadcast_to(value, (len(fields[0]), *one.shape)))
 
 
 def pack(x: Array) -> Array:
@@ -291,12 +306,11 @@ def unpack(x: Array, dtype: Dtype) -> Array:
     return jax.lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
 
 
-def slab_count(shape: tuple[int, ...]) -> int:
-    """The most slabs of at least SLAB voxels; 1 on accelerators and where a slab would cut across devices."""
+def slab_count(slices: int, voxels: int) -> int:
+    """Slabs of whole slices of `voxels` voxels: the most of at least SLAB voxels; 1 where devices share the volume."""
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 1
-    slices, voxels = shape[0] * shape[1], math.prod(shape[:4])
-    return max(n for n in range(1, slices + 1) if slices % n == 0 and (voxels >= n * SLAB or n == 1))
+    return max(n for n in range(1, slices + 1) if slices % n == 0 and (slices // n * voxels >= SLAB or n == 1))
 
 
 def append_coordinates(x: Array, axes: tuple[int, ...]) -> Array:

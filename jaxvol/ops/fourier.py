@@ -66,9 +66,10 @@ def spectral_conv(x: Array, core: Pair | None, factors: tuple[Pair, ...], kept: 
     core, factors = _crop_weights(core, factors, kept, used)
     how = choose(implementation, shape, used)
     analyse, synthesise = (_analyse_dft, _synthesise_dft) if how == "dft" else (_analyse_fft, _synthesise_fft)
-    spectrum = analyse(x.astype(jnp.promote_types(x.dtype, jnp.float32)), used)
+    x = jnp.moveaxis(x, -1, 2).astype(jnp.promote_types(x.dtype, jnp.float32))     # products run along W
+    spectrum = analyse(x, used)
     spectrum = contract(_halve_nyquist(spectrum, used, shape), core, factors)
-    return synthesise(spectrum, used, out)
+    return jnp.moveaxis(synthesise(spectrum, used, out), 2, -1)
 
 
 def choose(implementation: str, shape: tuple[int, ...], kept: Window) -> str:
@@ -135,48 +136,47 @@ def _waves(n: int, low: int, high: int) -> np.ndarray:
 
 
 def _analyse_dft(x: Array, kept: Window) -> Array:
-    """[B, D, H, W, C] -> [B, kd, kh, C, kw]: last axis first, so that what a split depth axis must sum is small."""
-    d, h, w = (_waves(n, *k).conj() / n for n, k in zip(x.shape[1:4], kept))
+    """[B, D, C, H, W] -> [B, kd, kh, C, kw]: last axis first, so that what a split depth axis must sum is small."""
+    d, h, w = (_waves(n, *k).conj() / n for n, k in zip((x.shape[1], *x.shape[3:]), kept))
     d, h = (e.astype(jnp.result_type(x.dtype, jnp.complex64)) for e in (d, h))
     parts = np.concatenate([w.real, w.imag], axis=1).astype(x.dtype)
-    y = jnp.einsum("bdhwc,wk->bdhck", x, parts, precision=HIGHEST)
-    y = jax.lax.complex(*jnp.split(y, 2, axis=-1))
-    y = jnp.einsum("bdhck,hl->bdlck", y, h, precision=HIGHEST)
+    y = jax.lax.complex(*jnp.split(jnp.einsum("bdchw,wk->bdchk", x, parts, precision=HIGHEST), 2, axis=-1))
+    y = jnp.einsum("bdchk,hl->bdlck", y, h, precision=HIGHEST)
     return jnp.einsum("bdlck,dm->bmlck", y, d, precision=HIGHEST)
 
 
 def _synthesise_dft(y: Array, kept: Window, shape: tuple[int, ...]) -> Array:
-    """[B, kd, kh, K, kw] -> [B, D, H, W, K], the real part of the sum over the window."""
+    """[B, kd, kh, K, kw] -> [B, D, K, H, W], the real part of the sum over the window."""
     d, h, w = (_waves(n, *k) for n, k in zip(shape, kept))
     w[:, 1:] *= 2.0
     parts = np.concatenate([w.real, -w.imag], axis=1).T.astype(y.real.dtype)
     y = jnp.einsum("bmlok,dm->bdlok", y, d.astype(y.dtype), precision=HIGHEST)
-    y = jnp.einsum("bdlok,hl->bdhok", y, h.astype(y.dtype), precision=HIGHEST)
-    return jnp.einsum("bdhok,kw->bdhwo", jnp.concatenate([y.real, y.imag], axis=-1), parts, precision=HIGHEST)
+    y = jnp.einsum("bdlok,hl->bdohk", y, h.astype(y.dtype), precision=HIGHEST)
+    return jnp.einsum("bdohk,kw->bdohw", jnp.concatenate([y.real, y.imag], axis=-1), parts, precision=HIGHEST)
 
 
 def _analyse_fft(x: Array, kept: Window) -> Array:
-    """[B, D, H, W, C] -> [B, kd, kh, C, kw], pruned after each axis."""
+    """[B, D, C, H, W] -> [B, kd, kh, C, kw], pruned after each axis."""
     def plane(x: Array) -> Array:
-        y = jnp.fft.rfft(x.swapaxes(3, 4), norm="forward")[..., :kept[2][1] + 1]
-        return _prune(jnp.fft.fft(y, axis=2, norm="forward"), 2, *kept[1])
+        y = jnp.fft.rfft(x, norm="forward")[..., :kept[2][1] + 1]
+        return _prune(jnp.fft.fft(y, axis=3, norm="forward"), 3, *kept[1])
 
     def depth(y: Array) -> Array:
         return _prune(jnp.fft.fft(y, axis=1, norm="forward"), 1, *kept[0])
-    return _local(depth, _local(plane, x, split_depth=True), split_depth=False)
+    return _local(depth, _local(plane, x, split_depth=True), split_depth=False).swapaxes(2, 3)
 
 
 def _synthesise_fft(y: Array, kept: Window, shape: tuple[int, ...]) -> Array:
-    """[B, kd, kh, K, kw] -> [B, D, H, W, K]; irfft counts the plane +n/2 once where the sum above counts it twice."""
+    """[B, kd, kh, K, kw] -> [B, D, K, H, W]; irfft counts the plane +n/2 once where the sum above counts it twice."""
     def depth(y: Array) -> Array:
         return jnp.fft.ifft(_place(y, 1, *kept[0], shape[0]), axis=1, norm="forward")
 
     def plane(y: Array) -> Array:
-        y = jnp.fft.ifft(_place(y, 2, *kept[1], shape[1]), axis=2, norm="forward")
+        y = jnp.fft.ifft(_place(y, 3, *kept[1], shape[1]), axis=3, norm="forward")
         if 0 < 2 * kept[2][1] == shape[2]:
             y = y.at[..., -1].multiply(2.0)
-        return jnp.fft.irfft(y, shape[2], norm="forward").swapaxes(3, 4)
-    return _local(plane, _local(depth, y, split_depth=False), split_depth=True)
+        return jnp.fft.irfft(y, shape[2], norm="forward")
+    return _local(plane, _local(depth, y.swapaxes(2, 3), split_depth=False), split_depth=True)
 
 
 def _prune(y: Array, axis: int, low: int, high: int) -> Array:
