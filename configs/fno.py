@@ -22,17 +22,21 @@ def full(config) -> None:
     """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of 4 Mpc/h."""
     config.data = base.cosmology()
     config.data.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
-    config.model.modes, config.model.width = (12, 12, 12), 16
-    config.total_steps = 3000
+    config.model.modes, config.model.width = (16, 16, 16), 24
+    # Dense spectral weights learn every frequency from its own few examples; factors shared between frequencies learn
+    # ten times faster from 200 boxes.
+    config.model.factorization, config.model.rank = "tucker", 0.02
+    config.total_steps = 1500
     config.batch_size = 2
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.schedule.warmup_steps = 50
-    config.ema_decay = 0.995
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.schedule.warmup_steps = 20
+    config.ema_decay = 0.99
 
 
 def quick(config) -> None:
-    """The same task in five minutes: fewer steps."""
+    """The same task in five minutes: fewer frequencies, fewer steps."""
     full(config)
+    config.model.modes = (12, 12, 12)
     config.total_steps = 300
     config.ema_decay = 0.98
 
@@ -40,10 +44,13 @@ def quick(config) -> None:
 def galaxies(config) -> None:
     """One random half of 1.24 million N-body galaxies -> the density of the other half, crops of a periodic 420 Mpc/h box."""
     config.data = base.galaxies()
+    config.model.width, config.model.padding = 20, 0.25
+    config.model.factorization, config.model.rank = "tucker", 0.02
     config.task.spectra = False
-    config.total_steps = 600
-    config.batch_size = 4
-    config.ema_decay = 0.99
+    config.total_steps, config.batch_size = 300, 8
+    config.optimizer.learning_rate = 5e-3
+    config.optimizer.schedule.warmup_steps = 20
+    config.ema_decay = 0.98
 
 
 def darcy(config) -> None:
@@ -70,4 +77,4 @@ def darcy(config) -> None:
 
 def sweep() -> list[dict]:
     """Learning rate against width: 6 points."""
-    return [{"optimizer.learning_rate": rate, "model.width": width} for rate in (1e-3, 3e-3, 6e-3) for width in (12, 16)]
+    return [{"optimizer.learning_rate": rate, "model.width": width} for rate in (3e-3, 1e-2, 2e-2) for width in (16, 24)]

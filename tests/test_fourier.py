@@ -1,4 +1,4 @@
-"""Spectral convolution: against plane waves, brute force in float64, the published implementation, and itself on other devices."""
+"""Spectral convolution: against plane waves, brute force in float64, the published code, and itself on other devices."""
 import json
 import math
 import re

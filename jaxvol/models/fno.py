@@ -1,4 +1,4 @@
-"""Fourier neural operator in three dimensions (Li et al. 2021, arXiv:2010.08895; factorised: Kossaifi et al. 2024, arXiv:2310.00120).
+"""Fourier neural operator in 3D (Li et al. 2021, arXiv:2010.08895; factorised: Kossaifi et al. 2024, arXiv:2310.00120).
 
     v_0 = lift(x);   v_{l+1} = act(K_l v_l + bypass_l(v_l));   y = project(v_L)
 
@@ -9,8 +9,6 @@ The output layer is linear.  The same weights run on any grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvol.ops import fourier
+from jaxvol.ops.slabs import voxelwise
 from jaxvol.types import Array, PyTree, Spec, UserError
 
 Dtype = Any
@@ -26,7 +25,6 @@ WINDOWS = ("symmetric", "one_sided")
 FACTORIZATIONS = ("dense", "tucker", "cp")
 SKIPS = ("linear", "identity", "soft_gating", "none")
 NORMS = ("none", "instance", "group")
-SLAB = 4096                    # voxels; 20 channels of them fill a third of a megabyte
 COORDINATES = ("auto", "all", "none")
 
 
@@ -123,7 +121,8 @@ class Block(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
         bypass = self.skip(x, self.bypass, "bypass")
         if self.channel_mlp_ratio == 0:
-            return voxelwise(lambda p, v, y: act(y + p[0][:, None] + skip(v, self.bypass, p[1])).astype(v.dtype), (bias, bypass), x, y)
+            return voxelwise(lambda p, v, y: act(y + p[0][:, None] + skip(v, self.bypass, p[1])).astype(v.dtype),
+                             (bias, bypass), x, y)
         mlp = mlp_weights(self, "channel_mlp_", x.shape[-1], round(self.channel_mlp_ratio * x.shape[-1]), x.shape[-1])
         around = self.skip(x, self.channel_mlp_skip, "channel_mlp_skip")
         between = act if self.norm == "none" else (lambda v: v)
@@ -231,86 +230,6 @@ def skip(x: Array, kind: str, weight: Array | None) -> Array:
     if kind == "linear":
         return product(weight, x, x.dtype)
     return x * weight[:, None] if kind == "soft_gating" else x if kind == "identity" else jnp.zeros_like(x)
-
-
-def voxelwise(function: Callable[..., Array], weights: PyTree, *fields: Array) -> Array:
-    """Apply a function of each voxel's channels to volumes [B, D, H, W, C]; the backward pass keeps only these fields.
-
-    `function(weights, *slabs)` is given [..., C, N]: voxels lie along the last axis, where vector units want them; inside the
-    network the two changes of layout cancel.  One CPU works slab by slab (`slabwise`), in its cache.
-    """
-    b, d, h, w, _ = fields[0].shape
-    slices = tuple(jnp.moveaxis(v, -1, 2).reshape(b, d, v.shape[-1], h * w) for v in fields)
-    slabs = slab_count(b * d, h * w)
-    if slabs == 1:
-        out = jax.checkpoint(function)(weights, *slices)
-    else:
-        out = slabwise(function, weights, tuple(v.reshape(slabs, b * d // slabs, *v.shape[2:]) for v in slices))
-    return jnp.moveaxis(out.reshape(b, d, -1, h, w), 2, -1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def slabwise(function: Callable[..., Array], weights: PyTree, fields: tuple[Array, ...]) -> Array:
-    """Loop over the first axis of the fields, forward and backward.
-
-    XLA's CPU backend ignores jax.checkpoint (it merges the recomputed operations with the first ones), clears the output of
-    a `lax.scan` twice and widens bfloat16 loop variables to float32: hence the loops by hand, over raw bits.
-    """
-    one = jax.eval_shape(function, weights, *(v[0] for v in fields))
-    packed = tuple(map(pack, fields))
-
-    def body(i: Array, out: Array) -> Array:
-        slab = function(weights, *(unpack(v[i], f.dtype) for v, f in zip(packed, fields)))
-        return jax.lax.dynamic_update_index_in_dim(out, pack(slab), i, 0)
-    return unpack(jax.lax.fori_loop(0, len(fields[0]), body, buffer(one, fields)), one.dtype)
-
-
-def _slabwise_forward(function: Callable[..., Array], weights: PyTree, fields: tuple[Array, ...]) -> tuple[Array, PyTree]:
-    return slabwise(function, weights, fields), (weights, tuple(map(pack, fields)), tuple(v[0, :0] for v in fields))
-
-
-def _slabwise_backward(function: Callable[..., Array], saved: PyTree, cotangent: Array) -> tuple[PyTree, tuple[Array, ...]]:
-    weights, packed, like = saved
-    bits = pack(cotangent)
-
-    def body(i: Array, carry: PyTree) -> PyTree:
-        total, out = carry
-        _, pull = jax.vjp(function, weights, *(unpack(v[i], f.dtype) for v, f in zip(packed, like)))
-        by_weights, *by_fields = pull(unpack(bits[i], cotangent.dtype))
-        out = tuple(jax.lax.dynamic_update_index_in_dim(v, pack(d), i, 0) for v, d in zip(out, by_fields))
-        return jax.tree.map(jnp.add, total, by_weights), out
-    out = tuple(buffer(jax.ShapeDtypeStruct(v.shape[1:], f.dtype), (cotangent,), j) for j, (v, f) in enumerate(zip(packed, like)))
-    total, out = jax.lax.fori_loop(0, len(bits), body, (jax.tree.map(jnp.zeros_like, weights), out))
-    return total, tuple(unpack(v, f.dtype) for v, f in zip(out, like))
-
-
-slabwise.defvjp(_slabwise_forward, _slabwise_backward)
-
-
-def buffer(one: jax.ShapeDtypeStruct, fields: tuple[Array, ...], element: int = 0) -> Array:
-    """Room for a slab `one` per slab of `fields`.
-
-    Filled with a value that exists only now and differs: XLA would make one room of zeros at the start and copy it.
-    """
-    value = fields[0].ravel()[element].astype(one.dtype)
-    return pack(jnp.broadcast_to(value, (len(fields[0]), *one.shape)))
-
-
-def pack(x: Array) -> Array:
-    """bfloat16 as its bits."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def unpack(x: Array, dtype: Dtype) -> Array:
-    """The inverse of `pack`."""
-    return jax.lax.bitcast_convert_type(x, dtype) if dtype == jnp.bfloat16 else x
-
-
-def slab_count(slices: int, voxels: int) -> int:
-    """Slabs of whole slices of `voxels` voxels: the most of at least SLAB voxels; 1 where devices share the volume."""
-    if jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return 1
-    return max(n for n in range(1, slices + 1) if slices % n == 0 and (slices // n * voxels >= SLAB or n == 1))
 
 
 def append_coordinates(x: Array, axes: tuple[int, ...]) -> Array:

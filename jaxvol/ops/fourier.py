@@ -104,11 +104,14 @@ def contract(spectrum: Array, core: Pair | None, factors: tuple[Pair, ...]) -> A
 
 
 def _contract_dense(spectrum: Array, real: Array, imag: Array) -> Array:
-    """One small product per mode; real and imaginary rows are stacked, so that no complex copy of the weights is made."""
-    batch = spectrum.shape[0]
-    rows = jnp.concatenate([spectrum.real, spectrum.imag]).transpose(1, 2, 4, 0, 3)          # [kd, kh, kw, 2 B, C]
-    by_real, by_imag = (jnp.matmul(rows, w, precision=HIGHEST) for w in (real, imag))
-    y = jax.lax.complex(by_real[..., :batch, :] - by_imag[..., batch:, :], by_imag[..., :batch, :] + by_real[..., batch:, :])
+    """One small product per mode; real and imaginary rows are stacked, so that no complex copy of the weights is made.
+
+    Rows run over (example, part), in this order: an axis that is split over devices may be merged with a whole one behind it.
+    """
+    parts = jnp.stack([spectrum.real, spectrum.imag], axis=1).transpose(2, 3, 5, 0, 1, 4)      # [kd, kh, kw, B, 2, C]
+    rows = parts.reshape(*parts.shape[:3], -1, parts.shape[-1])
+    by_real, by_imag = (jnp.matmul(rows, w, precision=HIGHEST).reshape(*parts.shape[:5], -1) for w in (real, imag))
+    y = jax.lax.complex(by_real[..., 0, :] - by_imag[..., 1, :], by_imag[..., 0, :] + by_real[..., 1, :])
     return y.transpose(3, 0, 1, 4, 2)
 
 
