@@ -26,7 +26,7 @@ def full(config) -> None:
     # Dense spectral weights learn every frequency from its own few examples; factors shared between frequencies learn
     # ten times faster from 200 boxes.
     config.model.factorization, config.model.rank = "tucker", 0.02
-    config.total_steps = 1500
+    config.total_steps = 1000
     config.batch_size = 2
     config.optimizer.learning_rate = 1e-2
     config.optimizer.schedule.warmup_steps = 20

@@ -8,9 +8,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
+from jaxvol import sharding
 from jaxvol.models import fno
 from jaxvol.ops.slabs import voxelwise
 from jaxvol.types import Field, Spec, UserError
+from tests.test_fourier import largest_gather
 
 FIXTURE = Path(__file__).parent / "data" / "fno_model.npz"
 
@@ -174,6 +176,21 @@ def test_f64_and_full_rank_tucker_equals_dense():
         assert y.dtype == jnp.float64
         expected = jax.jit(build(precision="f64", layers=1).apply)({"params": swapped}, x)
         np.testing.assert_allclose(y, expected, atol=1e-12)
+
+
+def test_eight_devices_equal_one_and_move_only_modes_and_weights():
+    """Batch over data and fsdp, parameters over fsdp, depth over space, through the whole model and its gradient."""
+    model, x = build((16, 16, 16), layers=1, implementation="dft"), field(11, 4, 16, 16, 16, 1)
+    variables = start(model, x)
+    mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 2, "space": 2}))
+    places = sharding.state_shardings(mesh, variables), sharding.batch_sharding(mesh, 5)
+    gradient = jax.value_and_grad(lambda v, x: jnp.mean((model.apply(v, x) - 1) ** 2))
+    expected = jax.jit(gradient)(variables, x)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(gradient, in_shardings=places).lower(variables, x).compile()
+    found = compiled(*jax.device_put((variables, x), places))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), found, expected)
+    assert largest_gather(compiled.as_text()) <= 5 * 5 * 3 * 8 * 8 < x.size * 8 / 8      # a spectral kernel; a device's own field
 
 
 def test_rank_is_a_fraction_of_the_dense_parameters():

@@ -68,7 +68,7 @@ def spectral_conv(x: Array, core: Pair | None, factors: tuple[Pair, ...], kept: 
     analyse, synthesise = (_analyse_dft, _synthesise_dft) if how == "dft" else (_analyse_fft, _synthesise_fft)
     x = jnp.moveaxis(x, -1, 2).astype(jnp.promote_types(x.dtype, jnp.float32))     # products run along W
     spectrum = analyse(x, used)
-    spectrum = contract(_halve_nyquist(spectrum, used, shape), core, factors)
+    spectrum = _by_example(contract(_by_example(_halve_nyquist(spectrum, used, shape)), core, factors))
     return jnp.moveaxis(synthesise(spectrum, used, out), 2, -1)
 
 
@@ -207,14 +207,22 @@ def _local(transform: Callable[[Array], Array], x: Array, split_depth: bool) -> 
     Needs the mesh in context.  An axis that does not divide, and the depth with `split_depth=False`, is gathered: left alone
     with a transform along a split axis, XLA does the same on jax 0.12 and aborts the process on jax 0.10.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    batch = tuple(a for a in BATCH_AXES if a in mesh.axis_names and mesh.shape[a] > 1)
-    depth = DEPTH_AXIS if split_depth and DEPTH_AXIS in mesh.axis_names and mesh.shape[DEPTH_AXIS] > 1 else None
-    if x.shape[0] % math.prod(mesh.shape[a] for a in batch):
-        batch = ()
-    if depth and x.shape[1] % mesh.shape[depth]:
-        depth = None
-    if mesh.size <= 1:
+    mesh, batch = jax.sharding.get_abstract_mesh(), _batch_axes(x.shape[0])
+    depth = DEPTH_AXIS if split_depth and mesh.shape.get(DEPTH_AXIS, 1) > 1 and x.shape[1] % mesh.shape[DEPTH_AXIS] == 0 else None
+    if not (batch or depth):
         return transform(x)
     spec = P(batch or None, depth)
     return jax.shard_map(transform, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def _by_example(y: Array) -> Array:
+    """Split the kept modes by examples alone: it is then the weights that travel between devices, once."""
+    batch = _batch_axes(y.shape[0])
+    return jax.lax.with_sharding_constraint(y, P(batch)) if batch else y
+
+
+def _batch_axes(batch_size: int) -> tuple[str, ...]:
+    """Axes of the mesh in context over which a batch of this size is split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if mesh.shape.get(a, 1) > 1)
+    return axes if batch_size % math.prod(mesh.shape[a] for a in axes) == 0 else ()
