@@ -109,5 +109,6 @@ def predict_run(asked: ConfigDict, workdir: Path) -> None:
     compiled = jax.jit(lambda x: task.predict(params, extra, {"input": x}))
     made_by = {"run": str(workdir), "checkpoint": asked.evaluate.checkpoint, "step": meta["step"],
                "weights": asked.evaluate.weights, "config_hash": meta["config_hash"], "versions": meta["versions"]}
-    for file in predict.predict(merged, spec, compiled, workdir, made_by):
+    trained_on = config.data.input.key if "input" in config.data and "key" in config.data.input else ""
+    for file in predict.predict(merged, spec, compiled, workdir, made_by, trained_on):
         print(file)

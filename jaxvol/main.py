@@ -115,9 +115,11 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
         try:
             status = train.train(run, parts_of, initial if config.init_from else None)
         finally:
-            done = status in ("finished", "early_stopped")
+            done, skipped = status in ("finished", "early_stopped"), cache[max(cache)].dataset.skipped()
+            for line in skipped:
+                logging.warning("skipped: %s", line)
             log.status({"state": status if done or status == "failed" else "saved", "step": run.saved,
-                        "total": plan[-1][2], "reason": "" if done else status, "best": dataclasses.asdict(run.progress)})
+                        "total": plan[-1][2], "reason": "" if done else status, "best": dataclasses.asdict(run.progress), "skipped": skipped})
             log.close()
             run.store.manager.close()
     if not done:

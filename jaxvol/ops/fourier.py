@@ -25,7 +25,7 @@ Window = tuple[tuple[int, int], ...]          # (lowest, highest) integer freque
 IMPLEMENTATIONS = ("auto", "fft", "dft")
 BATCH_AXES = ("data", "fsdp")                 # mesh axes over which the batch, and the depth, of volumes may be split
 DEPTH_AXIS = "space"
-DFT_FRACTION = 0.75
+DFT_FRACTION = {"cpu": 0.55, "gpu": 0.75, "tpu": 0.75}   # of the frequencies of one axis, see `choose`
 HIGHEST = jax.lax.Precision.HIGHEST           # float32 products would otherwise run in TF32 on NVIDIA GPUs (errors of 1e-3)
 
 
@@ -75,8 +75,8 @@ def spectral_conv(x: Array, core: Pair | None, factors: tuple[Pair, ...], kept: 
 def choose(implementation: str, shape: tuple[int, ...], kept: Window) -> str:
     """Resolve "auto": DFT on more than one device or while few frequencies are kept, FFT otherwise.
 
-    A batch-sharded FFT is gathered by XLA in jax 0.10, a DFT never is.  The thresholds are the measured crossing on
-    a CPU and, on accelerators, the point where the truncated products no longer move fewer bytes than full transforms.
+    A batch-sharded FFT is gathered by XLA in jax 0.10, a DFT never is.  DFT_FRACTION is the measured crossing on one CPU core
+    (32, 48 and 64 cubed) and, on accelerators, an estimate of where truncated products move fewer bytes than full transforms.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"spectral convolution {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}.")
@@ -84,7 +84,7 @@ def choose(implementation: str, shape: tuple[int, ...], kept: Window) -> str:
         return implementation
     whole = (*shape[:2], shape[2] // 2 + 1)
     fraction = max(size / n for size, n in zip(window_size(kept), whole) if n > 1) if max(shape) > 1 else 0.0
-    return "dft" if jax.device_count() > 1 or fraction <= DFT_FRACTION else "fft"
+    return "dft" if jax.device_count() > 1 or fraction <= DFT_FRACTION[jax.default_backend()] else "fft"
 
 
 def contract(spectrum: Array, core: Pair | None, factors: tuple[Pair, ...]) -> Array:
@@ -209,7 +209,7 @@ def _local(transform: Callable[[Array], Array], x: Array, split_depth: bool) -> 
     """
     mesh, batch = jax.sharding.get_abstract_mesh(), _batch_axes(x.shape[0])
     depth = DEPTH_AXIS if split_depth and mesh.shape.get(DEPTH_AXIS, 1) > 1 and x.shape[1] % mesh.shape[DEPTH_AXIS] == 0 else None
-    if not (batch or depth):
+    if mesh.size <= 1:
         return transform(x)
     spec = P(batch or None, depth)
     return jax.shard_map(transform, in_specs=spec, out_specs=spec, check_vma=False)(x)
