@@ -213,14 +213,13 @@ def test_factorised_weights():
     assert gathered_fields(compiled, (2, 2, 2), state.params) == []
 
 
-def test_the_rule_sees_gathers(monkeypatch):
-    """An FFT along a split depth gathers it, and so does splitting a batch in the obvious order."""
+def test_the_rules_see_what_they_forbid(monkeypatch):
+    """An FFT along a split depth gathers it, and splitting a batch in the obvious order moves half of it."""
     state, _, compiled = program((1, 1, 8), **PLAIN, model__implementation="fft")
     assert gathered_fields(compiled, (1, 1, 8), state.params)
     monkeypatch.setattr(stepping, "split", lambda batch, parts: {
         name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()})
-    state, _, compiled = program((2, 1, 1), **PLAIN, micro_batches=2)
-    assert gathered_fields(compiled, (2, 1, 1), state.params)
+    assert set(traffic(program((2, 1, 1), **PLAIN, micro_batches=2)[2])) > {"all-reduce"}
 
 
 def kept_for_backward(precision: str) -> int:
@@ -245,7 +244,6 @@ def test_bfloat16_memory():
     assert kept_for_backward("bf16") <= 0.7 * kept_for_backward("f32")
     shape = {**BLOCK, "batch_size": 8, "model__width": 20, "model__modes": (8, 8, 8)}
     memory = [program(ONE, 32, precision=p, **shape)[2].memory_analysis().temp_size_in_bytes for p in ("bf16", "f32")]
-    print("MEM", memory, memory[0]/memory[1])
     assert memory[0] <= 0.7 * memory[1]
 
 
