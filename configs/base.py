@@ -121,7 +121,8 @@ def data() -> ConfigDict:
         "num_workers": 2,              # reader threads; the batches do not depend on it
         "on_error": "stop",            # stop | skip an example that cannot be read after three tries
         "max_skips": 10,               # more skipped examples than this stop the run
-        "augment": ("cube", "shift"),  # cube: rotations and reflections the fields allow; shift: periodic boxes only
+        "augment": ("cube", "shift"),  # cube: rotations and reflections the fields allow; transpose: exchanges of axes only;
+                                       # shift: periodic boxes only
         "fit_examples": 64,            # training examples that normalisers are fitted on
         "input_normaliser": (("standardise", {}),),    # chain of (name, arguments), see jaxvol/ops/normalise.py
         "target_normaliser": (("standardise", {}),),

@@ -56,7 +56,7 @@ def galaxies(config) -> None:
 def darcy(config) -> None:
     """Darcy flow, coefficient -> pressure, 16^2: 1000 training fields, 40 epochs, last weights, no averaging, no selection."""
     config.data = base.volumes()
-    config.data.augment = ()
+    config.data.augment = ("transpose",)      # samples at 0, h, 2h, ...: no mirror images
     config.data.ndim = 2
     config.data.input.train, config.data.input.test = "darcy_train_16.npz", "darcy_test_16.npz"
     config.data.input.key, config.data.target.key = "x", "y"

@@ -10,6 +10,7 @@ import math
 from ml_collections import ConfigDict
 
 from jaxvol import build
+from jaxvol.data.augment import KNOWN
 from jaxvol.optim import RULES, SCHEDULES
 from jaxvol.types import UserError
 
@@ -102,7 +103,7 @@ def _own_rules(config: ConfigDict) -> list[str]:
 def _data(config: ConfigDict) -> list[str]:
     if "augment" not in config.data:
         return []
-    found = [f"data.augment has {name!r}; known are cube, shift." for name in config.data.augment if name not in ("cube", "shift")]
+    found = [f"data.augment has {name!r}; known are {', '.join(KNOWN)}." for name in config.data.augment if name not in KNOWN]
     if config.data.on_error not in ("stop", "skip"):
         found.append(f"data.on_error is {config.data.on_error!r}; it has to be stop or skip.")
     if config.data.num_workers < 0 or config.data.max_skips < 0 or config.data.fit_examples < 1:

@@ -1,4 +1,5 @@
 """Batches are a function of (seed, step): for any number of workers, any slice of rows, across faults and restarts."""
+import itertools
 import gc
 import threading
 import time
@@ -280,3 +281,10 @@ def test_read_ahead_is_bounded_and_its_threads_end_with_it():
     stream.close()
     gate.set()
     assert wait_for_none() and len(started) <= 3                          # what was queued behind the gate is not read
+
+
+def test_transpose_exchanges_axes_and_never_mirrors():
+    x, spec = volume(0), make_spec(periodic=(True, True, True))
+    seen = {augment({"input": x, "target": x}, spec, np.random.default_rng(seed), ("transpose",))["input"].tobytes() for seed in range(80)}
+    expected = {np.ascontiguousarray(x.transpose(*axes, 3)).tobytes() for axes in itertools.permutations(range(3))}
+    assert seen == expected and len(expected) == 6

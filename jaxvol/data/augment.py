@@ -8,7 +8,7 @@ import numpy as np
 from jaxvol.ops import rotations
 from jaxvol.types import Spec, UserError
 
-KNOWN = ("cube", "shift")
+KNOWN = ("cube", "transpose", "shift")
 
 
 def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
@@ -29,11 +29,14 @@ def augment(example: dict[str, np.ndarray], spec: Spec, rng: np.random.Generator
             names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """One random element of the allowed cube group ("cube"), then one random periodic shift ("shift"), for all leaves.
 
+    "transpose" takes the exchanges of axes alone: samples at 0, h, 2h, ... of an interval have no mirror image on the grid.
+
     example: leaves [D, H, W, C] in physical units (a vector must not have been normalised per component).  A leaf that is
     no field of the spec, such as the mask, moves like a scalar.  Only periodic axes shift, by whole voxels.
     """
-    if "cube" in names:
+    if "cube" in names or "transpose" in names:
         group = _group(spec.shape, spec.spacing, tuple(field.kind for field in spec.fields.values()), spec.periodic)
+        group = group if "cube" in names else [element for element in group if not any(element.flips)]
         element = group[rng.integers(len(group))]
         example = {name: rotations.apply(element, x, spec.fields[name].kind if name in spec.fields else "scalar")
                    for name, x in example.items()}
