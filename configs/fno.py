@@ -70,8 +70,8 @@ def darcy(config) -> None:
     config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"
     config.evaluate.batch_size = 50
     config.ema_decay = 0.0
-    config.total_steps, config.batch_size = 625, 64                       # 40 epochs
-    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e-2, 0.0
+    config.total_steps, config.batch_size = 2000, 20                      # 40 epochs
+    config.optimizer.learning_rate, config.optimizer.clip_norm = 5e-3, 0.0
     config.optimizer.schedule.cosine.end_factor = 0.0
 
 
