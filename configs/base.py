@@ -130,10 +130,10 @@ def data() -> ConfigDict:
 
 
 def cosmology() -> ConfigDict:
-    """Paired boxes simulated on this machine (jaxvol/data/cosmology.py): evolved matter -> initial density, or tracers -> matter."""
+    """Boxes simulated on this machine (jaxvol/data/cosmology.py): evolved matter -> initial density, or tracers -> matter."""
     config = data()
     config.name = "cosmology"
-    config.pairs = "dm2ic"             # dm2ic: evolved density -> linear delta today | tracers2dm: tracer counts -> evolved density
+    config.pairs = "dm2ic"             # dm2ic: evolved density -> linear delta today | tracers2dm: tracers -> evolved density
     config.evolution = "2lpt"          # 2lpt | pm: particle-mesh N-body (extra "nbody"; box_size / grid <= 4 Mpc/h)
     config.boxes = ConfigDict({"train": 200, "val": 20, "test": 40})   # independent realisations per split
     config.grid = 32                   # cells, and particles, along an axis

@@ -189,7 +189,7 @@ def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree
 
 
 def transfer(own: PyTree, given: PyTree, source: str) -> PyTree:
-    """`own` with the leaves of another run's weights wherever path and shape agree; tells what did not.  UserError if none does."""
+    """`own` with the leaves of another run's weights where path and shape agree; tells what did not.  UserError if none does."""
     offered = dict(jax.tree_util.tree_leaves_with_path(given))
     kept: list[str] = []
 

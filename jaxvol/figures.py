@@ -175,7 +175,8 @@ def read_curves(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarr
 def curves(found: Mapping[str, tuple[np.ndarray, np.ndarray]], metric: str = "vrmse") -> Figure:
     """Training losses, the validation metric, learning rates and gradient norms against the update number.
 
-    found: what `read_curves` returned.  Tags: train/<group>/<term>, train/<group>/{lr, grad_norm, clipped_norm, update_norm}, val/<metric>.
+    found: what `read_curves` returned.
+    Tags: train/<group>/<term>, train/<group>/{lr, grad_norm, clipped_norm, update_norm}, val/<metric>.
     """
     kinds = {"lr": [], "grad_norm": [], "clipped_norm": [], "update_norm": [], "terms": []}
     for tag in sorted(found):
@@ -185,7 +186,8 @@ def curves(found: Mapping[str, tuple[np.ndarray, np.ndarray]], metric: str = "vr
     validation = [t for t in found if t == f"val/{metric}"] or sorted(t for t in found if t.startswith("val/"))[:1]
     head = f"validation {validation[0].removeprefix('val/')}" if validation else "validation"
     panels = [("training loss", kinds["terms"], True), (head, validation, False),
-              ("learning rate", kinds["lr"], False), ("norms of gradient and update", kinds["grad_norm"] + kinds["clipped_norm"] + kinds["update_norm"], True)]
+              ("learning rate", kinds["lr"], False),
+              ("norms of gradient and update", [t for k in ("grad_norm", "clipped_norm", "update_norm") for t in kinds[k]], True)]
     figure = canvas(11.5, 6.6)
     for panel, (head, tags, logarithmic) in zip(figure.subplots(2, 2).ravel(), panels):
         for i, tag in enumerate(tags):

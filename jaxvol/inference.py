@@ -59,7 +59,8 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     def put(batch):
         return sharding.put(mesh, batch, size)
 
-    logging.info("scoring %s with checkpoint %s (step %d), %s weights", asked.split, asked.checkpoint, meta["step"], asked.weights)
+    logging.info("scoring %s with checkpoint %s (step %d), %s weights", asked.split, asked.checkpoint, meta["step"],
+                 asked.weights)
     if meta["data_hash"] != dataset.hash:
         logging.warning("the data is not what this run was trained on (hash %s -> %s)", meta["data_hash"], dataset.hash)
     scored = {"model": (task, params, extra)}
@@ -94,11 +95,13 @@ def draw(folder: Path, workdir: Path, spec: Spec, shown: dict, scores: dict, tit
     figures.save(slices(spec, shown, title), folder / "slices.png")
     figures.save(figures.pdf({name: shown[name][..., 0] for name in ("target", "prediction")}, label(spec, "target")),
                  folder / "pdf.png")
-    found = {evaluate.label(name, config.model.name): metrics["spectra"] for name, (metrics, _) in scores.items() if "spectra" in metrics}
+    found = {evaluate.label(name, config.model.name): metrics["spectra"] for name, (metrics, _) in scores.items()
+             if "spectra" in metrics}
     if found:
         figures.save(figures.spectra(found, spec.unit), folder / "spectra.png")
     if (workdir / "metrics.csv").exists():
-        figures.save(figures.curves(figures.read_curves(workdir / "metrics.csv"), config.checkpoint.best_metric), folder / "curves.png")
+        curves = figures.read_curves(workdir / "metrics.csv")
+        figures.save(figures.curves(curves, config.checkpoint.best_metric), folder / "curves.png")
 
 
 def predict_run(asked: ConfigDict, workdir: Path) -> None:

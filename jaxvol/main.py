@@ -91,7 +91,8 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
             cache.clear()           # one phase's dataset and programs at a time
             _, start, stop, phase = plan[index]
             dataset = build.dataset(phase)
-            for size, what in ((phase.batch_size, "config.batch_size"), (phase.evaluate.batch_size, "config.evaluate.batch_size")):
+            for size, what in ((phase.batch_size, "config.batch_size"),
+                               (phase.evaluate.batch_size, "config.evaluate.batch_size")):
                 sharding.check(mesh, size, dataset.spec.shape[0], what)
             task = build.task(phase, dataset.spec)
             init, struct = build.state_template(phase, dataset.spec, stop - start, mesh)
@@ -100,7 +101,8 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
 
     def initial(chosen: ConfigDict):
         _, params, extra, _, _, meta = build.restore(chosen.init_from, chosen.init_checkpoint, "ema", mesh)
-        logging.info("init_from %s, checkpoint %s (step %d), averaged weights", chosen.init_from, chosen.init_checkpoint, meta["step"])
+        logging.info("init_from %s, checkpoint %s (step %d), averaged weights", chosen.init_from, chosen.init_checkpoint,
+                     meta["step"])
         return params, extra["stats"]
 
     with jax.set_mesh(mesh), train.lock(workdir):
@@ -119,7 +121,8 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
             for line in skipped:
                 logging.warning("skipped: %s", line)
             log.status({"state": status if done or status == "failed" else "saved", "step": run.saved,
-                        "total": plan[-1][2], "reason": "" if done else status, "best": dataclasses.asdict(run.progress), "skipped": skipped})
+                        "total": plan[-1][2], "reason": "" if done else status, "best": dataclasses.asdict(run.progress),
+                        "skipped": skipped})
             log.close()
             run.store.manager.close()
     if not done:

@@ -239,7 +239,8 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
         parts = parts_of(0)
         # It runs once: XLA's optimisations would cost ten seconds to compile and save none.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        run.state = jax.jit(parts.init, out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct), compiler_options=options)()
+        shardings = jax.tree.map(lambda s: s.sharding, parts.struct)
+        run.state = jax.jit(parts.init, out_shardings=shardings, compiler_options=options)()
         if initial is not None:
             params, stats = initial(run.config)
             pair = checkpoint.transfer(stepping.averaged(run.state.params, run.state.extra), {"params": params, "stats": stats},

@@ -23,7 +23,8 @@ def _positive(config: ConfigDict) -> list[str]:
             value = value[name]
         if value < 1:
             found.append(f"{path} is {value}; it has to be at least 1.")
-    for path, value, low, high in (("ema_decay", config.ema_decay, 0.0, 1.0), ("predict.overlap", config.predict.overlap, 0.0, 0.95),
+    for path, value, low, high in (("ema_decay", config.ema_decay, 0.0, 1.0),
+                                   ("predict.overlap", config.predict.overlap, 0.0, 0.95),
                                    ("optimizer.clip_norm", config.optimizer.clip_norm, 0.0, math.inf),
                                    ("max_hours", config.max_hours, 0.0, math.inf)):
         if not low <= value < high:
@@ -42,11 +43,13 @@ def _choices(config: ConfigDict) -> list[str]:
               ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
               ("optimizer.name", config.optimizer.name, RULES),
               ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES)]
-    found = [f"{path} is {value!r}; it has to be one of {', '.join(known)}." for path, value, known in wanted if value not in known]
+    found = [f"{path} is {value!r}; it has to be one of {', '.join(known)}." for path, value, known in wanted
+             if value not in known]
     for room in ("model", "data", "task"):
-        block, known = config[room], build.choices({"data": "data"}.get(room, room + "s"))
+        folder = room if room == "data" else room + "s"
+        block, known = config[room], build.choices(folder)
         if block.name not in known:
-            found.append(f"{room}.name is {block.name!r}; jaxvol/{room if room == 'data' else room + 's'}/ has {', '.join(known)}.")
+            found.append(f"{room}.name is {block.name!r}; jaxvol/{folder}/ has {', '.join(known)}.")
     return found
 
 
@@ -55,13 +58,14 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
     if not 0 < block.learning_rate < 100:
         found.append(f"{label}.learning_rate is {block.learning_rate}; it has to be in (0, 100).")
     if not 0 <= block.schedule.warmup_steps < steps:
-        found.append(f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) (the steps of the phase).")
+        found.append(f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) (the phase's steps).")
     if block.schedule.name == "step" and list(block.schedule.step.boundaries) != sorted(set(block.schedule.step.boundaries)):
         found.append(f"{label}.schedule.step.boundaries {block.schedule.step.boundaries} have to increase.")
     shape = block.schedule
-    for wrong, what in ((shape.name == "cyclic" and shape.cyclic.period < 2, f"cyclic.period is {shape.cyclic.period}, not at least 2"),
+    for wrong, what in ((shape.name == "cyclic" and shape.cyclic.period < 2, "cyclic.period is not at least 2"),
                         (shape.name == "exponential" and shape.exponential.every < 1, "exponential.every is not at least 1"),
-                        (shape.name == "onecycle" and not 0 < shape.onecycle.start_factor <= 1, "onecycle.start_factor is not in (0, 1]"),
+                        (shape.name == "onecycle" and not 0 < shape.onecycle.start_factor <= 1,
+                         "onecycle.start_factor is not in (0, 1]"),
                         (shape.name == "plateau" and not 0 < shape.plateau.factor < 1, "plateau.factor is not in (0, 1)")):
         if wrong:
             found.append(f"{label}.schedule.{what}.")
@@ -117,11 +121,12 @@ def doubts(config: ConfigDict) -> list[str]:
     if config.optimizer.name in ("adam", "adamw", "lion") and config.optimizer.learning_rate > 0.02:
         found.append(f"optimizer.learning_rate {config.optimizer.learning_rate} is high for {config.optimizer.name}.")
     if config.ema_decay > 0 and config.total_steps < 3 / (1 - config.ema_decay) and config.evaluate.weights == "ema":
-        found.append(f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} steps, and there are only "
-                     f"{config.total_steps}: the averaged weights lag behind.")
+        found.append(f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} steps, and there are "
+                     f"only {config.total_steps}: the averaged weights lag behind.")
     cycle = config.optimizer.schedule
     if cycle.name == "cyclic" and cycle.cyclic.period // 2 > config.total_steps:
-        found.append(f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never reached in {config.total_steps} steps.")
+        found.append(f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never reached in "
+                     f"{config.total_steps} steps.")
     if config.optimizer.clip_norm == 0 and config.optimizer.name != "lbfgs":
         found.append("optimizer.clip_norm is 0: a single bad batch can throw the weights far away.")
     if config.evaluate.every > config.total_steps:

@@ -99,7 +99,7 @@ def unread(config, seen, prefix="") -> list[str]:
 
 # What only another mode or another choice reads: tested where those are.
 ELSEWHERE = ("resume", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint",
-             "early_stopping.min_delta", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed", "model.rank")
+             "early_stopping.min_delta", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed")
 
 
 @pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])
@@ -128,7 +128,7 @@ def test_changing_a_model_field_changes_the_traced_program(tmp_path):
         params, extra = jax.eval_shape(learned.init, jax.random.key(0), build.example(config, spec, 2))
         return str(jax.make_jaxpr(learned.predict)(params, extra, build.example(config, spec, 2)))
     plain = program()
-    changes = {"model.width": 6, "model.layers": 3, "model.modes": (3, 2, 2), "model.window": "one_sided", "model.factorization": "tucker",
+    changes = {"model.width": 6, "model.layers": 3, "model.modes": (3, 2, 2), "model.window": "one_sided", "model.factorization": "cp", "model.rank": 0.5,
                "model.implementation": "fft", "model.lifting_ratio": 1.0, "model.projection_ratio": 1.0, "model.bypass": "identity",
                "model.channel_mlp_ratio": 0.25, "model.channel_mlp_skip": "identity", "model.norm": "instance",
                "model.activate_last": True, "model.coordinates": "all"}

@@ -63,7 +63,8 @@ def dataset(source: Source, config) -> Dataset:
     Batches: example number i = step * batch_size + row of the whole run lies in epoch i // n at place i % n of that
     epoch's permutation of the n training examples, so every epoch sees every example once and no batch is partial.
     Augmentation comes before normalisation (in physical units, where vectors are vectors).  Where `mask` is 0, the
-    normalised target is 0; the input stays as context where it is finite.  Leaves are float32, or float64 when config.precision is "f64".
+    normalised target is 0; the input stays as context where it is finite.  Leaves are float32, or float64 when
+    config.precision is "f64".
 
     Raises UserError: bad normaliser or augmentation, no training example to fit on, an example that cannot be read
     (data.on_error = "stop", or more than data.max_skips), that has the wrong leaves, shape or channels, or is not finite.

@@ -27,7 +27,8 @@ def rules(config: ConfigDict) -> list[str]:
     found, known = [], {"losses": losses.functions(losses), "metrics": losses.functions(metrics)}
     for entry in config.task.losses:
         if len(entry) != 2 or entry[0] not in known["losses"]:
-            found.append(f"task.losses has {entry!r}; an entry is (name, weight) with name one of {', '.join(sorted(known['losses']))}.")
+            found.append(f"task.losses has {entry!r}; an entry is (name, weight) with name one of "
+                         f"{', '.join(sorted(known['losses']))}.")
     if not config.task.losses:
         found.append("task.losses is empty; nothing would be learned.")
     unknown = [name for name in config.task.metrics if name not in known["metrics"]]
