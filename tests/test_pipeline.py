@@ -240,7 +240,7 @@ def test_augmentation_keeps_to_the_group_and_the_periodic_axes():
     assert seen == images
     with pytest.raises(UserError, match="no axis of the volumes .* is periodic"):
         pipeline.dataset(make_source(spec=make_spec(periodic=(False,) * 3)), make_config(augment=("shift",)))
-    with pytest.raises(UserError, match="names out of cube, shift"):
+    with pytest.raises(UserError, match="names out of cube, transpose, shift"):
         pipeline.dataset(make_source(), make_config(augment=("rotate",)))
 
 
