@@ -139,6 +139,22 @@ def test_factorised_weights_equal_the_dense_tensor_they_stand_for(c_out):
     np.testing.assert_allclose(run(x[:, :2, :, :4], None, factors, kept), run(x[:, :2, :, :4], dense, (), kept), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float64, 1e-14), (jnp.float32, 1e-14), (jnp.bfloat16, 4e-3)])
+@pytest.mark.parametrize("factors", [(), (2, 3, 2, 2, 3)])
+def test_multiplying_again_gives_the_gradient_of_multiplying_once(dtype, tolerance, factors):
+    """Exact where the spectrum is kept as it is; rounded to bfloat16, only the gradient of the weights feels it."""
+    rng = np.random.default_rng(5)
+    pair = lambda *shape: tuple(jnp.asarray(part.astype(np.float32), jnp.float64) for part in rng.normal(size=(2, *shape)))
+    sizes = (5, 5, 3, 2, 3)
+    core, small = pair(*(factors or sizes)), tuple(pair(n, r) for n, r in zip(sizes, factors))
+    spectrum, cotangent = jax.lax.complex(*pair(2, 5, 5, 2, 3)), jax.lax.complex(*pair(2, 5, 5, 3, 3))
+    once = jax.vjp(fourier.contract, spectrum, core, small)[1](cotangent)
+    again = jax.vjp(lambda *a: fourier.contract_again(*a, jnp.dtype(dtype)), spectrum, core, small)[1](cotangent)
+    np.testing.assert_array_equal(again[0], once[0])
+    for a, b in zip(jax.tree.leaves(again[1:]), jax.tree.leaves(once[1:])):
+        assert jnp.linalg.norm(a - b) <= tolerance * jnp.linalg.norm(b)
+
+
 def test_low_precision_is_transformed_in_float32():
     kept = fourier.window((2, 2, 2))
     x = jnp.asarray(np.random.default_rng(14).normal(size=(1, 8, 8, 8, 2)), jnp.bfloat16)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +67,9 @@ def spectral_conv(x: Array, core: Pair | None, factors: tuple[Pair, ...], kept: 
     core, factors = _crop_weights(core, factors, kept, used)
     how = choose(implementation, shape, used)
     analyse, synthesise = (_analyse_dft, _synthesise_dft) if how == "dft" else (_analyse_fft, _synthesise_fft)
-    x = jnp.moveaxis(x, -1, 2).astype(jnp.promote_types(x.dtype, jnp.float32))     # products run along W
+    dtype, x = x.dtype, jnp.moveaxis(x, -1, 2).astype(jnp.promote_types(x.dtype, jnp.float32))     # products run along W
     spectrum = analyse(x, used)
-    spectrum = _by_example(contract(_by_example(_halve_nyquist(spectrum, used, shape)), core, factors))
+    spectrum = _by_example(contract_again(_by_example(_halve_nyquist(spectrum, used, shape)), core, factors, dtype))
     return jnp.moveaxis(synthesise(spectrum, used, out), 2, -1)
 
 
@@ -101,6 +102,34 @@ def contract(spectrum: Array, core: Pair | None, factors: tuple[Pair, ...]) -> A
     if core is None:
         return jnp.einsum("bmlik,mr,lr,kr,ir,or->bmlok", spectrum, *small, precision=HIGHEST)
     return jnp.einsum("bmlik,uvwpq,mu,lv,kw,ip,oq->bmlok", spectrum, jax.lax.complex(*core), *small, precision=HIGHEST)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def contract_again(spectrum: Array, core: Pair | None, factors: tuple[Pair, ...], dtype: jnp.dtype) -> Array:
+    """`contract`, whose backward pass keeps the spectrum alone, rounded to `dtype`, and multiplies once more.
+
+    The products of factorised weights are several times the spectrum.  Rounding only touches the gradient of the weights.
+    """
+    return contract(spectrum, core, factors)
+
+
+def _contract_again_forward(spectrum: Array, core: Pair | None, factors: tuple[Pair, ...], dtype: jnp.dtype) -> tuple:
+    bits = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[dtype.itemsize]
+    parts = (jax.lax.bitcast_convert_type(part.astype(dtype), bits) for part in (spectrum.real, spectrum.imag))
+    return contract(spectrum, core, factors), (tuple(parts), core, factors)
+
+
+def _contract_again_backward(dtype: jnp.dtype, saved: tuple, cotangent: Array) -> tuple:
+    """What is multiplied again has to look new to XLA, which would keep the first products: it depends on the cotangent."""
+    parts, core, factors = saved
+    first = cotangent.real.ravel()[0]
+    never = first != first                                      # true for a NaN only, whose step is refused anyway
+    parts = (jax.lax.bitcast_convert_type(part ^ never.astype(part.dtype), dtype).astype(cotangent.real.dtype) for part in parts)
+    core, factors = jax.tree.map(lambda w: w + never.astype(w.dtype), (core, factors))
+    return jax.vjp(contract, jax.lax.complex(*parts), core, factors)[1](cotangent)
+
+
+contract_again.defvjp(_contract_again_forward, _contract_again_backward)
 
 
 def _contract_dense(spectrum: Array, real: Array, imag: Array) -> Array:
