@@ -6,6 +6,8 @@ alternatives (`optimizer.schedule`) lists all of them, and only the chosen one i
 """
 from ml_collections import ConfigDict
 
+from configs.limits import LIMITS
+
 
 def common() -> ConfigDict:
     """Fields that every run has."""
@@ -21,6 +23,7 @@ def common() -> ConfigDict:
     config.resume = "auto"             # auto: go on from the newest sound checkpoint | fresh: discard them
     config.init_from = ""              # workdir whose weights start this run (step 0, own schedule)
     config.init_checkpoint = "best"    # which of its checkpoints: best | final | <step>
+    config.init_groups = ()            # ((group of this run, group of that run), ...) where they differ, e.g. (("gen", "net"),)
     config.phases = ()                 # ((name, steps, {"optimizer.learning_rate": 1e-4, ...}), ...); () = one phase
     config.log_every = 10              # updates between rows of metrics.csv
     config.profile = False             # write a profiler trace of updates 10-20 to <workdir>/profile
@@ -40,21 +43,14 @@ def common() -> ConfigDict:
         "patience": 0,                 # evaluations without improvement before the run ends; 0 = never
         "min_delta": 0.0,              # improvement smaller than this counts as none
     })
-    config.evaluate = ConfigDict({
-        "every": 100,                  # updates between validations
-        "batch_size": 4,               # examples per evaluation batch
-        "max_examples": 0,             # validation examples per evaluation while training; 0 = all
-        "weights": "ema",              # ema | raw
-        "checkpoint": "best",          # what evaluate, predict and compare load: best | final | <step>
-        "split": "test",               # split that --mode=evaluate scores
-        "figures": True,               # draw slices, spectra, PDF and loss curves
-    })
+    config.evaluate = evaluation()
     config.predict = ConfigDict({
         "input": "",                   # file or glob to predict
         "key": "",                     # dataset inside the file; "" = the one the config trains on
         "tile": (),                    # tile size (D, H, W); () = the whole volume at once
         "overlap": 0.5,                # fraction of a tile shared with the next one
     })
+    config.preflight = preflight()
     config.compare = ConfigDict({
         "runs": "",                    # workdirs to put side by side: a,b,c
     })
@@ -74,12 +70,29 @@ def choose(variant: str, known: dict):
     return known[variant]
 
 
+def evaluation() -> ConfigDict:
+    """What is scored, with which weights; it may change when a run goes on."""
+    return ConfigDict({
+        "every": 100,                  # updates between validations
+        "batch_size": 4,               # examples per evaluation batch
+        "max_examples": 0,             # validation examples per evaluation while training; 0 = all
+        "weights": "ema",              # ema | raw
+        "checkpoint": "best",          # what evaluate, predict and compare load: best | final | <step>
+        "split": "test",               # split that --mode=evaluate scores
+        "tta": "none",                 # mean over transformed inputs: none | cube | flips | rotations (flips and small rotations);
+                                       # only what spacing, periodic axes, lines of sight and vectors allow; predict as well
+        "figures": True,               # draw slices, spectra, PDF and loss curves
+    })
+
+
 def optimizer() -> ConfigDict:
     """The update rule; `groups` overrides fields for one parameter group, e.g. {"disc": {"learning_rate": 1e-4}}."""
     return ConfigDict({
         "name": "adamw",               # adamw | adam | sgd | lion | lbfgs (optax names)
         "learning_rate": 1e-3,         # peak rate, reached at the end of the warm-up
         "clip_norm": 1.0,              # clip the group's gradient to this global norm; 0 = off
+        "every": 1,                    # move the group at every k-th step only; its moments, schedule and average wait with it
+        "delay": 0,                    # do not move it during the first steps of a phase
         "schedule": schedule(),
         "adamw": ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8,
                              "weight_decay": 1e-4}),       # decays arrays with two or more axes only
@@ -110,6 +123,7 @@ def regression() -> ConfigDict:
     return ConfigDict({
         "name": "regression",
         "losses": (("mse", 1.0),),     # (name in jaxvol/losses.py, weight), ...
+        "resolutions": (1,),           # a loss is its mean over volumes averaged over cubes of these sides, e.g. (1, 2, 4)
         "metrics": ("vrmse", "rmse", "mae", "relative_l2", "pearson", "ssim", "psnr"),  # names in jaxvol/metrics.py
         "spectra": True,               # P(k), T(k), r(k) per box (needs cubic voxels)
     })
@@ -268,3 +282,125 @@ def galaxies() -> ConfigDict:
     config.unit = "Mpc/h"
     config.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
     return config
+
+
+def pix2pixcc() -> ConfigDict:
+    """Pix2PixCC generator; `norm="instance", down_padding="zero", bias_before_norm=True, skips="none"` is the published one."""
+    return ConfigDict({
+        "name": "pix2pixcc",
+        "width": 16,                   # channels at full resolution; doubled by each step down
+        "downs": 2,                    # steps down, and up again: convolutions of stride 2; any size of volume comes out as it was
+        "blocks": 4,                   # residual blocks at the coarsest resolution
+        "norm": "none",                # none | group (8 groups) | instance (forgets the amplitude of its input) | batch
+        "skips": "add",                # none | add: the encoder's features to the decoder's of the same size
+        "upsampling": "trilinear",     # trilinear (and a convolution) | transposed (convolution)
+        "padding": "auto",             # auto (periodic where all axes wrap, else replicate) | zero | replicate | periodic | reflect
+        "down_padding": "auto",        # the same, of the steps down
+        "bias_before_norm": False,     # biases that a norm takes away again
+        "remat": False,                # recompute each block in the backward pass: less memory on GPU and TPU, none saved on CPU
+    })
+
+
+def discriminator() -> ConfigDict:
+    """Multi-scale patch discriminator (`config.task.discriminator`); norm="instance", no spectral norm is Pix2PixCC's."""
+    return ConfigDict({
+        "scales": 2,                   # discriminators; number s sees the volume average-pooled s times
+        "width": 32,                   # channels of the first convolution; doubled by each further one
+        "max_width": 256,              # at most
+        "strides": (2, 2, 2, 1, 1),    # one 4^3 convolution each, the last gives the logits; smaller volumes need fewer 2s
+        "pad_width": 1,                # voxels added at each face before each convolution
+        "padding": "auto",             # auto (periodic where all axes wrap, else zero) | zero | replicate | periodic | reflect
+        "norm": "instance",            # of all convolutions but the first and the last: none | group | instance | batch
+        "spectral_norm": False,        # divide each kernel by its largest singular value, followed by one power iteration per call
+        "count_padding": False,        # zeros beyond the border count in the average-pooling between scales (Pix2PixCC in 3D)
+        "remat": False,                # recompute each convolution in the backward pass
+    })
+
+
+def vit3d() -> ConfigDict:
+    """Vision transformer for volumes; `embed`, `head` = "linear" and `position` = "learned" is the plain ViT."""
+    return ConfigDict({
+        "name": "vit3d",
+        "patch": (4, 4, 4),            # voxels of a token along D, H, W; they have to divide the volume
+        "width": 128,                  # features of a token
+        "layers": 4,                   # blocks
+        "heads": 4,                    # attention heads
+        "head_features": 32,           # features of each head
+        "mlp_ratio": 2.0,              # hidden features of each block's MLP / width
+        "embed": "conv",               # convolutions, then patches | linear: patches alone, normalised before and after
+        "head": "conv",                # patches and the embedding's features joined by convolutions | linear (leaves seams)
+        "stem_width": 16,              # channels of those convolutions (embed or head "conv")
+        "stem_layers": 1,              # their number, at each end
+        "position": "relative",        # relative (in every block) | learned | sincos (added to the tokens) | none
+        "position_std": 0.02,          # of a learned table at the start
+        "window": 0,                   # attention within cubes of so many tokens, moved by half of it in every other block; 0 = all tokens
+        "dropout": 0.0,                # of tokens and of both sub-layers, while training
+        "attention": "auto",           # auto | matmul (fastest on CPU) | xla | cudnn (NVIDIA GPUs, bf16)
+        "remat": False,                # recompute each block in the backward pass: less memory on GPU and TPU, none saved on CPU
+    })
+
+
+def adversarial() -> ConfigDict:
+    """Volume to volume against a discriminator (jaxvol/tasks/adversarial.py); the generator is config.model.
+
+    Parameter groups gen and disc: learning rates, clip norms, update ratio and head start are optimizer.groups.<group>.<field>.
+    """
+    return ConfigDict({
+        "name": "adversarial",
+        "losses": (("l1", 1.0),),      # voxel terms: (name in jaxvol/losses.py, weight), ...; a weight of 0 only reports it
+        "resolutions": (1,),           # a voxel loss is its mean over volumes averaged over cubes of these sides, e.g. (1, 2, 4)
+        "weights": ConfigDict({        # of the other terms of the generator; one of weight 0 is not computed
+            "adversarial": 0.2, "feature_matching": 1.0, "correlation": 0.0}),
+        "mode": "lsgan",               # lsgan | hinge
+        "label_smoothing": 0.0,        # lsgan: the discriminator's label of real pairs is 1 - this (one-sided)
+        "feature_matching_logits": True,   # feature matching counts the logits as a layer (Pix2PixCC; pix2pixHD does not)
+        "correlation": ConfigDict({
+            "kind": "pcc",             # pcc | ccc (concordance: mean and amplitude count as well)
+            "scope": "sample",         # sample | batch: one coefficient over the whole batch, as published; needs micro_batches=1
+            "scales": 1,               # volumes average-pooled 0 ... scales - 1 times
+            "count_padding": False,    # zeros beyond the border count in this pooling (the published 3D code)
+        }),
+        "discriminator": discriminator(),
+        "channel_balance": 0.0,        # r = this * C / K: the target (r < 1: the input, 1 / r) is shown floor(r) times; 0 = once
+        "ramp": ConfigDict({           # of the adversarial weight, which is 0 before step `start`
+            "start": 0, "steps": 0}),  # and then grows linearly for so many steps; 0 = at once
+        "noise": ConfigDict({          # instance noise on the images that the discriminator sees
+            "std": 0.0, "steps": 0}),  # falls to 0 over so many steps; 0 = stays
+        "augment": ConfigDict({        # what the discriminator sees (DiffAugment), the same for real and generated
+            "translation": 0.0,        # by up to this fraction of each side; wraps along periodic axes
+            "intensity": 0.0,          # contrast 1 +- this and brightness +- this
+        }),
+        "r1": ConfigDict({             # gradient penalty of the discriminator
+            "weight": 0.0, "every": 16}),  # at every k-th step only, k times as strong there
+        "metrics": ("vrmse", "rmse", "mae", "relative_l2", "pearson", "ssim", "psnr"),  # names in jaxvol/metrics.py
+        "spectra": True,               # P(k), T(k), r(k) per box (needs cubic voxels)
+    })
+
+
+def preflight() -> ConfigDict:
+    """The checks before a fresh training; their limits stand in configs/limits.py."""
+    return ConfigDict({
+        "run": True,                   # before a fresh --mode=train; a run that was passed or resumed is not checked again
+        "only": (),                    # names of the checks to run, e.g. ("data",); () = all that apply
+        "waive": (),                   # checks whose FAIL does not stop the training; stays visible in every report
+        "stop_on": (),                 # checks that stop a training that is under way when a cheap reading turns red
+        "baseline": "",                # workdir of an earlier run to compare with; "" = none
+        "steps": 40,                   # updates of the short runs (overfit, schedule, prediction)
+        "examples": 8,                 # examples per split that are looked at
+        "limits": ConfigDict({check: ConfigDict(metrics) for check, metrics in LIMITS.items()}),
+    })
+
+
+def vnet() -> ConfigDict:
+    """V-Net; `layout="original", head="norm_relu", fit="crop", norm="batch", bias_before_norm=True` is the published 3D U-Net."""
+    return ConfigDict({
+        "name": "vnet",
+        "layout": "residual",          # residual: pre-activation blocks, sums with the skips | original: one convolution per level
+        "widths": (16, 32, 64, 80),    # channels per level; residual: the first at full resolution, original: at half of it
+        "norm": "group",               # group (8 groups) | instance (forgets the amplitude of its input) | batch | none
+        "padding": "auto",             # auto (periodic where all axes wrap, else replicate) | zero | replicate | periodic | reflect
+        "head": "linear",              # linear | norm_relu (as published: no output below 0)
+        "fit": "resize",               # up-sampled features to the skip's grid: resize | crop (drops the first voxel, as published)
+        "bias_before_norm": False,     # biases that a norm takes away again
+        "remat": False,                # recompute each block in the backward pass: less memory on GPU and TPU, none saved on CPU
+    })

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol import checkpoint, optim, sharding, step
+from jaxvol import checkpoint, optim, sharding, step, tta
 from jaxvol.types import Dataset, Params, Spec, Task, TrainState, UserError
 
-HELPERS = {"data": {"pipeline", "augment"}, "models": set(), "tasks": set()}   # modules that are no choices
+HELPERS = {"data": {"pipeline", "augment"}, "models": {"layers", "discriminator"}, "tasks": {"scoring"},
+           "diagnostics": {"run", "report", "probe"}}   # modules that are no choices
 
 
 def choices(room: str) -> list[str]:
@@ -46,9 +47,9 @@ def model(config: ConfigDict, spec: Spec):
     return module("models", config.model.name).make(config, spec)
 
 
-def task(config: ConfigDict, spec: Spec) -> Task:
-    """The task of `config.task` around the model of `config.model`."""
-    return module("tasks", config.task.name).make(config, spec, model(config, spec))
+def task(config: ConfigDict, spec: Spec, transforms: str = "none") -> Task:
+    """The task of `config.task` around the model of `config.model`, averaged over `transforms` (jaxvol/tta.py) for prediction."""
+    return module("tasks", config.task.name).make(config, spec, tta.wrap(model(config, spec), transforms, spec))
 
 
 def baselines(config: ConfigDict, spec: Spec, train_batches) -> dict[str, tuple[Task, Params, dict]]:
@@ -86,7 +87,7 @@ def state_template(config: ConfigDict, spec: Spec, steps: int, mesh) -> tuple[Ca
 
 # May change when a run goes on.  Early stopping and the metric that decides "best" may not: they are part of the result.
 RUN_ONLY = ("total_steps", "max_hours", "log_every", "checkpoint.every", "checkpoint.keep", "evaluate", "predict", "compare",
-            "wandb", "resume", "profile", "mesh", "data.num_workers")
+            "wandb", "resume", "profile", "mesh", "data.num_workers", "preflight")
 
 
 def flatten(value, prefix: str = "") -> dict:
@@ -130,14 +131,15 @@ def config_from(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
-def load(workdir: str | Path, which: str = "best", kind: str = "ema") -> tuple[Callable, ConfigDict, Spec]:
+def load(workdir: str | Path, which: str = "best", kind: str = "ema",
+         transforms: str = "none") -> tuple[Callable, ConfigDict, Spec]:
     """(predict, config, spec) of a finished or running training, for Python and notebooks.
 
     predict: physical input `[B, D, H, W, C]` -> physical prediction `[B, D, H, W, K]`, at any grid size the model takes.
-    which: best | final | <step>; kind: ema | raw.  Raises UserError if there is no such checkpoint.
+    which: best | final | <step>; kind: ema | raw; transforms: see evaluate.tta.  Raises UserError if there is no such checkpoint.
     """
     from jaxvol.ops import normalise
-    task_, params, extra, config, spec, _ = restore(workdir, which, kind)
+    task_, params, extra, config, spec, _ = restore(workdir, which, kind, transforms=transforms)
     run = jax.jit(task_.predict)
 
     def predict(x: np.ndarray) -> np.ndarray:
@@ -147,7 +149,8 @@ def load(workdir: str | Path, which: str = "best", kind: str = "ema") -> tuple[C
     return predict, config, spec
 
 
-def restore(workdir: str | Path, which: str, kind: str, mesh=None) -> tuple[Task, Params, dict, ConfigDict, Spec, dict]:
+def restore(workdir: str | Path, which: str, kind: str, mesh=None,
+            transforms: str = "none") -> tuple[Task, Params, dict, ConfigDict, Spec, dict]:
     """(task, params, extra, config, spec, meta) of a checkpoint, with the config and the spec stored in it."""
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir} has no folder checkpoints/: it is not the workdir of a jaxvol run, or nothing was saved yet.")
@@ -159,4 +162,4 @@ def restore(workdir: str | Path, which: str, kind: str, mesh=None) -> tuple[Task
     _, struct = state_template(config, spec, meta["steps"], sharding.one_device() if mesh is None else mesh)
     params, stats, meta = checkpoint.weights(store, which, checkpoint.as_dict(struct), kind)
     store.manager.close()
-    return task(config, spec), params, {"stats": stats}, config, spec, meta
+    return task(config, spec, transforms), params, {"stats": stats}, config, spec, meta

@@ -55,6 +55,11 @@ def open_store(workdir: str | Path, newest: int = 2, read_only: bool = False) ->
     return Store(ocp.CheckpointManager(directory, options=options), keep, directory)
 
 
+def steps(workdir: str | Path) -> list[int]:
+    """Steps that are saved in a workdir, without opening it."""
+    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit())
+
+
 def _words(x: jax.Array) -> jax.Array:
     """The bits of `x` as uint32, one or two words per element."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -188,8 +193,29 @@ def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree
     return tree["params"], tree["extra"]["stats"], meta
 
 
-def transfer(own: PyTree, given: PyTree, source: str) -> PyTree:
-    """`own` with the leaves of another run's weights where path and shape agree; tells what did not.  UserError if none does."""
+def rename_groups(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...]) -> PyTree:
+    """`given` ({"params" | "stats": {group: tree}}) with its groups called as in `own`; groups: ((own name, its name), ...).
+
+    A group that is not named keeps its name.  Raises UserError for a name that does not exist.
+    """
+    if not groups:
+        return given
+    for name, theirs in groups:
+        if name not in own["params"] or theirs not in given["params"]:
+            raise UserError(f"config.init_groups has {(name, theirs)!r}, but this run has the groups "
+                            f"{', '.join(sorted(own['params']))} and {source} has {', '.join(sorted(given['params']))}; expected "
+                            "pairs (group of this run, group of that run).")
+    moved = {theirs for _, theirs in groups}
+    return {part: {name: tree for name, tree in trees.items() if name not in moved}
+            | {name: trees[theirs] for name, theirs in groups if theirs in trees} for part, trees in given.items()}
+
+
+def transfer(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...] = ()) -> PyTree:
+    """`own` with the leaves of another run's weights where path and shape agree; tells what did not.  UserError if none does.
+
+    Both are {"params": {group: tree}, "stats": {group: tree}}; `groups` (config.init_groups) pairs groups of different names.
+    """
+    given = rename_groups(own, given, source, groups)
     offered = dict(jax.tree_util.tree_leaves_with_path(given))
     kept: list[str] = []
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from jaxvol import build, evaluate, figures, predict, sharding
+from jaxvol import build, evaluate, figures, predict, sharding, tta
 from jaxvol.ops import normalise
-from jaxvol.types import Dataset, Extra, Params, Spec, Task
+from jaxvol.types import Dataset, Extra, Metrics, Params, Spec, Task
 
 FIT_BATCHES = 64      # training batches that the baselines are fitted on
 
@@ -50,7 +51,7 @@ def example_figure(parts, params: Params, extra: Extra, put: Callable, rows: sli
 
 def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Score `asked.split` with the checkpoint and the weights asked for; writes `<workdir>/evaluation/`, returns the table."""
-    task, params, extra, config, spec, meta = build.restore(workdir, asked.checkpoint, asked.weights, mesh)
+    task, params, extra, config, spec, meta = build.restore(workdir, asked.checkpoint, asked.weights, mesh, asked.tta)
     dataset = build.dataset(config)
     size = asked.batch_size
     sharding.check(mesh, size, spec.shape[0], "config.evaluate.batch_size")
@@ -66,21 +67,76 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     scored = {"model": (task, params, extra)}
     fit = itertools.islice(dataset.batches("train", size, slice(0, size), 0), FIT_BATCHES)
     scored.update(build.baselines(config, spec, fit))
-    scores = {}
-    for name, (who, p, e) in scored.items():
-        scores[name] = evaluate.score(evaluate.make(who, mesh), who, dataset, asked_with_seed(asked, config), p, e, put, rows,
-                                      asked.split, 0)
+
+    def score(who: Task, p: Params, e: Extra) -> tuple[Metrics, dict[str, np.ndarray]]:
+        return evaluate.score(evaluate.make(who, mesh), who, dataset, asked_with_seed(asked, config), p, e, put, rows,
+                              asked.split, 0)
+
+    scores = {name: score(*parts) for name, parts in scored.items()}
     info = {"name": config.model.name, "split": asked.split, "weights": asked.weights,
             "checkpoint": asked.checkpoint, "step": meta["step"], "seed": config.seed, "config_hash": meta["config_hash"],
             "data_hash": dataset.hash, "versions": meta["versions"], "unit": spec.unit,
-            "parameters": sum(x.size for x in jax.tree.leaves(params))}
-    folder = workdir / "evaluation"
-    text = evaluate.report(folder, scores, dataset.names(asked.split), info)
+            "parameters": ", ".join(f"{group} {sum(x.size for x in jax.tree.leaves(tree)):,}" for group, tree in params.items()),
+            "gflop": forward_gflop(task, params, extra, put(next(dataset.batches(asked.split, size, rows, 1))), size),
+            "steps_per_sec": steps_per_second(workdir)}
+    folder, told = workdir / "evaluation", ""
+    if asked.tta != "none":
+        single = build.task(config, spec)
+        batch = put(next(dataset.batches(asked.split, size, rows, 1)))
+        cost = [seconds(who, params, extra, batch) / size for who in (single, task)]
+        info["tta"], told = tta_report(asked.tta, config.model.name, score(single, params, extra)[0], scores["model"][0], cost,
+                                       len(tta.transforms(asked.tta, spec, spec.shape)))
+    text = evaluate.report(folder, scores, dataset.names(asked.split), info) + told
     if asked.figures:
         shown = example(task, dataset, params, extra, put, rows, size, asked.split)
         draw(folder, workdir, spec, shown, scores, f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}",
              config)
     return f"{text}\n\nTables and pictures are in {folder}/."
+
+
+def forward_gflop(task: Task, params: Params, extra: Extra, batch: dict, size: int) -> float:
+    """Floating-point operations of one example's prediction in 1e9, as the compiler counts them (FFTs and loops once)."""
+    cost = jax.jit(task.predict).lower(params, extra, batch).compile().cost_analysis() or {}
+    return float(cost["flops"]) / size / 1e9 if "flops" in cost else float("nan")
+
+
+def steps_per_second(workdir: Path) -> float:
+    """Median over the run's log, compilation left out; NaN where there is no log."""
+    try:
+        rows = (workdir / "perf.csv").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    found = [float(row.split(",")[2]) for row in rows if "perf/steps_per_sec" in row]
+    return float(np.median(found)) if found else float("nan")
+
+
+def seconds(task: Task, params: Params, extra: Extra, batch: dict) -> float:
+    """Time of one prediction of a batch: the quickest of three, compilation left out."""
+    run = jax.jit(task.predict)
+
+    def once() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(run(params, extra, batch))
+        return time.perf_counter() - began
+
+    once()
+    return min(once() for _ in range(3))
+
+
+def tta_report(name: str, model: str, without: Metrics, averaged: Metrics, cost: list[float], views: int) -> tuple[dict, str]:
+    """What test-time augmentation gained and cost: (for metrics.json, text).
+
+    gain: per metric, how much better the average is than one prediction, in the metric's own unit; negative = worse.
+    """
+    one, mean = evaluate.scalars(without), evaluate.scalars(averaged)
+    gain = {k: evaluate.direction(k) * (mean[k] - one[k]) for k in mean if evaluate.direction(k)}
+    found = {"transforms": name, "views": views, "without": without, "gain": gain, "time_ratio": cost[1] / cost[0],
+             "seconds_per_example": {"without": cost[0], "with": cost[1]}}
+    label = evaluate.pretty(model)
+    lines = {f"{label}, one prediction": one, f"{label}, mean of {views} ({name})": mean}
+    return found, (f"\n\nTest-time augmentation: the scores above are those of the mean over {views} views.\n"
+                   f"{evaluate.table(lines, list(lines)[1:])}\n"
+                   f"It takes {cost[1] / cost[0]:.3g} times as long: {cost[1]:.3g} instead of {cost[0]:.3g} s per example.")
 
 
 def asked_with_seed(asked: ConfigDict, config: ConfigDict) -> ConfigDict:
@@ -106,12 +162,14 @@ def draw(folder: Path, workdir: Path, spec: Spec, shown: dict, scores: dict, tit
 
 def predict_run(asked: ConfigDict, workdir: Path) -> None:
     """Predict the files of `asked.predict.input` with the run's weights."""
-    task, params, extra, config, spec, meta = build.restore(workdir, asked.evaluate.checkpoint, asked.evaluate.weights)
+    task, params, extra, config, spec, meta = build.restore(workdir, asked.evaluate.checkpoint, asked.evaluate.weights,
+                                                            transforms=asked.evaluate.tta)
     merged = ConfigDict(config.to_dict())
     merged.predict, merged.evaluate = asked.predict, asked.evaluate
     compiled = jax.jit(lambda x: task.predict(params, extra, {"input": x}))
     made_by = {"run": str(workdir), "checkpoint": asked.evaluate.checkpoint, "step": meta["step"],
-               "weights": asked.evaluate.weights, "config_hash": meta["config_hash"], "versions": meta["versions"]}
+               "weights": asked.evaluate.weights, "tta": asked.evaluate.tta, "config_hash": meta["config_hash"],
+               "versions": meta["versions"]}
     trained_on = config.data.input.key if "input" in config.data and "key" in config.data.input else ""
     for file in predict.predict(merged, spec, compiled, workdir, made_by, trained_on):
         print(file)

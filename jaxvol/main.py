@@ -2,8 +2,8 @@
 
     python -m jaxvol.main --config=configs/fno.py[:variant] [--config.a.b=value] [--workdir=DIR] [--mode=MODE]
 
-Exit status: 0 finished, 75 saved but unfinished (run the same command again), 1 user or input error, 3 non-finite,
-4 workdir in use.
+Exit status: 0 finished, 75 saved but unfinished (run the same command again), 1 user or input error,
+2 pre-flight FAIL or ERROR, 3 non-finite, 4 workdir in use.
 """
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxvol import build, checkpoint, compare, inference, sharding, train, validate, writer
-from jaxvol.types import NonFiniteError, UserError, WorkdirLocked
+from jaxvol import build, checkpoint, compare, context, inference, preflight, sharding, train, validate, writer
+from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 
-MODES = ("train", "evaluate", "predict", "compare")
-UNFINISHED = 75
+MODES = ("train", "preflight", "evaluate", "predict", "compare")
+UNFINISHED, REFUSED = 75, 2
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
@@ -84,38 +84,32 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     check_resume(config, workdir)
     mesh = sharding.make_mesh(config.mesh)
     plan = train.phases(config)
-    cache: dict[int, train.Parts] = {}
+    cache: dict[int, Parts] = {}
 
-    def parts_of(index: int) -> train.Parts:
+    def parts_of(index: int) -> Parts:
         if index not in cache:
             cache.clear()           # one phase's dataset and programs at a time
             _, start, stop, phase = plan[index]
-            dataset = build.dataset(phase)
-            for size, what in ((phase.batch_size, "config.batch_size"),
-                               (phase.evaluate.batch_size, "config.evaluate.batch_size")):
-                sharding.check(mesh, size, dataset.spec.shape[0], what)
-            task = build.task(phase, dataset.spec)
-            init, struct = build.state_template(phase, dataset.spec, stop - start, mesh)
-            cache[index] = train.Parts(task, dataset, build.optimizers(phase, struct.params, stop - start), init, struct)
+            cache[index] = context.parts(phase, mesh, stop - start)
         return cache[index]
-
-    def initial(chosen: ConfigDict):
-        _, params, extra, _, _, meta = build.restore(chosen.init_from, chosen.init_checkpoint, "ema", mesh)
-        logging.info("init_from %s, checkpoint %s (step %d), averaged weights", chosen.init_from, chosen.init_checkpoint,
-                     meta["step"])
-        return params, extra["stats"]
 
     with jax.set_mesh(mesh), train.lock(workdir):
         parts = parts_of(0)
+        if config.preflight.run and not checkpoint.steps(workdir) and not preflight.passed(config, workdir, parts):
+            verdict = preflight.run(plan[0][3], workdir, mesh, plan[0][2], parts)
+            if verdict.status in preflight.STOPS:
+                print(f"The training was not started. Mend {verdict.first} first, or let it pass with "
+                      f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is {workdir}/preflight/report.html.")
+                return REFUSED
         log = writer.open_run(workdir, config, jax.process_index() == 0)
         meta = {"config": config.to_json(), "config_hash": build.fingerprint(config), "data_hash": parts.dataset.hash,
                 "versions": writer.versions()}
         run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
-                        evaluator=None, meta=meta, figures=inference.example_figure)
+                        meta=meta, figures=inference.example_figure)
         log.text(writer.table(parts.struct.params))
         status = "failed"
         try:
-            status = train.train(run, parts_of, initial if config.init_from else None)
+            status = train.train(run, parts_of, (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None)
         finally:
             done, skipped = status in ("finished", "early_stopped"), cache[max(cache)].dataset.skipped()
             for line in skipped:
@@ -130,6 +124,18 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
               "run the same command again to go on.")
         return UNFINISHED
     return do_evaluate(config, workdir)
+
+
+def do_preflight(config: ConfigDict, workdir: Path) -> int:
+    """The verdict only."""
+    for doubt in validate.validate(config):
+        logging.warning("%s", doubt)
+    mesh = sharding.make_mesh(config.mesh)
+    _, _, steps, phase = train.phases(config)[0]
+    with jax.set_mesh(mesh):
+        verdict = preflight.run(phase, workdir, mesh, steps, None)
+    print(f"The report is {workdir}/preflight/report.html.")
+    return REFUSED if verdict.status in preflight.STOPS else 0
 
 
 def do_evaluate(config: ConfigDict, workdir: Path) -> int:
@@ -173,7 +179,7 @@ def cli(argv: list[str]) -> int:
     try:
         config, mode, workdir = parse(argv)
         prepare(config)
-        return {"train": do_train, "evaluate": do_evaluate, "predict": do_predict, "compare": do_compare}[mode](config, workdir)
+        return {"train": do_train, "preflight": do_preflight, "evaluate": do_evaluate, "predict": do_predict, "compare": do_compare}[mode](config, workdir)
     except UserError as error:
         print(f"\njaxvol: {error}", file=sys.stderr)
         return 1

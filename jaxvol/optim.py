@@ -35,27 +35,47 @@ class OptimizerState(NamedTuple):
     plateau: PlateauState | tuple[()]
 
 
-def readings(state: OptimizerState) -> dict[str, Array]:
-    """{"lr", "grad_norm", "clipped_norm", "update_norm"} exactly as the last update used them; zeros before the first.
+class WaitingState(NamedTuple):
+    """What the optimizer of a group that is not moved at every step carries (`waiting`)."""
+    calls: Array                          # steps of this phase, int32; inner.count of them moved the group
+    readings: dict[str, Array]            # of the last step
+    inner: OptimizerState
 
-    The norms are L2 over the whole group: of the gradient before and after clipping, and of lr(t) u.
+
+def readings(state: OptimizerState | WaitingState) -> dict[str, Array]:
+    """{"lr", "grad_norm", "clipped_norm", "clipped_fraction", "update_norm"} exactly as the last step used them.
+
+    Zeros before the first.  The norms are L2 over the whole group: of the gradient before and after clipping, and of lr(t) u;
+    the fraction is the share of the norm that clipping took away.  lr and update_norm are 0 at a step that moved nothing.
     """
-    return state.readings
+    norm = state.readings["grad_norm"]
+    lost = 1 - state.readings["clipped_norm"] / jnp.where(norm > 0, norm, 1)
+    return {**state.readings, "clipped_fraction": jnp.where(norm > 0, lost, 0)}
+
+
+def waited(state: OptimizerState | WaitingState) -> Array | int:
+    """The number of steps of this phase that did not move the group."""
+    return state.calls - state.inner.count if isinstance(state, WaitingState) else 0
 
 
 def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArgs:
-    """Optimizer of parameter group `group` for a phase of `steps` updates, from `config.optimizer`.
+    """Optimizer of parameter group `group` for a phase of `steps` steps, from `config.optimizer`.
 
     update(grads, state, params, *, value=None, grad=None, value_fn=None, monitor=None) -> (updates, state).  L-BFGS needs
     value, grad and value_fn and chooses its own step length (its lr reads 1; the rate and schedule of the config are not
     used); the plateau schedule needs monitor = {"value": last validation metric, smaller is better, "count": number of
     evaluations}.  Moments, norms and clipping are at least float32.
 
+    A group with `every` > 1 or `delay` > 0 waits (`waiting`), and its schedule is as long as it has updates.
     Raises UserError for an unknown rule, schedule or overridden field, and for L-BFGS with clipping.
     """
     config = override(config, group)
+    if config.every < 1 or config.delay < 0:
+        raise UserError(f"config.optimizer has every={config.every} and delay={config.delay} for the group {group!r}; expected "
+                        "every >= 1 (1 = move it at every step) and delay >= 0.")
     rule, searched = make_rule(config), config.name == "lbfgs"
-    rate = (lambda count: 1.0) if searched else schedule(config, steps)
+    moves = max(-(-(steps - config.delay) // config.every), 1)
+    rate = (lambda count: 1.0) if searched else schedule(config, moves)
     on_plateau = config.schedule.name == "plateau" and not searched
 
     def init(params: PyTree) -> OptimizerState:
@@ -83,6 +103,29 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
         used = {name: jnp.asarray(number, float) for name, number in used.items()}
         return updates, OptimizerState(optax.safe_increment(state.count), inner, used, watched)
 
+    mover = optax.GradientTransformationExtraArgs(init, update)
+    return mover if config.every == 1 and config.delay == 0 else waiting(mover, config.every, config.delay)
+
+
+def waiting(mover: optax.GradientTransformationExtraArgs, every: int, delay: int) -> optax.GradientTransformationExtraArgs:
+    """`mover` at the steps delay, delay + every, delay + 2 every, ... of a phase; at the others nothing moves, its state neither.
+
+    The update is computed and thrown away at the other steps: they cost what every step costs.
+    """
+    def init(params: PyTree) -> WaitingState:
+        inner = mover.init(params)
+        return WaitingState(jnp.zeros((), jnp.int32), inner.readings, inner)
+
+    def update(grads: PyTree, state: WaitingState, params: PyTree, **arguments) -> tuple[PyTree, WaitingState]:
+        since = state.calls - delay
+        now = (since >= 0) & (since % every == 0)
+        updates, moved = mover.update(grads, state.inner, params, **arguments)
+        inner = jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, state.inner)
+        updates = jax.tree.map(lambda u: jnp.where(now, u, 0), updates)
+        used = {name: jnp.where(now, value, 0) if name in ("lr", "update_norm") else value
+                for name, value in moved.readings.items()}
+        return updates, WaitingState(optax.safe_increment(state.calls), used, inner)
+
     return optax.GradientTransformationExtraArgs(init, update)
 
 
@@ -102,7 +145,8 @@ def override(config, group: str):
         return config
 
     def apply(fields, changes, where: str) -> None:
-        for name, value in changes.items():
+        for name in changes.keys():
+            value = changes[name]
             if name not in fields or name == "groups":
                 known = ", ".join(sorted(set(fields.keys()) - {"groups"}))
                 raise UserError(f"{where} sets {name!r}, which is no field there. Use one of {known}.")

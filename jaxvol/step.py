@@ -5,11 +5,14 @@
     theta_{t+1}       = theta_t + update_g(grad_g)   all groups move together, then the EMA
 
 A group can therefore never receive another group's gradient, and what groups share (a generator's forward pass) is
-evaluated once.  A step whose terms, gradients or updates are not finite leaves the state as it is; as `state.step` then
+evaluated once.  A group that its optimizer lets wait (`optim.waiting`) keeps its running statistics and its EMA as well.
+
+A step whose terms, gradients or updates are not finite leaves the state as it is; as `state.step` then
 stays behind the number of steps taken, every later step is refused too, and the loop sees which step it was.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -74,9 +77,27 @@ def ema_decay_at(decay: float, step: Array) -> Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
+def average(pair: PyTree, ema: PyTree, decay: float, updates: dict[str, Array], moved: dict[str, Array | bool]) -> PyTree:
+    """The EMA of `averaged(...)` after one step: of a group that was moved, with the decay at ITS number of updates."""
+    def tick(group: str, new: Array, old: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        step_size = (1 - ema_decay_at(decay, updates[group])).astype(new.dtype)
+        return jnp.where(moved[group], optax.incremental_update(new, old, step_size), old)
+
+    return {part: {group: jax.tree.map(functools.partial(tick, group), tree, ema[part][group]) for group, tree in groups.items()}
+            for part, groups in pair.items()}
+
+
 def averaged(params: Params, extra: Extra) -> PyTree:
     """The pair that the EMA covers: parameters and the running statistics of normalisation layers."""
     return {"params": params, "stats": extra["stats"]}
+
+
+def validated(kind: str, state: TrainState) -> tuple[Params, Extra]:
+    """(params, extra) that validation, selection and pictures use; kind: "ema" | "raw", `config.evaluate.weights`."""
+    pair = state.ema if kind == "ema" else averaged(state.params, state.extra)
+    return pair["params"], {**state.extra, "stats": pair["stats"]}
 
 
 def init(task: Task, optimizers: dict[str, optax.GradientTransformation], seed: int, batch: Batch) -> TrainState:
@@ -105,6 +126,7 @@ def make(task: Task, optimizers: dict[str, optax.GradientTransformationExtraArgs
         fixed = Fixed(state.step, state.extra, state.ema)
         terms, grads, metrics, changed = accumulate(task.loss, state.params, fixed, batch, key, micro_batches)
         params, opt, readings = dict(state.params), dict(state.opt), {}
+        moved, updates_done = dict.fromkeys(params, True), dict.fromkeys(params, state.step)
         for group, grad in grads.items():
             def value_fn(p, group=group):
                 total, *_ = accumulate(task.loss, {**state.params, group: p}, fixed, batch, key, micro_batches)
@@ -114,11 +136,12 @@ def make(task: Task, optimizers: dict[str, optax.GradientTransformationExtraArgs
                 value_fn=value_fn, monitor=state.extra["monitor"])
             params[group] = optax.apply_updates(state.params[group], updates)
             readings[group] = optim.readings(opt[group])
+            waited = optim.waited(state.opt[group])
+            moved[group], updates_done[group] = optim.waited(opt[group]) == waited, state.step - waited
         extra = merge(state.extra, changed)
-        decay = ema_decay_at(ema_decay, state.step)
-        ema = jax.tree.map(lambda new, old: (optax.incremental_update(new, old, (1 - decay).astype(new.dtype))
-                                             if jnp.issubdtype(new.dtype, jnp.inexact) else new),
-                           averaged(params, extra), state.ema)
+        extra["stats"] = {group: jax.tree.map(functools.partial(jnp.where, moved[group]), stats, state.extra["stats"][group])
+                          for group, stats in extra["stats"].items()}
+        ema = average(averaged(params, extra), state.ema, ema_decay, updates_done, moved)
         new = TrainState(step=state.step + 1, params=params, extra=extra, opt=opt, ema=ema)
         watched = (terms, {g: (r["grad_norm"], r["update_norm"]) for g, r in readings.items()})
         good = (state.step == taken) & jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(watched)]))

@@ -23,18 +23,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol import checkpoint, evaluate, sharding, step as stepping
-from jaxvol.types import Batch, Dataset, NonFiniteError, Task, TrainState, UserError, WorkdirLocked
+from jaxvol.types import Batch, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
 from jaxvol.writer import Writer
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What one phase trains with."""
-    task: Task
-    dataset: Dataset
-    optimizers: dict
-    init: Callable[[], TrainState]
-    struct: TrainState               # ShapeDtypeStructs with shardings
 
 
 @dataclasses.dataclass
@@ -56,7 +46,6 @@ class Run:
     mesh: Mesh
     store: checkpoint.Store
     writer: Writer
-    evaluator: Callable | None
     meta: dict                       # constant part of every checkpoint's JSON
     figures: Callable                # (parts, params, extra, put, rows, size) -> {tag: figure}
     state: TrainState | None = None
@@ -122,15 +111,14 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
 def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     """Validate the averaged weights, log, remember the best.  True if this is the best so far."""
     config, state = run.config, run.state
-    pair = state.ema if config.evaluate.weights == "ema" else stepping.averaged(state.params, state.extra)
-    extra = {**state.extra, "stats": pair["stats"]}
+    params, extra = stepping.validated(config.evaluate.weights, state)
     size = config.evaluate.batch_size
     rows = sharding.rows(run.mesh, size)
 
     def put(batch: dict[str, np.ndarray]) -> Batch:
         return sharding.put(run.mesh, batch, size)
 
-    metrics, _ = evaluate.score(run.evaluator, parts.task, parts.dataset, config, pair["params"], extra, put, rows, "val",
+    metrics, _ = evaluate.score(parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val",
                                 config.evaluate.max_examples)
     scalars = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, dict)}
     name = config.checkpoint.best_metric
@@ -147,7 +135,7 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     run.state = state.replace(extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))})
     run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
     if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
-        run.writer.images(step, run.figures(parts, pair["params"], extra, put, rows, size))
+        run.writer.images(step, run.figures(parts, params, extra, put, rows, size))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
     return better
 
@@ -182,10 +170,6 @@ def out_of_time(run: Run) -> str:
 def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: bool) -> str:
     """Updates `start` .. `stop - 1`.  Returns why the run has to stop before its end, or nothing."""
     config = run.config
-    names = jax.tree.map(lambda s: s.sharding, parts.struct)
-    compiled = jax.jit(stepping.make(parts.task, parts.optimizers, config.seed, config.ema_decay, config.micro_batches),
-                       donate_argnums=0, out_shardings=(names, sharding.replicated(run.mesh)))
-    run.evaluator = evaluate.make(parts.task, run.mesh)
     size, resumed = config.batch_size, run.saved
     steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
@@ -207,7 +191,7 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
             began = time.monotonic()
             batch = sharding.put(run.mesh, next(batches), size)
             waited += time.monotonic() - began
-            run.state, metrics = compiled(run.state, batch, jnp.int32(step))
+            run.state, metrics = parts.step(run.state, batch, jnp.int32(step))
             run.writer.advance(step + 1)
             if (step + 1) % config.log_every == 0:
                 jax.block_until_ready(metrics)
@@ -229,6 +213,21 @@ def profile(config: ConfigDict, workdir: Path, step: int) -> None:
         jax.profiler.stop_trace()
 
 
+def start(parts: Parts) -> TrainState:
+    """The state of step 0, each leaf where it belongs."""
+    # It runs once: XLA's optimisations would cost ten seconds to compile and save none.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    shardings = jax.tree.map(lambda s: s.sharding, parts.struct)
+    return jax.jit(parts.init, out_shardings=shardings, compiler_options=options)()
+
+
+def adopt(config: ConfigDict, state: TrainState, params: Params, stats: PyTree) -> TrainState:
+    """`state` with the averaged weights of the run `config.init_from` as parameters and as averages."""
+    pair = checkpoint.transfer(stepping.averaged(state.params, state.extra), {"params": params, "stats": stats}, config.init_from,
+                               config.init_groups)
+    return state.replace(params=pair["params"], extra={**state.extra, "stats": pair["stats"]}, ema=jax.tree.map(jnp.copy, pair))
+
+
 def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
     """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on with."""
     def template(meta: dict):
@@ -237,16 +236,9 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
     restored = checkpoint.restore_newest(run.store, template)
     if restored is None:
         parts = parts_of(0)
-        # It runs once: XLA's optimisations would cost ten seconds to compile and save none.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        shardings = jax.tree.map(lambda s: s.sharding, parts.struct)
-        run.state = jax.jit(parts.init, out_shardings=shardings, compiler_options=options)()
+        run.state = start(parts)
         if initial is not None:
-            params, stats = initial(run.config)
-            pair = checkpoint.transfer(stepping.averaged(run.state.params, run.state.extra), {"params": params, "stats": stats},
-                                       run.config.init_from)
-            run.state = run.state.replace(params=pair["params"], extra={**run.state.extra, "stats": pair["stats"]},
-                                          ema=jax.tree.map(jnp.copy, pair))
+            run.state = adopt(run.config, run.state, *initial(run.config))
         return 0
     tree, meta = restored
     if meta["data_hash"] != run.meta["data_hash"]:

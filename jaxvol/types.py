@@ -125,3 +125,61 @@ class Dataset:
     names: Callable[[str], list[str]]
     hash: str                                                # changes when the data or how it is read changes
     skipped: Callable[[], list[str]]                         # examples skipped after read errors, with the reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What one phase trains with; the compiled functions are shared by the pre-flight and the train loop."""
+    task: Task
+    dataset: Dataset
+    optimizers: dict
+    init: Callable[[], TrainState]
+    struct: TrainState               # ShapeDtypeStructs with shardings
+    step: Callable                   # (state, batch, updates taken) -> (state, metrics), jitted; donates its state
+    evaluate: Callable               # (params, extra, batch, key) -> Rows with _mask and _index, jitted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """What a check may look at: the parts of the real run, at step 0, before anything was trained.
+
+    A check calls these fields and nothing behind them, so that it measures what the run would do.  `step` donates its
+    state: call it with `probe.copy(state)`.  Hashed by identity, so that what several checks need is computed once.
+    """
+    parts: Parts                                             # what the fields below are made of
+    steps: int                                               # updates of the phase
+    config: Any                                              # ConfigDict, locked
+    workdir: Any                                             # Path
+    mesh: Any
+    dataset: Dataset
+    task: Task
+    optimizers: dict
+    init: Callable[[], TrainState]                           # the state of step 0 (with config.init_from: before the transfer)
+    state: TrainState                                        # the state that training would start from
+    step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+    evaluate: Callable[[Params, Extra, Batch, Key], Rows]
+    readings: Callable[[PyTree], Metrics]                    # optimizer state of a group -> lr, grad_norm, clipped_norm, ...
+    batch: Callable[[int], Batch]                            # training batch of a step, on the mesh
+    batches: Callable[[str, int], list[dict[str, np.ndarray]]]   # (split, examples) -> host batches, padding marked by _mask
+    put: Callable[[dict[str, np.ndarray]], Batch]            # an evaluation batch onto the mesh
+    score: Callable[[Params, Extra, str, int], tuple[Metrics, Rows]]   # what validation reports: (params, extra, split, examples)
+    validate: Callable[[TrainState, int], Metrics]           # what the train loop's validation reports of a state
+    baselines: Callable[[], dict[str, Metrics]]              # {"mean", "identity", "wiener": what they score in validation}
+    lower: Callable[[int], Any]                              # batch size -> the lowered train step
+    save_restore: Callable[[TrainState], TrainState]         # through a checkpoint on disk and back
+    retask: Callable[[dict[str, Any]], Task]                 # the task of a config with overrides {"a.b": value}
+    rebuild: Callable[[dict[str, Any]], Context]             # all of this for such a config
+
+    @property
+    def spec(self) -> Spec:
+        return self.dataset.spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a check measured.  `skip`: why there was nothing to measure; `absent`: metrics that this run cannot have."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)    # title -> rows of named cells
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)                    # title -> matplotlib Figure
+    absent: tuple[str, ...] = ()
+    skip: str = ""

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxvol import build
 from jaxvol.data.augment import KNOWN
 from jaxvol.optim import RULES, SCHEDULES
+from jaxvol.tta import TRANSFORMS
 from jaxvol.types import UserError
 
 def _positive(config: ConfigDict) -> list[str]:
@@ -41,6 +42,7 @@ def _choices(config: ConfigDict) -> list[str]:
               ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
               ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
               ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
+              ("evaluate.tta", config.evaluate.tta, TRANSFORMS),
               ("optimizer.name", config.optimizer.name, RULES),
               ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES)]
     found = [f"{path} is {value!r}; it has to be one of {', '.join(known)}." for path, value, known in wanted

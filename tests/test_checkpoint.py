@@ -106,3 +106,23 @@ def test_no_sound_step_is_an_error_and_none_is_a_fresh_start(tmp_path):
     with pytest.raises(UserError, match="None of the checkpoints .10.*resume=fresh"):
         checkpoint.restore_newest(store, lambda meta: template())
     assert checkpoint.restore_newest(checkpoint.open_store(tmp_path / "new"), lambda meta: template()) is None
+
+
+def test_groups_of_another_name_are_transferred():
+    """A generator starts from a regression run, and the other way round; everything else stays as it is."""
+    def run(*groups, value=1.0):
+        return {"params": {g: {"kernel": jnp.full((2, 3), value), "own": {g: jnp.zeros(4)}} for g in groups},
+                "stats": {groups[0]: {"mean": jnp.full(3, value)}}}
+    own, given = run("gen", "disc", value=1.0), run("net", value=2.0)
+    pair = checkpoint.transfer(own, given, "run", (("gen", "net"),))
+    assert np.all(pair["params"]["gen"]["kernel"] == 2) and np.all(pair["stats"]["gen"]["mean"] == 2)
+    assert np.all(pair["params"]["disc"]["kernel"] == 1)
+    back = checkpoint.transfer(given, own, "run", (("net", "gen"),))
+    assert np.all(back["params"]["net"]["kernel"] == 1) and np.all(back["stats"]["net"]["mean"] == 1)
+    same = checkpoint.transfer(own, run("gen", value=3.0), "run")
+    assert np.all(same["params"]["gen"]["kernel"] == 3) and np.all(same["params"]["disc"]["kernel"] == 1)
+    for pairs in ((("gen", "disc"),), (("net", "net"),)):
+        with pytest.raises(UserError, match="this run has the groups disc, gen and run has net"):
+            checkpoint.transfer(own, given, "run", pairs)
+    with pytest.raises(UserError, match="none of its"):
+        checkpoint.transfer(own, given, "run")

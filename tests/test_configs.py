@@ -13,7 +13,7 @@ from jaxvol.types import UserError
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("JAXVOL_DATA", ROOT.parent / "shared" / "data"))
-FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "__init__"))
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "limits", "__init__"))
 VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS"]]
 NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
 # Small enough for a test; only fields that the config has are set.
@@ -49,7 +49,7 @@ def test_config_is_valid_and_its_step_traces(name, variant, tmp_path):
     batch = next(dataset.stream(0, 1, slice(0, config.batch_size)))
     new, metrics = jax.eval_shape(run, state, batch, 0)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
-    assert metrics["net/loss"].shape == ()
+    assert all(metrics[f"{group}/loss"].shape == () for group in state.params)
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def unread(config, seen, prefix="") -> list[str]:
 
 
 # What only another mode or another choice reads: tested where those are.
-ELSEWHERE = ("resume", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint",
+ELSEWHERE = ("resume", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint", "init_groups",
              "early_stopping.min_delta", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed")
 
 

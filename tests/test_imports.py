@@ -19,15 +19,18 @@ BASE = {"types", "ops"}
 SCIENCE = {"losses", "metrics", "pdes", "models", "data"}
 FILES = {"files", "containers"}
 ENGINE = BASE | FILES | {"step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
-EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "inference", "build", "validate"}
+EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"},
     "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES,
-    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics"},
+    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE, "writer": BASE,
     "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
     "train": ENGINE, "compare": ENGINE,
-    "validate": EVERYTHING, "inference": EVERYTHING, "build": EVERYTHING, "main": EVERYTHING, "__init__": {"build"},
+    "weights": {"types"}, "converters": BASE | {"models"}, "tta": BASE,
+    "context": EVERYTHING, "preflight": EVERYTHING, "validate": EVERYTHING, "inference": EVERYTHING, "build": EVERYTHING,
+    "main": EVERYTHING | {"preflight"}, "__init__": {"build"},
+    "convert": EVERYTHING | {"weights", "converters"},
 }
 LEARNING = {"flax", "optax", "ml_collections", "orbax", "absl"}         # what ops/ must not know
 OTHER_FRAMEWORKS = {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "clu", "keras"}
@@ -209,6 +212,7 @@ BAD = [
     (no_other_framework, "tests/a.py", "import torch.nn"),
     (no_other_framework, "jaxvol/writer.py", "from clu import metric_writers"),
     (no_pickles, "jaxvol/data/a.py", "import pickle"),
+    (no_pickles, "jaxvol/weights.py", "import pickle"),
     (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=True)"),
     (configs_by_attribute, "jaxvol/train.py", "n = config.get('seed', 0)"),
     (configs_by_attribute, "jaxvol/train.py", "n = run.config.optimizer.get('name')"),

@@ -225,3 +225,28 @@ def test_sharded_parameters_give_the_same_update():
     for key in PARAMS:
         np.testing.assert_allclose(updates[key], plain[key], rtol=1e-5)
     assert updates["kernel"].sharding.is_equivalent_to(rows, 2)
+
+
+def test_a_waiting_group_is_moved_by_its_own_steps_alone():
+    """delay=2, every=3: the updates at steps 2, 5, 8 and 11 of 12 are those of a run of four steps; in between nothing ticks."""
+    fields = dict(name="adamw", learning_rate=0.1, schedule__name="cosine", schedule__warmup_steps=1)
+    waiting, plain = optim.make(settings(every=3, delay=2, **fields), "net", 12), optim.make(settings(**fields), "net", 4)
+    params, state = PARAMS, waiting.init(PARAMS)
+    theirs, expected, moved = PARAMS, plain.init(PARAMS), 0
+    update, reference = jax.jit(waiting.update), jax.jit(plain.update)
+    for t in range(12):
+        updates, state = update(grads_at(t), state, params)
+        params = optax.apply_updates(params, updates)
+        used = optim.readings(state)
+        if t in (2, 5, 8, 11):
+            updates, expected = reference(grads_at(t), expected, theirs)
+            theirs, moved = optax.apply_updates(theirs, updates), moved + 1
+            assert used["lr"] == optim.readings(expected)["lr"] > 0 and used["update_norm"] > 0
+        else:
+            assert used["lr"] == 0 == used["update_norm"] and used["clipped_norm"] > 0
+        norm = np.sqrt(sum((g ** 2).sum() for g in grads_at(t).values()))
+        np.testing.assert_allclose(used["grad_norm"], norm, rtol=1e-5)
+        np.testing.assert_allclose(used["clipped_fraction"], 1 - used["clipped_norm"] / norm, rtol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, (params, state.inner), (theirs, expected))
+        assert int(optim.waited(state)) == t + 1 - moved
+    assert optim.waited(expected) == 0

@@ -120,3 +120,22 @@ def test_keys_are_functions_of_seed_and_step():
     draws = {float(jax.random.normal(step.key_at(seed, s), ())) for seed in range(3) for s in range(3)}
     assert len(draws) == 9
     assert dataclasses.is_dataclass(step.init(toys.game_task(), start(toys.game_task(), toys.config(), {})[0], 0, {}))
+
+
+def test_statistics_and_average_of_a_waiting_group_wait_with_it():
+    """Every second step: the EMA of parameters and statistics is the recursion over the group's own updates."""
+    config, task = toys.config(optimizer__every=2), toys.regression_task()
+    optimizers, state = start(task, config, device_batch())
+    run = jax.jit(step.make(task, optimizers, 0, 0.9, 1))
+    expected, moved = jax.tree.map(np.asarray, state.ema), 0
+    for i in range(12):
+        before = step.averaged(state.params, state.extra)
+        state, _ = run(state, device_batch(i), i)
+        now = step.averaged(state.params, state.extra)
+        if i % 2:
+            jax.tree.map(np.testing.assert_array_equal, now, before)
+        else:
+            decay, moved = min(0.9, (1 + moved) / (10 + moved)), moved + 1
+            expected = jax.tree.map(lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now)
+            assert now["stats"]["net"]["seen"] != before["stats"]["net"]["seen"]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxvol import build, checkpoint, sharding, step, train, writer
-from jaxvol.types import NonFiniteError, UserError, WorkdirLocked
+from jaxvol import build, checkpoint, context, sharding, step, train, writer
+from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 from tests import toys
 
 
@@ -36,13 +36,14 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
         shapes = jax.eval_shape(init)
         struct = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes,
                               sharding.state_shardings(mesh, shapes))
-        return train.Parts(task, dataset, build.optimizers(phase, struct.params, stop - start), init, struct)
+        optimizers = build.optimizers(phase, struct.params, stop - start)
+        return Parts(task, dataset, optimizers, init, struct, *context.compiled(phase, mesh, task, optimizers, struct))
 
     with jax.set_mesh(mesh), train.lock(workdir):
         log = writer.open_run(workdir, config, True)
         meta = {"config": config.to_json(), "config_hash": "h", "data_hash": dataset.hash, "versions": {}}
         run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
-                        evaluator=None, meta=meta, figures=lambda *a: {})
+                        meta=meta, figures=lambda *a: {})
         try:
             return train.train(run, parts_of, initial), run
         finally:

@@ -13,6 +13,7 @@ def get_config(variant: str = ""):
     config.total_steps, config.log_every, config.evaluate.every, config.checkpoint.every = 6, 1, 2, 2
     config.evaluate.batch_size = 2
     config.ema_decay = 0.5
+    config.preflight.run = False
     config.evaluate.figures = False
     if variant == "slow":
         config.total_steps, config.evaluate.every, config.checkpoint.every = 60, 10, 3

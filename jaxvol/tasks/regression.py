@@ -1,42 +1,14 @@
-"""Volume to volume: a network trained on a weighted sum of named losses, and the baselines that it is scored against.
-
-A batch has `input` [B, D, H, W, C] and `target` [B, D, H, W, K] in normalised units, and `mask` [B, D, H, W, 1] (1 = observed)
-where voxels are missing.  Losses are in normalised units; metrics and spectra in physical ones, through the inverse of the
-target's normaliser.  The network and every baseline are scored by the same function.
-"""
+"""Volume to volume: a network trained on a weighted sum of named losses; scoring and baselines are those of tasks/scoring.py."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol import losses, metrics
-from jaxvol.ops import moments, normalise, spectra, wiener
-from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task, UserError
+from jaxvol.tasks import scoring
+from jaxvol.types import Batch, Extra, Fixed, Key, Metrics, Params, Spec, Task
 
-Predict = Callable[[Params, Extra, Batch], Array]
-PredictBoth = Callable[[Params, Extra, Batch], tuple[Array, Array]]     # in normalised and in physical units
-
-
-def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of `config.task`, for jaxvol/validate.py."""
-    found, known = [], {"losses": losses.functions(losses), "metrics": losses.functions(metrics)}
-    for entry in config.task.losses:
-        if len(entry) != 2 or entry[0] not in known["losses"]:
-            found.append(f"task.losses has {entry!r}; an entry is (name, weight) with name one of "
-                         f"{', '.join(sorted(known['losses']))}.")
-    if not config.task.losses:
-        found.append("task.losses is empty; nothing would be learned.")
-    unknown = [name for name in config.task.metrics if name not in known["metrics"]]
-    if unknown:
-        found.append(f"task.metrics has {', '.join(unknown)}; known are {', '.join(sorted(known['metrics']))}.")
-    if config.checkpoint.best_metric not in (*config.task.metrics, "loss"):
-        found.append(f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in task.metrics nor 'loss'.")
-    return found
+rules, baselines = scoring.rules, scoring.baselines
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
@@ -46,181 +18,16 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     Raises UserError when the config names a loss or metric that does not exist, or the prediction has another shape than
     the target.
     """
-    terms = _terms(config, spec)
+    terms = scoring.terms(config, spec)
 
     def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
-        variables = dict(model.init({"params": rng}, _volume(config, batch, "input")[:1], train=False))
+        variables = dict(model.init({"params": rng}, scoring.volume(config, batch, "input")[:1], train=False))
         return {"net": variables.pop("params")}, {"stats": {"net": variables}}
 
     def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key) -> tuple[dict, tuple[Metrics, Extra]]:
         stats = fixed.extra["stats"]["net"]
-        pred, stats = model.apply({"params": params["net"], **stats}, _volume(config, batch, "input"), train=True,
+        pred, stats = model.apply({"params": params["net"], **stats}, scoring.volume(config, batch, "input"), train=True,
                                   rngs={"dropout": rng}, mutable=list(stats))
         return {"net": {name: jnp.mean(rows) for name, rows in terms(pred, batch).items()}}, ({}, {"stats": {"net": stats}})
 
-    def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
-        variables = {"params": params["net"], **extra["stats"]["net"]}
-        y = model.apply(variables, _volume(config, batch, "input"), train=False)
-        return y, normalise.inverse(spec.fields["target"].normaliser, y)
-
-    return _task(config, spec, init, loss, predict, {})
-
-
-def baselines(config: ConfigDict, spec: Spec,
-              train_batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[Task, Params, Extra]]:
-    """{"mean", "identity", "wiener": (task, params, extra)}, fitted on training batches, scored like the network.
-
-    train_batches: host batches of the training split, normalised, padding marked by `_mask`; read once.
-    mean:     the training mean of the target.
-    identity: the input in physical units is the prediction; absent when input and target differ in channels.
-    wiener:   ops/wiener.py on the input in physical units or as the network sees it, whichever has the lower training VRMSE;
-              metrics["fit"] says which: {"input": "physical" | "normalised", "training_vrmse": {"physical", "normalised"}}.
-    Only the tasks' evaluate, summarize and predict are meant to be called.  Raises UserError when there is no batch.
-    """
-    inputs, targets = (len(spec.fields[name].channels) for name in ("input", "target"))
-    found = _measure(spec, train_batches)
-    outcome = slice(2 * inputs, 2 * inputs + targets)
-    filters = {"physical": wiener.fit(found, slice(0, inputs), outcome),
-               "normalised": wiener.fit(found, slice(inputs, 2 * inputs), outcome)}
-    best = min(filters, key=lambda name: filters[name][1])
-    report = {"input": best, "training_vrmse": {name: error for name, (_, error) in filters.items()}}
-    fitted = {key: jnp.asarray(value) for key, value in filters[best][0].items()}
-
-    def mean(params: Params, extra: Extra, batch: Batch) -> Array:
-        return jnp.broadcast_to(params["net"]["target_mean"], (*batch["input"].shape[:-1], targets))
-
-    def identity(params: Params, extra: Extra, batch: Batch) -> Array:
-        return normalise.inverse(spec.fields["input"].normaliser, moments.promote(batch["input"]))
-
-    def linear(params: Params, extra: Extra, batch: Batch) -> Array:
-        x = identity(params, extra, batch) if best == "physical" else batch["input"]
-        return wiener.apply(params["net"], x, _mask(batch), spec.spacing)
-
-    tasks = {"mean": (mean, {"target_mean": fitted["target_mean"]}, {})}
-    if inputs == targets:
-        tasks["identity"] = (identity, {}, {})
-    tasks["wiener"] = (linear, fitted, {"fit": report})
-    return {name: (_baseline(config, spec, physical, {"net": params}, info), {"net": params}, {"stats": {"net": {}}})
-            for name, (physical, params, info) in tasks.items()}
-
-
-def _baseline(config: ConfigDict, spec: Spec, physical: Predict, params: Params, info: Metrics) -> Task:
-    """A task that is not learned: it predicts in physical units, where a normaliser that clips cannot change it."""
-    def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
-        return params, {"stats": {"net": {}}}
-
-    def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key) -> tuple[dict, tuple[Metrics, Extra]]:
-        raise ValueError("a baseline is fitted by regression.baselines and has nothing to train")
-
-    def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
-        y = physical(params, extra, batch)
-        return normalise.forward(spec.fields["target"].normaliser, y), y
-
-    return _task(config, spec, init, loss, predict, info)
-
-
-def _task(config: ConfigDict, spec: Spec, init: Callable, loss: Callable, predict: PredictBoth, info: Metrics) -> Task:
-    """The scoring that networks and baselines share; `info` is added to the metrics as it is."""
-    terms = _terms(config, spec)
-    scores = {name: losses.by_name(metrics, name, spec) for name in config.task.metrics}
-    has_spectra = config.task.spectra and spec.shape[0] > 1 and len(set(spec.shape)) == 1 and len(set(spec.spacing)) == 1
-
-    def evaluate(params: Params, extra: Extra, batch: Batch, rng: Key) -> Rows:
-        """Rows `loss` and `loss_<term>` (weighted, normalised units), one per metric, and P_pred, P_true, P_cross [B, k bins]."""
-        mask = _mask(batch)
-        normalised, pred = predict(params, extra, batch)
-        rows = {f"loss_{name}": values for name, values in terms(normalised, batch).items()}
-        rows["loss"] = sum(rows.values())
-        target = normalise.inverse(spec.fields["target"].normaliser, _volume(config, batch, "target"))
-        rows |= {name: score(pred, target, mask) for name, score in scores.items()}
-        if has_spectra:
-            rows |= _spectra(spec, pred, target, mask)
-        return rows
-
-    def summarize(rows: dict[str, np.ndarray]) -> Metrics:
-        """Means over boxes; T(k), r(k) of spectra summed over boxes, their scatter over boxes.
-
-        A metric that is undefined in some boxes is averaged over the others, whose number is `<name>_count`; but once a
-        loss is not finite, the model is broken, and every NaN shows.
-        """
-        skip_undefined = bool(np.isfinite(rows["loss"]).all())
-        found = {}
-        for name in (name for name, values in rows.items() if np.ndim(values) == 1):
-            defined = ~np.isnan(rows[name])
-            partial = skip_undefined and 0 < defined.sum() < len(defined)
-            found[name] = float(np.mean(rows[name][defined] if partial else rows[name], dtype=np.float64))
-            if partial:
-                found[f"{name}_count"] = int(defined.sum())
-        if "P_pred" in rows:
-            found["spectra"] = _summarize_spectra(spec, rows)
-        return found | info
-
-    return Task(init, loss, evaluate, summarize, predict=lambda *arguments: predict(*arguments)[0])
-
-
-def _terms(config: ConfigDict, spec: Spec) -> Callable[[Array, Batch], Rows]:
-    """(prediction, batch) -> {loss name: weight * value per example}."""
-    named = [(name, losses.by_name(losses, name, spec), weight) for name, weight in config.task.losses]
-    if len({name for name, _, _ in named}) < max(len(named), 1):
-        raise UserError(f"config.task.losses is {tuple(config.task.losses)}: expected at least one (name, weight), "
-                        "each name once")
-
-    def terms(pred: Array, batch: Batch) -> Rows:
-        target = _volume(config, batch, "target")
-        if pred.shape != target.shape:
-            raise UserError(f"the prediction has the shape {pred.shape} but the target {target.shape} (B, D, H, W, channels): "
-                            f"give the model {target.shape[-1]} output channel(s) and the size of its input")
-        return {name: weight * f(pred, target, _mask(batch)) for name, f, weight in named}
-
-    return terms
-
-
-def _volume(config: ConfigDict, batch: Batch, name: str) -> Array:
-    """A leaf of the batch in the precision of the run; the model itself lowers it to bfloat16."""
-    return batch[name].astype(jnp.float64) if config.precision == "f64" else batch[name]
-
-
-def _mask(batch: Batch) -> Array | None:
-    return batch["mask"] if "mask" in batch else None
-
-
-def _spectra(spec: Spec, pred: Array, target: Array, mask: Array | None) -> Rows:
-    """P_pred, P_true, P_cross, [B, K] or, with several channels, [B, K, C]; tapered along axes that do not wrap."""
-    if pred.shape[1:4] != spec.shape:
-        raise UserError(f"found volumes of {pred.shape[1:4]} voxels to score, but the spec says {spec.shape}: spectra need boxes "
-                        "of one size; set config.task.spectra=False")
-    weights = None if mask is None else (mask > 0).astype(jnp.float32)
-    if not all(spec.periodic):
-        window = jnp.asarray(spectra.taper(spec.shape, spec.periodic), jnp.float32)
-        weights = window if weights is None else weights * window
-    p = dict(zip(("P_pred", "P_true", "P_cross"), spectra.spectra(pred, target, spec.box_size, weights=weights)))
-    return {name: values[..., 0] if values.shape[-1] == 1 else values for name, values in p.items()}
-
-
-def _summarize_spectra(spec: Spec, rows: dict[str, np.ndarray]) -> dict[str, Any]:
-    """k, modes (independent ones per box), T, r, their standard deviation over boxes, mean P, and the taper."""
-    boxes = {name: np.asarray(rows[name], np.float64) for name in ("P_pred", "P_true", "P_cross")}
-    total = {name: values.sum(0) for name, values in boxes.items()}
-    shells = spectra.shells(spec.shape, spec.box_size)
-    inside = slice(1, shells.last + 1)
-    found = {"k": shells.k[inside], "modes": shells.modes[inside].astype(int),
-             "T": spectra.transfer(total["P_pred"], total["P_true"]), "r": spectra.cross_correlation(**_arguments(total)),
-             "T_std": spectra.transfer(boxes["P_pred"], boxes["P_true"]).std(0),
-             "r_std": spectra.cross_correlation(**_arguments(boxes)).std(0)}
-    found |= {name: values / len(boxes[name]) for name, values in total.items()}
-    return found | {"window": "none" if all(spec.periodic) else "hann"}
-
-
-def _arguments(p: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.lower(): values for name, values in p.items()}
-
-
-def _measure(spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]) -> wiener.Moments:
-    """Moments of (physical input, normalised input, physical target) over the training boxes."""
-    def boxes() -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-        for batch in train_batches:
-            x, y = (normalise.inverse(spec.fields[name].normaliser, batch[name]) for name in ("input", "target"))
-            real = batch["_mask"] > 0 if "_mask" in batch else np.ones(len(x), bool)
-            yield np.concatenate([x, batch["input"], y], -1), _mask(batch), real
-
-    return wiener.measure(boxes(), spec.spacing)
+    return scoring.make(config, spec, init, loss, scoring.network(config, spec, model, "net"), terms, {})

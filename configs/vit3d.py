@@ -1,0 +1,28 @@
+"""ViT3D on volumes."""
+from configs import base, fno
+
+VARIANTS = ("", "quick")
+
+
+def get_config(variant: str = ""):
+    """The config of a variant, one of VARIANTS."""
+    config = base.common()
+    config.model, config.task = base.vit3d(), base.regression()
+    base.choose(variant, {"": full, "quick": quick})(config)
+    return config
+
+
+def full(config) -> None:
+    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of 4 Mpc/h, as configs/fno.py."""
+    model = config.model
+    fno.full(config)
+    config.model = model
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule.warmup_steps = 20
+
+
+def quick(config) -> None:
+    """The same task in fewer steps."""
+    full(config)
+    config.total_steps = 300
+    config.ema_decay = 0.98

@@ -1,0 +1,122 @@
+"""The parts of a run, made once: for the train loop, and as the Context that the checks of the pre-flight look at."""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxvol import build, checkpoint, evaluate, optim, sharding, step as stepping, train
+from jaxvol.types import Batch, Context, Extra, Metrics, Params, Parts, Rows, Task, TrainState
+
+FIT_BATCHES = 16      # training batches that the baselines are fitted on
+
+
+def parts(config: ConfigDict, mesh: Mesh, steps: int) -> Parts:
+    """Everything that a phase of `steps` updates trains with.  Raises UserError where batch or volumes do not fit the mesh."""
+    dataset = build.dataset(config)
+    for size, what in ((config.batch_size, "config.batch_size"), (config.evaluate.batch_size, "config.evaluate.batch_size")):
+        sharding.check(mesh, size, dataset.spec.shape[0], what)
+    task = build.task(config, dataset.spec)
+    init, struct = build.state_template(config, dataset.spec, steps, mesh)
+    optimizers = build.optimizers(config, struct.params, steps)
+    return Parts(task, dataset, optimizers, init, struct, *compiled(config, mesh, task, optimizers, struct))
+
+
+def compiled(config: ConfigDict, mesh: Mesh, task: Task, optimizers: dict, state: TrainState) -> tuple[Callable, Callable]:
+    """(train step, evaluation) of a task, jitted; `state` says how each leaf is sharded."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(stepping.make(task, optimizers, config.seed, config.ema_decay, config.micro_batches), donate_argnums=0,
+                   out_shardings=(shardings, sharding.replicated(mesh)))
+    return step, evaluate.make(task, mesh)
+
+
+def initial(config: ConfigDict, mesh: Mesh) -> tuple[Params, Any]:
+    """(params, stats) of the averaged weights of the run `config.init_from`."""
+    _, params, extra, _, _, meta = build.restore(config.init_from, config.init_checkpoint, "ema", mesh)
+    logging.info("init_from %s, checkpoint %s (step %d), averaged weights", config.init_from, config.init_checkpoint, meta["step"])
+    return params, extra["stats"]
+
+
+def save_restore(now: TrainState) -> TrainState:
+    """A state through a checkpoint on disk and back, with the shardings it had."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = checkpoint.open_store(folder)
+        checkpoint.save(store, now, {"progress": {"best_step": None}}, None)
+        store.manager.wait_until_finished()
+        struct = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), now)
+        tree, _ = checkpoint.restore_newest(store, lambda meta: checkpoint.as_dict(struct))
+        store.manager.close()
+    return TrainState(**tree)
+
+
+def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts | None = None) -> Context:
+    """The Context of a run's first phase of `steps` updates; `given` are its parts where they exist already."""
+    own = parts(config, mesh, steps) if given is None else given
+    state = train.start(own)
+    if config.init_from:
+        state = train.adopt(config, state, *initial(config, mesh))
+
+    def lower(batch_size: int):
+        batch = {name: jax.ShapeDtypeStruct((batch_size, *s.shape[1:]), s.dtype, sharding=s.sharding)
+                 for name, s in batch_of(0).items()}
+        return own.step.lower(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
+
+    def batch_of(step: int) -> Batch:
+        size = config.batch_size
+        return sharding.put(mesh, own.dataset.batch(step, sharding.rows(mesh, size)), size)
+
+    def batches(split: str, examples: int) -> list[dict[str, np.ndarray]]:
+        size = config.evaluate.batch_size
+        return list(own.dataset.batches(split, size, sharding.rows(mesh, size), examples))
+
+    def put(batch: dict[str, np.ndarray]) -> Batch:
+        return sharding.put(mesh, batch, config.evaluate.batch_size)
+
+    def score(params: Params, extra: Extra, split: str, examples: int) -> tuple[Metrics, Rows]:
+        size = config.evaluate.batch_size
+        return evaluate.score(own.evaluate, own.task, own.dataset, config, params, extra, put, sharding.rows(mesh, size), split,
+                              examples)
+
+    def validate(now: TrainState, examples: int) -> Metrics:
+        params, extra = stepping.validated(config.evaluate.weights, now)
+        return score(params, extra, "val", examples)[0]
+
+    def scored_baselines() -> dict[str, Metrics]:
+        size, examples = config.evaluate.batch_size, config.preflight.examples
+        fit = itertools.islice(own.dataset.batches("train", size, slice(0, size), 0), FIT_BATCHES)
+        return {name: evaluate.score(evaluate.make(task, mesh), task, own.dataset, config, params, extra, put,
+                                     sharding.rows(mesh, size), "val", examples)[0]
+                for name, (task, params, extra) in build.baselines(config, own.dataset.spec, fit).items()}
+
+    def changed(overrides: dict[str, Any]) -> ConfigDict:
+        other = ConfigDict(config.to_dict())
+        other.update_from_flattened_dict(overrides)
+        return other.lock()
+
+    def retask(overrides: dict[str, Any]) -> Task:
+        return build.task(changed(overrides), own.dataset.spec)
+
+    def rebuild(overrides: dict[str, Any]) -> Context:
+        return make(changed(overrides), mesh, workdir, steps)
+
+    return Context(parts=own, steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task, optimizers=own.optimizers,
+                   init=lambda: train.start(own), state=state, step=own.step, evaluate=own.evaluate, readings=optim.readings,
+                   batch=batch_of, batches=batches, put=put, score=score, validate=validate, baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
+
+
+def with_task(context: Context, task: Task) -> Context:
+    """The Context of the same run with another task: what a planted fault, or an ablation, would train and score."""
+    own = context.parts
+    step, scorer = compiled(context.config, context.mesh, task, own.optimizers, own.struct)
+    parts = dataclasses.replace(own, task=task, step=step, evaluate=scorer)
+    return make(context.config, context.mesh, context.workdir, context.steps, parts)

@@ -1,0 +1,152 @@
+"""Gradients of the real loss: every module gets some, the step reports them as they are, and finite differences confirm them."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvol import figures
+from jaxvol.diagnostics import probe
+from jaxvol.types import Context, Fixed, Key, Params, Result
+
+RANK = 50
+MEANING = {
+    "dead": ("share of the weights, in arrays whose gradient is exactly zero for every batch",
+             "these parameters do not reach the loss: a branch is cut, multiplied by zero, or never called"),
+    "imbalance": ("largest over smallest root-mean-square gradient of the modules, in powers of ten",
+                  "gradients vanish or explode from block to block: check initialisation, norms and skips"),
+    "norm_error": ("difference between the gradient norm that the step reports and the gradient's own norm, relative",
+                   "the norm is measured after clipping, or of something else: log it before"),
+    "clipped": ("median share of the gradient's norm that clipping takes away over the first updates",
+                "the clip decides the direction and size of every update: raise optimizer.clip_norm or lower the loss's scale"),
+    "slope_error": ("difference between the gradient and a finite difference of the loss along a random direction, relative",
+                    "the backward pass does not belong to the forward pass: check custom gradients"),
+    "largest_share": ("largest share of one loss term in its group's gradient, where there are several",
+                      "the other terms are decoration: change the weights"),
+    "smallest_share": ("smallest share of one loss term in its group's gradient, where there are several",
+                       "this term does nothing: raise its weight or remove it"),
+}
+BATCHES = 2
+
+
+def applies(config) -> bool:
+    return config.optimizer.name != "lbfgs"
+
+
+def diagnose(ctx: Context) -> Result:
+    """Gradients at the start on two batches, the norms that the first updates report, and a central difference."""
+    fixed, terms = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), terms_of(ctx)
+    count = len(terms)
+
+    @jax.jit
+    def jacobian(params, batch, key):
+        values, pull = jax.vjp(lambda p: jnp.stack(flat(ctx, p, fixed, batch, key)), params)
+        return values, jax.vmap(lambda one: pull(one)[0])(jnp.eye(count, dtype=values.dtype))
+    found = [jax.device_get(jacobian(ctx.state.params, ctx.batch(i), jax.random.key(i))[1]) for i in range(BATCHES)]
+    own = [{g: jax.tree.map(lambda v: sum(v[j] for j, (group, _) in enumerate(terms) if group == g), grads[g])
+            for g in {group for group, _ in terms}} for grads in found]
+    table, metrics = by_module(own), shares(found[0], terms)
+    norms = [row["rms gradient"] for row in table if row["rms gradient"] > 0]
+    total = sum(row["weights"] for row in table)
+    metrics |= {"dead": sum(row["dead weights"] for row in table) / total,
+                "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
+                "norm_error": norm_error(ctx), "slope_error": slope_error(ctx, terms)}
+    _, history = probe.short_run(ctx)
+    groups = [g for g in ctx.state.params if f"{g}/grad_norm" in history[0]]
+    lost = {g: [1 - row[f"{g}/clipped_norm"] / row[f"{g}/grad_norm"] for row in history if row[f"{g}/grad_norm"] > 0] for g in groups}
+    metrics["clipped"] = max((float(np.median(values)) for values in lost.values() if values), default=0.0)
+    return Result(metrics, {"gradient per module": table}, {"gradient norms": draw(history, groups, table)},
+                  absent=tuple(set(MEANING) - set(metrics)))
+
+
+def flat(ctx: Context, params: Params, fixed: Fixed, batch, key: Key) -> list:
+    """Every loss term as a scalar, in the order of `terms_of`."""
+    terms, _ = ctx.task.loss(params, fixed, batch, key)
+    return [terms[group][name] for group in sorted(terms) for name in sorted(terms[group])]
+
+
+def terms_of(ctx: Context) -> list[tuple[str, str]]:
+    """(group, term) of the loss."""
+    fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
+    terms, _ = jax.eval_shape(ctx.task.loss, ctx.state.params, fixed, ctx.batch(0), jax.random.key(0))
+    return [(group, name) for group in sorted(terms) for name in sorted(terms[group])]
+
+
+def by_module(gradients: list[dict]) -> list[dict]:
+    """Root-mean-square gradient of every module, and its weights in arrays that never get any."""
+    rows: dict[str, list] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients[0]):
+        name = "/".join(str(getattr(p, "key", p)) for p in path[:2])
+        values = [dict(jax.tree_util.tree_leaves_with_path(g))[path] for g in gradients]
+        rows.setdefault(name, []).append((leaf.size, sum(float((np.asarray(v, np.float64)**2).sum()) for v in values),
+                                          all(not np.any(v) for v in values)))
+    return [{"module": name, "weights": sum(n for n, _, _ in leaves), "dead weights": sum(n for n, _, dead in leaves if dead),
+             "rms gradient": float(np.sqrt(sum(s for _, s, _ in leaves) / sum(n for n, _, _ in leaves) / len(gradients)))}
+            for name, leaves in rows.items()]
+
+
+def shares(jacobian: dict, terms: list[tuple[str, str]]) -> dict[str, float]:
+    """Largest and smallest share of a term in the sum of the norms of its group's terms."""
+    found = []
+    for group in sorted({g for g, _ in terms}):
+        norms = [np.sqrt(sum(float((np.asarray(v[j], np.float64)**2).sum()) for v in jax.tree.leaves(jacobian[group])))
+                 for j, (g, _) in enumerate(terms) if g == group]
+        if len(norms) > 1:
+            found += [norm / max(sum(norms), 1e-30) for norm in norms]
+    return {"largest_share": max(found), "smallest_share": min(found)} if found else {}
+
+
+def norm_error(ctx: Context) -> float:
+    """|reported - own| / own of the first update; the own one is taken with the step's key and its micro-batches."""
+    from jaxvol import step as stepping
+    fixed, batch = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0)
+    key = stepping.key_at(ctx.config.seed, 0)
+    grads = jax.jit(lambda p: stepping.accumulate(ctx.task.loss, p, fixed, batch, key, ctx.config.micro_batches)[1])(ctx.state.params)
+    _, history = probe.short_run(ctx)
+    worst = 0.0
+    for group, grad in grads.items():
+        own = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(grad))))
+        worst = max(worst, abs(history[0][f"{group}/grad_norm"] - own) / max(own, 1e-30))
+    return worst
+
+
+def slope_error(ctx: Context, terms: list[tuple[str, str]]) -> float:
+    """Central difference of the sum of all terms along a direction, against the gradient; best of three step lengths.
+
+    Half of the direction is the gradient's own, so that the slope is no small difference of large numbers; the longest step
+    changes the loss by about three per cent, far above the rounding of float32.
+    """
+    fixed, batch, key = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0), jax.random.key(1)
+    total = jax.jit(jax.value_and_grad(lambda p: sum(flat(ctx, p, fixed, batch, key))))
+    value, grad = total(ctx.state.params)
+    rng = np.random.default_rng(0)
+    noise = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), ctx.state.params)
+
+    def dot(a, b) -> float:
+        return float(sum(jnp.vdot(x, y).real for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
+    steep, wide = dot(grad, grad) ** 0.5, dot(noise, noise) ** 0.5
+    along = jax.tree.map(lambda g, n: g / max(steep, 1e-30) + n / wide, grad, noise)
+    slope = dot(grad, along)
+    errors = []
+    for change in (0.03, 0.01, 0.003):
+        h = change * abs(float(value)) / max(abs(slope), 1e-30)
+        ahead, behind = (float(total(jax.tree.map(lambda p, a: p + s * h * a, ctx.state.params, along))[0]) for s in (1, -1))
+        errors.append(abs((ahead - behind) / (2 * h) - slope) / max(abs(slope), 1e-30))
+    return min(errors)
+
+
+def draw(history: list[dict], groups: list[str], table: list[dict]):
+    """Norms over the first updates, before and after clipping, and the modules' gradients side by side."""
+    figure = figures.canvas(10.5, 0.9 + max(2.8, 0.24 * len(table)))
+    left, right = figure.subplots(1, 2)
+    for group, colour in zip(groups, figures.COLOURS):
+        left.plot([row[f"{group}/grad_norm"] for row in history], color=colour, label=f"{group}, before clipping")
+        left.plot([row[f"{group}/clipped_norm"] for row in history], "--", color=colour, label=f"{group}, after clipping")
+    left.set(xlabel="update", ylabel="norm of the gradient", yscale="log")
+    left.legend(fontsize=8)
+    names = [row["module"] for row in table]
+    right.barh(range(len(table)), [max(row["rms gradient"], 1e-20) for row in table], color=figures.COLOURS[0])
+    right.set_yticks(range(len(table)), names, fontsize=7)
+    right.invert_yaxis()
+    right.set(xlabel="root-mean-square gradient per weight", xscale="log")
+    return figure

@@ -1,0 +1,89 @@
+"""What several checks measure with: short runs of the real step, and forward passes with some blocks taken out."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxvol.types import Array, Batch, Context, Params, TrainState
+
+# What is compiled for one or two calls: optimising it takes longer than it saves.
+QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+Path = tuple[str, ...]
+
+
+def copy(tree):
+    """Arrays of their own, which a step may donate."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def run(ctx: Context, steps: int, batch: Callable[[int], Batch] | None = None) -> tuple[TrainState, list[dict[str, float]]]:
+    """`steps` updates of the real compiled step from the start, and the metrics of each; on the run's own batches or others."""
+    state, batch, history = copy(ctx.state), batch or ctx.batch, []
+    for step in range(steps):
+        state, metrics = ctx.step(state, batch(step), jnp.int32(step))
+        history.append({name: float(value) for name, value in jax.device_get(metrics).items()})
+    return state, history
+
+
+@functools.lru_cache(maxsize=2)
+def short_run(ctx: Context) -> tuple[TrainState, list[dict[str, float]]]:
+    """The first `preflight.steps` updates of the run, shared by all checks; do not donate what it returns."""
+    return run(ctx, ctx.config.preflight.steps)
+
+
+@functools.lru_cache(maxsize=2)
+def predict(ctx: Context) -> Callable[[Params, dict, Batch], Array]:
+    """The compiled prediction in normalised units."""
+    return jax.jit(ctx.task.predict)
+
+
+def pair(state: TrainState, weights: str) -> tuple[Params, dict]:
+    """(params, extra) that evaluation uses: the averages, or the raw weights."""
+    if weights == "raw":
+        return state.params, state.extra
+    return state.ema["params"], {**state.extra, "stats": state.ema["stats"]}
+
+
+def modules(ctx: Context, depth: int = 1) -> list[Path]:
+    """Paths of the submodules that a prediction calls, down to `depth` names below the model, in order of their first call."""
+    found: dict[Path, None] = {}
+
+    def note(call, arguments, keywords, context):
+        if context.method_name == "__call__" and 0 < len(context.module.path) <= depth:
+            found.setdefault(context.module.path)
+        return call(*arguments, **keywords)
+
+    def traced(params, extra, batch):        # a new function every time: a cached trace would call nothing
+        with nn.intercept_methods(note):
+            return ctx.task.predict(params, extra, batch)
+    jax.eval_shape(traced, ctx.state.params, ctx.state.extra, ctx.batch(0))
+    return list(found)
+
+
+def gated(ctx: Context, paths: list[Path]) -> Callable[[Params, dict, Batch, Array], Array]:
+    """The prediction with a gate per submodule, compiled once: gates [n] of 1 change nothing, a gate of 0 replaces the output of
+    its submodule by its input where the shapes agree, and by zero where they do not."""
+    def forward(params, extra, batch, gates):
+        def replace(call, arguments, keywords, context):
+            y = call(*arguments, **keywords)
+            path = context.module.path
+            if context.method_name != "__call__" or path not in paths:
+                return y
+            gate, x = gates[paths.index(path)] > 0, arguments[0]
+            return jax.tree.map(lambda v: jnp.where(gate, v, (x if np.shape(x) == v.shape else jnp.zeros_like(v)).astype(v.dtype)), y)
+        with nn.intercept_methods(replace):
+            return ctx.task.predict(params, extra, batch)
+    return jax.jit(forward, compiler_options=QUICK)
+
+
+def explained(prediction: Array, target: Array, mask: Array | None = None) -> float:
+    """1 - residual variance / variance of the target, over all examples and voxels (1 = perfect, 0 = the mean)."""
+    weight = np.ones_like(target) if mask is None else np.broadcast_to(np.asarray(mask) > 0, np.shape(target)).astype(np.float32)
+    total = max(float(weight.sum()), 1.0)
+    mean = float((weight * target).sum()) / total
+    return 1.0 - float((weight * (prediction - target) ** 2).sum()) / max(float((weight * (target - mean) ** 2).sum()), 1e-30)

@@ -1,0 +1,89 @@
+"""What is carried from step to step: saved, restored, continued, averaged, and validated with the weights that the config says."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvol.diagnostics import probe
+from jaxvol.types import Context, Result, TrainState
+
+RANK = 20
+HALF = 3
+MEANING = {
+    "not_restored": ("leaves of the state that a checkpoint does not bring back bit by bit",
+                     "a restart would go on from something else: see the table for their names"),
+    "resumed": ("largest difference between 3 + 3 updates with a restart in between and 6 in a row, relative",
+                "a restarted run would end elsewhere: something random or counted is not in the state"),
+    "repeated": ("largest difference between the same updates done twice, relative",
+                 "the step is not deterministic: results cannot be repeated"),
+    "ema": ("error of the averaged weights against the average of the trajectory, relative to how far they moved",
+            "the EMA does not follow its definition: check ema_decay and what updates it"),
+    "validated": ("difference of the validation metric from the one of the weights that evaluate.weights names, relative",
+                  "validation, and with it the best checkpoint, uses other weights than the config says"),
+}
+
+
+def applies(config) -> bool:
+    return True
+
+
+def diagnose(ctx: Context) -> Result:
+    """Six updates in a row, twice; and three, a checkpoint, three."""
+    straight, trail = trajectory(ctx, ctx.state, 0, 2 * HALF)
+    again, _ = trajectory(ctx, ctx.state, 0, 2 * HALF)
+    half, _ = trajectory(ctx, ctx.state, 0, HALF)
+    back = ctx.save_restore(probe.copy(half))
+    lost = [path for path, a, b in leaves(half, back) if a.shape != b.shape or not np.array_equal(a, b, equal_nan=True)]
+    resumed, _ = trajectory(ctx, back, HALF, HALF)
+    metrics = {"not_restored": float(len(lost)), "resumed": difference(straight, resumed), "repeated": difference(straight, again),
+               "ema": ema_error(ctx, trail, straight), "validated": validated(ctx, straight)}
+    return Result(metrics, {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {})
+
+
+def trajectory(ctx: Context, state: TrainState, start: int, steps: int) -> tuple[TrainState, list]:
+    """`steps` updates from `state`, and the averaged pair's sources after each of them, on the host."""
+    state, trail = probe.copy(state), []
+    for step in range(start, start + steps):
+        state, _ = ctx.step(state, ctx.batch(step), jnp.int32(step))
+        trail.append(jax.device_get(state.params))
+    return state, trail
+
+
+def leaves(a: TrainState, b: TrainState) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(path, leaf of a, leaf of b)."""
+    return [(jax.tree_util.keystr(path), np.asarray(x), np.asarray(y))
+            for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b))]
+
+
+def difference(a: TrainState, b: TrainState) -> float:
+    """Largest difference of a leaf's values, relative to the leaf's largest value."""
+    return max((float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(x).max(), 1e-30)) for _, x, y in leaves(a, b)
+                if x.size and np.isfinite(x).all()), default=0.0)
+
+
+def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
+    """|EMA - its definition| / |EMA's definition - start|, over all parameters; decay min(d, (1 + t) / (10 + t))."""
+    top = wrong = 0.0
+    for path, start in jax.tree_util.tree_leaves_with_path(jax.device_get(ctx.state.params)):
+        values = [dict(jax.tree_util.tree_leaves_with_path(p))[path] for p in trail]
+        mean, moves = np.asarray(start, np.float64), 0
+        for before, value in zip([start, *values], values):
+            if np.array_equal(before, value) and np.abs(value).max() > 0:      # a group that waits does not tick
+                continue
+            decay = min(ctx.config.ema_decay, (1 + moves) / (10 + moves)) if ctx.config.ema_decay > 0 else 0.0
+            mean, moves = decay * mean + (1 - decay) * value, moves + 1
+        found = np.asarray(dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema["params"])))[path], np.float64)
+        wrong += float(((found - mean) ** 2).sum())
+        top += float(((mean - start) ** 2).sum())
+    return float(np.sqrt(wrong / max(top, 1e-30)))
+
+
+def validated(ctx: Context, state: TrainState) -> float:
+    """Relative difference between what validation reports and the score of the weights that the config names."""
+    if ctx.dataset.sizes["val"] == 0:
+        return 0.0
+    examples, name = ctx.config.preflight.examples, ctx.config.checkpoint.best_metric
+    asked = ctx.score(*probe.pair(state, ctx.config.evaluate.weights), "val", examples)[0][name]
+    found = ctx.validate(state, examples)[name]
+    return abs(found - asked) / max(abs(asked), 1e-30)

@@ -1,0 +1,130 @@
+"""Do two fields belong together?  Pairing, orientation and offset of input and target, from examples of both.
+
+All functions take numpy volumes [N, D, H, W]; nothing is assumed about the relation but that it has no preferred direction.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from jaxvol.ops import rotations
+
+
+def standardised(x: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance per example; a constant example becomes zero."""
+    axes = tuple(range(1, x.ndim))
+    x = x.astype(np.float64) - x.mean(axes, keepdims=True, dtype=np.float64)
+    scale = np.sqrt((x**2).mean(axes, keepdims=True))
+    return x / np.where(scale > 0, scale, 1.0)
+
+
+def roughness(x: np.ndarray) -> np.ndarray:
+    """Squared gradient by central differences, periodic."""
+    return sum((np.roll(x, 1, a) - np.roll(x, -1, a)) ** 2 for a in (1, 2, 3))
+
+
+def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlation of every x_i with every y_j, [N, N]."""
+    x, y = (standardised(v).reshape(len(v), -1) for v in (x, y))
+    return x @ y.T / x.shape[1]
+
+
+def pairing(x: np.ndarray, y: np.ndarray) -> float:
+    """How much better examples correlate with their own target than with others', in standard errors.
+
+    The best of x, x^2 and |grad x|^2 against y and y^2; 0 when there are fewer than three examples.
+    """
+    if len(x) < 3:
+        return 0.0
+    best = 0.0
+    for a in (x, x.astype(np.float64) ** 2, roughness(x)):
+        for b in (y, y.astype(np.float64) ** 2):
+            r = correlations(a, b)
+            own, others = np.diag(r), r[~np.eye(len(r), dtype=bool)]
+            # the diagonal's mean of n values against the scatter of what is not paired
+            error = max(others.std(), 1e-6) / np.sqrt(len(own))
+            best = max(best, abs(own.mean() - others.mean()) / error)
+    return float(best)
+
+
+def orientation(x: np.ndarray, y: np.ndarray) -> float:
+    """|correlation| as given minus the best one with y turned or mirrored, in standard errors over examples.
+
+    Only symmetries that keep the shape are tried.  Negative: another orientation fits better.
+    """
+    x, y = standardised(x), standardised(y)
+    scores = {}
+    for element in rotations.ELEMENTS:
+        if tuple(y.shape[1:][a] for a in element.axes) == y.shape[1:]:
+            turned = np.stack([np.asarray(rotations.apply(element, v[..., None], "scalar"))[..., 0] for v in y])
+            scores[element] = (x * turned).mean((1, 2, 3))
+    own = scores.pop(rotations.IDENTITY)
+    sign = np.sign(own.mean()) or 1.0
+    others = max(scores.values(), key=lambda r: abs(r.mean()), default=np.zeros_like(own))
+    difference = sign * own - np.abs(others.mean())
+    return float(difference.mean() / max(difference.std() / np.sqrt(max(len(own) - 1, 1)), 1e-9))
+
+
+def coherence(x: np.ndarray, y: np.ndarray) -> float:
+    """|sum X* Y|^2 / (sum |X|^2 sum |Y|^2) over examples, mean of the low frequencies (|k| <= 3); 1 / N if unrelated."""
+    cross, power = spectra(x, y)
+    return float((np.abs(cross) ** 2 / np.where(power > 0, power, 1.0)).mean())
+
+
+def offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """By how many voxels y lags x along each axis, from the slope of the phase of their cross spectrum; NaN on short axes.
+
+    Without a preferred direction the phase is 0 or pi at every k; angles are doubled, so that a change of sign does not count.
+    """
+    lags = np.full(3, np.nan)
+    cross, _ = spectra(x, y)
+    for axis in range(3):
+        n = x.shape[axis + 1]
+        if n < 8:
+            continue
+        low = [slice(None)] * 3
+        high = [slice(None)] * 3
+        low[axis], high[axis] = slice(0, -1), slice(1, None)
+        step = cross[tuple(high)] * np.conj(cross[tuple(low)])
+        lags[axis] = -np.angle((step**2 / np.where(np.abs(step) > 0, np.abs(step), 1.0)).sum()) / 2 * n / (2 * np.pi)
+    return lags
+
+
+def spectra(x: np.ndarray, y: np.ndarray, reach: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Cross spectrum and product of powers over examples, in the cube |k| <= reach, lowest frequency first."""
+    x, y = standardised(x), standardised(y)
+    cubes = []
+    for v in (x, y):
+        f = np.fft.fftn(v, axes=(1, 2, 3))
+        for axis in (1, 2, 3):
+            n = f.shape[axis]
+            top = min(reach, (n - 1) // 2)
+            f = np.take(f, np.arange(-top, top + 1) % n, axis)
+        cubes.append(f)
+    return (np.conj(cubes[0]) * cubes[1]).sum(0), (np.abs(cubes[0]) ** 2).sum(0) * (np.abs(cubes[1]) ** 2).sum(0)
+
+
+def runs(x: np.ndarray, length: int = 8, varied: bool = False) -> np.ndarray:
+    """Hashes of all runs of `length` voxels of [N, D, H, W], along every axis and in both directions.
+
+    varied: leave out runs of fewer than four different values (backgrounds, padding), which say nothing.
+    """
+    weights = np.random.default_rng(length).integers(0, 2**64, length, np.uint64) | np.uint64(1)
+    found = [np.zeros(0, np.uint64)]
+    for axis in (a for a in (1, 2, 3) if x.shape[a] >= length):
+        window = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32), length, axis).reshape(-1, length)
+        if varied:
+            window = window[(np.diff(np.sort(window, 1), axis=1) != 0).sum(1) >= 3]
+        bits = window.view(np.uint32).astype(np.uint64)
+        found += [bits @ weights, bits @ weights[::-1]]
+    return np.concatenate(found)
+
+
+def overlap(known: list[np.ndarray], new: np.ndarray, limit: int = 20000) -> float:
+    """Share of the runs of voxels in `new` that occur, bit by bit, in one of the volumes `known`; at most `limit` are looked up."""
+    asked = np.random.default_rng(0).permutation(np.unique(runs(new, varied=True)))[:limit]
+    if not len(asked):
+        return 0.0
+    seen = np.zeros(len(asked), bool)
+    for volume in known:
+        seen |= np.isin(asked, runs(volume))
+    return float(seen.mean())

@@ -1,0 +1,46 @@
+"""The pre-flight of a run: its Context, the checks that apply, the report on disk, and whether an earlier one still holds."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxvol import build, context, writer
+from jaxvol.diagnostics import report
+from jaxvol.diagnostics import run as diagnostics
+from jaxvol.types import Parts
+
+STOPS = diagnostics.RED      # verdicts with which a training does not start
+
+
+def checks() -> dict:
+    """Name -> module of every check."""
+    return {name: build.module("diagnostics", name) for name in build.choices("diagnostics")}
+
+
+def passed(config: ConfigDict, workdir: Path, parts: Parts) -> bool:
+    """Whether the report in the workdir is of this config and this data and lets the training start."""
+    earlier = report.read(workdir / "preflight")
+    return (earlier is not None and earlier["config_hash"] == build.fingerprint(config)
+            and earlier["data_hash"] == parts.dataset.hash and earlier["complete"]
+            and not [check for check in earlier["checks"] if check["status"] in STOPS
+                     and check["name"] not in config.preflight.waive])
+
+
+def run(config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts | None) -> diagnostics.Verdict:
+    """Run the checks, print the table and write `<workdir>/preflight/`."""
+    known = checks()
+    diagnostics.order(config, known)          # a check that does not exist is named before anything is compiled
+    seen = context.make(config, mesh, workdir, steps, parts)
+    verdict = diagnostics.run(seen, known)
+    for name in verdict.waived:
+        logging.warning("pre-flight: %s is waived; whatever it finds does not stop the training", name)
+    info = {"config_hash": build.fingerprint(config), "data_hash": seen.dataset.hash, "complete": not config.preflight.only,
+            "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": writer.versions()}
+    if jax.process_index() == 0:
+        report.write(workdir / "preflight", verdict, info, workdir.name)
+        print(report.text(verdict))
+    return verdict
