@@ -327,10 +327,10 @@ def vit3d() -> ConfigDict:
         "heads": 4,                    # attention heads
         "head_features": 32,           # features of each head
         "mlp_ratio": 2.0,              # hidden features of each block's MLP / width
-        "embed": "conv",               # convolutions, then patches | linear: patches alone, normalised before and after
-        "head": "conv",                # patches and the embedding's features joined by convolutions | linear (leaves seams)
-        "stem_width": 16,              # channels of those convolutions (embed or head "conv")
-        "stem_layers": 1,              # their number, at each end
+        "embed": "conv",               # conv: the grid is halved step by step, with convolutions | linear: patches alone
+        "head": "conv",                # conv: back by interpolation and convolutions, with the embedding's features | linear: has seams
+        "stem_width": 16,              # channels of those convolutions on the finest grid, twice as many on each coarser one
+        "stem_layers": 2,              # their number on each grid
         "position": "relative",        # relative (in every block) | learned | sincos (added to the tokens) | none
         "position_std": 0.02,          # of a learned table at the start
         "window": 0,                   # attention within cubes of so many tokens, moved by half of it in every other block; 0 = all tokens

@@ -123,3 +123,30 @@ LIMITS["baselines"] = {
     "short_run": ("<", 1.0, 2.0),            # of the mean predictor's
     "best_linear": ("<", 0.999, 1.5),        # of the mean predictor's
 }
+
+LIMITS["adversarial"] = {
+    "leak": ("<", 1e-3, 0.02),               # relative
+    "response": (">", 1e-4, 1e-6),           # logits
+    "one_sided": ("<", 0.9, 1.0),            # accuracies
+    "pairs": ("<", 0.0, 0.0),                # wrong or not
+    "generator_moves": (">", 1e-6, 0.0),     # relative
+}
+
+LIMITS["vnet"] = {
+    "displacement": ("<", 0.7, 1.5),         # voxels
+    "stats_moved": (">", 1e-6, 0.0),         # absolute
+}
+
+LIMITS["fno"] = {
+    "beyond_nyquist": ("<", 0.0, 0.0),       # axes
+    "lost": ("<", 0.5, 0.95),                # share of the variance
+    "shift": ("<", 0.3, 3.0),                # relative
+    "resolution": ("<", 0.3, 3.0),           # relative
+}
+
+LIMITS["vit3d"] = {
+    "round_trip": ("<", 0.0, 0.0),           # voxels
+    "displacement": ("<", 1.5, 3.0),         # voxels
+    "local": (">", 1.5, 1.05),               # ratio of mean powers
+    "tokens": ("<", 8192.0, 65536.0),        # tokens
+}

@@ -1,13 +1,14 @@
-"""Step time, throughput, compile time and peak memory of the FNO, next to the published PyTorch FNO where that is installed.
+"""Step time, throughput, compile time and peak memory of the four models, next to PyTorch counterparts where those are installed.
 
     python launch/bench.py                                    # 32, 64 and 128 cubed, float32 and bfloat16
     python launch/bench.py --sizes 32 64 --precisions f32 --output bench.json
-    python launch/bench.py --rival                            # also neuraloperator, in turn, one thread, process time
+    python launch/bench.py --rival                            # also PyTorch (neuraloperator), in turn, one thread, process time
+    python launch/bench.py --models fno vnet vit3d pix2pixcc --sizes 32 --precisions f32 --rival
 
 One step is MSE, gradient, clipping by the global norm and Adam.  Each number is measured in a process of its own.  On a CPU
 one step is timed by the processor time of one thread, so that a busy machine does not decide, and rivals take turns; on an
-accelerator by the clock.  Both models have the same layers and parameters: n_modes = 16 of neuraloperator 2 is modes = 8 with
-the one-sided window here.
+accelerator by the clock.  Rivals have the same layers and parameters (launch/rivals.py): n_modes = 16 of neuraloperator 2 is
+modes = 8 with the one-sided window here.
 """
 from __future__ import annotations
 
@@ -22,12 +23,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTH, LAYERS, MODES, LEARNING_RATE, CLIP = 20, 4, 8, 1e-3, 1.0
+LEARNING_RATE, CLIP, MODES = 1e-3, 1.0, 8
+FIELDS = {        # of config.model
+    "fno": {"width": 20, "layers": 4, "modes": (MODES,) * 3, "window": "one_sided", "coordinates": "all"},
+    "vnet": {"widths": (16, 32, 64, 80)},
+    "vit3d": {"patch": (4, 4, 4), "width": 128, "layers": 4, "heads": 4, "head_features": 32, "embed": "linear", "head": "linear",
+              "position": "learned"},
+    "pix2pixcc": {"width": 16, "downs": 2, "blocks": 4, "norm": "instance", "skips": "none", "bias_before_norm": True,
+                  "down_padding": "zero", "padding": "replicate"},
+}
 
 
 def arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["fno"], choices=list(FIELDS))
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128], help="voxels per axis")
     parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--implementations", nargs="+", default=["auto"], choices=["auto", "fft", "dft"])
@@ -46,20 +56,22 @@ def main() -> None:
     args = arguments()
     if args.worker:
         case = json.loads(args.worker)
-        print(json.dumps((measure_torch if case["model"] == "torch" else measure_jax)(case)))
+        print(json.dumps((measure_torch if case["by"] == "torch" else measure_jax)(case)))
         return
     rival = bool(find_spec("torch") and find_spec("neuralop")) if args.rival is None else args.rival
-    cases = [{"model": "jaxvol", "size": n, "precision": p, "implementation": i, "batch": args.batch, "steps": args.steps,
-              "one_thread": rival} for n in args.sizes for p in args.precisions for i in args.implementations]
+    cases = [{"model": m, "by": "jaxvol", "size": n, "precision": p, "implementation": i, "batch": args.batch, "steps": args.steps,
+              "one_thread": rival} for m in args.models for n in args.sizes for p in args.precisions
+             for i in (args.implementations if m == "fno" else ["auto"])]
     if rival:
-        cases += [{**cases[0], "model": "torch", "size": n, "precision": "f32", "implementation": "fft"} for n in args.sizes]
+        cases += [{**cases[0], "model": m, "by": "torch", "size": n, "precision": "f32", "implementation": "fft"}
+                  for m in args.models for n in args.sizes]
     turns = {i: [] for i in range(len(cases))}
     for _ in range(args.turns):
         for i, case in enumerate(cases):
             turns[i].append(run(case))
     rows = [merge(turn) for turn in turns.values()]
     for row in rows:
-        reference = next((r for r in rows if r["model"] == "torch" and r["size"] == row["size"]), None)
+        reference = next((r for r in rows if r["by"] == "torch" and (r["size"], r["model"]) == (row["size"], row["model"])), None)
         row["ratio"] = reference["step_ms"] / row["step_ms"] if reference else None
     print_table(rows)
     text = json.dumps(rows, indent=1)
@@ -104,7 +116,7 @@ def timed(step, clock, count: int) -> list[float]:
 
 
 def measure_jax(case: dict) -> dict:
-    """This project's FNO."""
+    """One of this project's models."""
     pin(case)
     import jax
     import jax.numpy as jnp
@@ -112,17 +124,17 @@ def measure_jax(case: dict) -> dict:
     from ml_collections import ConfigDict
 
     from configs import base
-    from jaxvol.models import fno
+    from jaxvol import build
     from jaxvol.types import Field, Spec
 
     n = case["size"]
-    config = ConfigDict({"precision": case["precision"], "model": base.fno()})
-    config.model.update({"width": WIDTH, "layers": LAYERS, "modes": (MODES,) * 3, "window": "one_sided",
-                         "implementation": case["implementation"], "coordinates": "all"})
+    config = ConfigDict({"precision": case["precision"], "model": getattr(base, case["model"])()})
+    config.model.update(FIELDS[case["model"]] | ({"implementation": case["implementation"]} if case["model"] == "fno" else {}))
     fields = {"input": Field(("x",)), "target": Field(("y",))}
-    model = fno.make(config, Spec(fields=fields, shape=(n,) * 3, spacing=(1.0,) * 3, periodic=(True,) * 3))
+    model = build.model(config, Spec(fields=fields, shape=(n,) * 3, spacing=(1.0,) * 3, periodic=(True,) * 3))
     x, y = (jax.random.normal(jax.random.key(i), (case["batch"], n, n, n, 1)) for i in (0, 1))
-    params = jax.jit(model.init)(jax.random.key(2), x)
+    variables = jax.jit(model.init)(jax.random.key(2), x)
+    params = {"params": variables["params"]}
     optimizer = optax.adam(LEARNING_RATE)
 
     def step(params, opt, x, y):
@@ -142,21 +154,40 @@ def measure_jax(case: dict) -> dict:
     times = timed(advance, time.process_time if cpu and case["one_thread"] else time.perf_counter, case["steps"])
     memory, held = compiled.memory_analysis(), device.memory_stats() or {}
     return {**case, "times_ms": times, "compile_s": seconds, "parameters": sum(p.size for p in jax.tree.leaves(state[0])),
-            "implementation": fno.fourier.choose(case["implementation"], (n,) * 3, model.kept),
+            "implementation": transform(model, case["implementation"], n),
             "device": device.device_kind, "version": f"jax {jax.__version__}", "temporary_mb": memory.temp_size_in_bytes / 1e6,
             "argument_mb": memory.argument_size_in_bytes / 1e6, "peak_device_mb": held.get("peak_bytes_in_use", 0) / 1e6 or None}
 
 
+def transform(model, asked: str, n: int) -> str:
+    """How the FNO transforms; the others do not."""
+    from jaxvol.ops import fourier
+    return fourier.choose(asked, (n,) * 3, model.kept) if hasattr(model, "kept") else "-"
+
+
+def counterpart(case: dict):
+    """The PyTorch module of a case."""
+    import rivals
+    own, n = FIELDS[case["model"]], case["size"]
+    if case["model"] == "fno":
+        from neuralop.models import FNO
+        return FNO(n_modes=(2 * MODES,) * 3, in_channels=1, out_channels=1, hidden_channels=own["width"], n_layers=own["layers"])
+    if case["model"] == "vnet":
+        return rivals.vnet(own["widths"])
+    if case["model"] == "vit3d":
+        return rivals.vit3d(n, own["patch"][0], own["width"], own["layers"], own["heads"], own["head_features"], 2 * own["width"])
+    return rivals.pix2pixcc(own["width"], own["downs"], own["blocks"])
+
+
 def measure_torch(case: dict) -> dict:
-    """neuralop.models.FNO with default options, on a CPU."""
+    """The counterpart with default options, on a CPU."""
     pin(case)
     import torch
-    from neuralop.models import FNO
 
     torch.set_num_threads(1 if case["one_thread"] else torch.get_num_threads())
     torch.manual_seed(0)
     n = case["size"]
-    model = FNO(n_modes=(2 * MODES,) * 3, in_channels=1, out_channels=1, hidden_channels=WIDTH, n_layers=LAYERS)
+    model = counterpart(case)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     x, y = torch.randn(2, case["batch"], 1, n, n, n)
 
@@ -175,8 +206,8 @@ def print_table(rows: list[dict]) -> None:
     """One line per case."""
     first = rows[0]
     clock = "processor time, one thread" if first["one_thread"] else "wall clock"
-    print(f"{first['device']}, batch {first['batch']}, {first['parameters']:,} parameters, {clock}")
-    columns = (("model", "model"), ("size", "size"), ("precision", "precision"), ("implementation", "transform"),
+    print(f"{first['device']}, batch {first['batch']}, {clock}")
+    columns = (("model", "model"), ("by", "by"), ("parameters", "parameters"), ("size", "size"), ("precision", "precision"), ("implementation", "transform"),
                ("step_ms", "step ms"), ("voxels_per_s", "voxels/s"), ("compile_s", "compile s"), ("temporary_mb", "temp MB"),
                ("argument_mb", "args MB"), ("peak_device_mb", "peak MB"), ("ratio", "x torch"))
     print(" ".join(f"{title:>10}" for _, title in columns))

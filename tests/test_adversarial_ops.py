@@ -53,8 +53,8 @@ def test_published_pix2pixcc_losses(name):
         return sum(w * v for w, v in zip(weights, values[1:])), values
 
     (loss, values), gradient = jax.value_and_grad(total, has_aux=True)(fake)
-    known = [arrays[f"output/{k}"] for k in ("loss_D", "loss_G_LSGAN_lambda1", "loss_G_FM_lambda1", f"loss_G_{kind.upper()}_lambda1")]
-    np.testing.assert_allclose(values, known, rtol=1e-5)
+    known = ["loss_D", *(f"loss_G_{term}_lambda1" for term in ("LSGAN", "FM", kind.upper()))]
+    np.testing.assert_allclose(values, [arrays[f"output/{k}"] for k in known], rtol=1e-5)
     assert float(loss) == pytest.approx(float(arrays["output/loss_G_total"]), rel=1e-5)
     expected = np.moveaxis(arrays["output/grad_loss_G_wrt_fake__stride2"], 1, -1)
     np.testing.assert_allclose(gradient[:, ::2, ::2, ::2], expected, atol=2e-4 * expected.std())
@@ -75,7 +75,8 @@ def test_published_pix2pixhd_losses():
     judged = adversarial.logits(real), adversarial.logits(fake)
     found = {"lsgan_D_real": 2 * d("lsgan", *judged)["real"], "lsgan_D_fake": 2 * d("lsgan", *judged)["fake"],
              "lsgan_D_real_smooth0.9": 2 * d("lsgan", *judged, 0.1)["real"], "lsgan_G": 2 * g("lsgan", judged[1]),
-             "hinge_D_real": d("hinge", *judged)["real"], "hinge_D_fake": d("hinge", *judged)["fake"], "hinge_G": g("hinge", judged[1]),
+             "hinge_D_real": d("hinge", *judged)["real"], "hinge_D_fake": d("hinge", *judged)["fake"],
+             "hinge_G": g("hinge", judged[1]),
              "feature_matching": adversarial.feature_matching(fake, real, with_logits=False) / 4}
     for name, rows in found.items():
         assert rows.shape == (2,) and float(np.mean(rows)) == pytest.approx(float(arrays[f"output/{name}"]), rel=1e-5), name

@@ -25,7 +25,8 @@ def test_published_discriminators(name):
     if name == "n2c_discriminator":
         inputs, layer = {which: last(arrays[f"input/{which}"]) for which in ("real", "fake")}, "layer"
     else:
-        channels = {f"{k}{i}": values for k in ("input", "target", "fake") for i, values in enumerate(arrays[f"input/{k}"].swapaxes(0, 1))}
+        channels = {f"{k}{i}": values for k in ("input", "target", "fake")
+                    for i, values in enumerate(arrays[f"input/{k}"].swapaxes(0, 1))}
         inputs = {which: np.stack([channels[c.replace("target", name)] for c in original["pair_channels"]], -1)
                   for which, name in (("real", "target"), ("fake", "fake"))}
         layer = "block"
@@ -47,7 +48,8 @@ def test_spectral_norm_follows_torch():
         kernel, stats = variables["params"][ours]["kernel"], variables["batch_stats"][ours]
         sigma = stats["v"] @ kernel.reshape(-1, kernel.shape[-1]) @ stats["u"]
         assert sigma == pytest.approx(arrays[f"output/sigma/{theirs}"], rel=1e-5)
-    found, changed = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable="batch_stats"))(variables, last(arrays["input/real"]))
+    train = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable="batch_stats"))
+    found, changed = train(variables, last(arrays["input/real"]))
     for s, features in enumerate(found):
         close(features[-1], last(arrays[f"output/train_mode_prediction/scale{s}"]), 1e-4)
     moved = {**tensors, **{k.removeprefix("output/after_one_train_forward/"): v for k, v in arrays.items() if "after_one" in k}}
@@ -70,7 +72,8 @@ def test_spectral_norm_bounds_every_kernel_from_the_start():
 
 @pytest.mark.parametrize("original, x, known", [
     ({"n_df": 32, "n_D": 2}, (64, 64, 64, 2), 5546946), ({"n_df": 32, "n_D": 2}, (64, 64, 64, 4), 5555138),
-    ({"ndf": 64, "num_D": 3, "n_layers": 3}, (1, 64, 64, 6), 8303427), ({"ndf": 64, "num_D": 2, "n_layers": 3}, (1, 64, 64, 12), 5547906)])
+    ({"ndf": 64, "num_D": 3, "n_layers": 3}, (1, 64, 64, 6), 8303427),
+    ({"ndf": 64, "num_D": 2, "n_layers": 3}, (1, 64, 64, 12), 5547906)])
 def test_published_discriminator_parameter_counts(original, x, known):
     block = convert.discriminator_config(original)
     assert count(discriminator.discriminator(block, a_spec(x[:3]), "f32"), jnp.zeros((1, *x))) == known

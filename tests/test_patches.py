@@ -1,12 +1,13 @@
-"""Patches, windows, positions and attention against loops and closed forms."""
+"""Patches, windows, positions, attention and its neighbours against loops and closed forms."""
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
-from jaxvol.ops import attention, patches
+from jaxvol.ops import attention, patches, pointwise
 from jaxvol.types import UserError
 
 
@@ -21,6 +22,7 @@ def test_patches_hold_the_voxels_they_should_and_come_back():
     for i, j, k in itertools.product(range(2), range(2), range(6)):
         np.testing.assert_array_equal(tokens[:, i, j, k], x[:, 2 * i:2 * i + 2, 3 * j:3 * j + 3, k:k + 1].reshape(2, -1))
     np.testing.assert_array_equal(patches.unpatchify(tokens, patch), x)
+    assert patches.steps((1, 6, 4)) == [(1, 2, 2), (1, 3, 2)] and patches.steps((1, 1, 1)) == [(1, 1, 1)]
 
 
 def test_a_patch_that_does_not_divide_the_volume_is_explained():
@@ -93,8 +95,16 @@ def reference(q, k, v, added):
     return y
 
 
-@pytest.mark.parametrize("implementation", ["matmul", "xla"])
-def test_attention_equals_the_loop_and_its_maps_sum_to_one(implementation):
+@pytest.fixture
+def one_device(monkeypatch):
+    """What one CPU does: head by head."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.mark.parametrize("implementation", ["matmul", "xla", "one by one"])
+def test_attention_equals_the_loop_and_its_maps_sum_to_one(implementation, request):
+    if implementation == "one by one":
+        implementation = request.getfixturevalue("one_device") or "matmul"
     grid = (2, 3, 2)
     q, k, v = (draw(4, 12, 2, 8, seed=s) * scale for s, scale in ((0, 30.0), (1, 1.0), (2, 1.0)))
     rows = tuple(draw(2, n, n, seed=3 + n) for n in grid)
@@ -112,15 +122,33 @@ def test_attention_equals_the_loop_and_its_maps_sum_to_one(implementation):
     np.testing.assert_allclose(np.einsum("bnts,bsnf->btnf", weights, v), expected, atol=2e-5)
 
 
-def test_both_implementations_have_the_same_gradient():
-    q, k, v = (draw(2, 12, 2, 8, seed=s) for s in range(3))
-    position = jnp.asarray(draw(2, 12, 5)), jnp.asarray(draw(12, 5, seed=1))
+@pytest.mark.parametrize("how", ["at once", "one by one"])
+def test_gradients_of_attention(how, request):
+    """With respect to q, k, v and the positions, against JAX's own of its own implementation; one head is masked per window."""
+    if how == "one by one":
+        request.getfixturevalue("one_device")
+    q, k, v = (draw(4, 12, 2, 8, seed=s) for s in range(3))
+    rows, columns, mask = draw(2, 12, 5), draw(12, 5, seed=1), np.zeros((2, 12, 12), np.float32)
+    mask[1, :6, 6:] = mask[1, 6:, :6] = patches.MASKED
 
     def loss(arguments, implementation):
         q, k, v, rows = arguments
-        return jnp.sum(jnp.sin(attention.attention(q, k, v, (rows, position[1]), None, implementation)))
-    one, other = (jax.jit(jax.grad(loss), static_argnums=1)((q, k, v, position[0]), name) for name in ("matmul", "xla"))
+        return jnp.sum(jnp.sin(attention.attention(q, k, v, (rows, jnp.asarray(columns)), jnp.asarray(mask), implementation)))
+    one, other = (jax.jit(jax.grad(loss), static_argnums=1)((q, k, v, rows), name) for name in ("matmul", "xla"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+
+
+def test_gelu_and_standardise_and_their_gradients():
+    x, dy = 3 * draw(6, 5).astype(np.float64), draw(6, 5, seed=1).astype(np.float64)
+    with jax.enable_x64(True):
+        y, pull = jax.vjp(pointwise.gelu, x)
+        np.testing.assert_allclose(y, x * special.ndtr(x), rtol=1e-12)
+        np.testing.assert_allclose(pull(dy)[0], dy * (special.ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi)), rtol=1e-12)
+        y, pull = jax.vjp(pointwise.standardise, x)
+        expected, reference = jax.vjp(lambda x: (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5), x)
+        np.testing.assert_allclose(y, expected, atol=1e-12)
+        np.testing.assert_allclose(pull(dy)[0], reference(dy)[0], atol=1e-12)
+    assert pointwise.gelu(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_attention_keeps_its_precision():

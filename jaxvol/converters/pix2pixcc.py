@@ -44,8 +44,8 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
     """
     for name, known in (("norm_type", NORMS), ("padding_type", PADDINGS)):
         if original[name] not in known:
-            raise UserError(f"this generator was made with {name}={original[name]!r}: expected one of {', '.join(known)}; another one "
-                            "cannot be converted")
+            raise UserError(f"this generator was made with {name}={original[name]!r}: expected one of {', '.join(known)}; "
+                            "another one cannot be converted")
     model = base.pix2pixcc()
     model.width, model.downs, model.blocks = original["n_gf"], original["n_downsample"], original["n_residual"]
     model.norm, model.padding = NORMS[original["norm_type"]], PADDINGS[original["padding_type"]]
@@ -100,7 +100,7 @@ def discriminator_config(original: Mapping[str, Any]) -> ConfigDict:
 def discriminator(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]:
     """(module, variables): the pair of condition and image, [B, D, H, W, C] (flat: [B, 1, H, W, C]) -> features of every scale.
 
-    The channels of the pair are read from the first weight.  Raises UserError when the tensors are not those of this discriminator.
+    The channels of the pair are read from the first weight.  Raises UserError when the tensors are not of this discriminator.
     """
     block, flat = discriminator_config(original), _is_flat(original)
     names_of = [[f"discriminator_{s}.layer{i}.0" if flat else f"scale_{s}.blocks.{i}.0" for i in range(len(STRIDES))]
@@ -136,7 +136,8 @@ def _steps(original: Mapping[str, Any]) -> Iterator[Step]:
     """The convolutions in order; the original is one Sequential, whose layers are numbered."""
     width, downs, blocks = original["n_gf"], original["n_downsample"], original["n_residual"]
 
-    def conv(at: str, norm: str, ours: tuple[str, ...], our_norm: tuple[str, ...], a: int, b: int, k: int, transposed: bool = False):
+    def conv(at: str, norm: str, ours: tuple[str, ...], our_norm: tuple[str, ...], a: int, b: int, k: int,
+             transposed: bool = False) -> Step:
         return Step(f"model.{at}", ours, ((a, b) if transposed else (b, a)) + (k,) * 3, b, norm and f"model.{norm}", our_norm)
 
     yield conv("1", "2", ("first", "conv"), ("first", "norm"), original["input_ch"], width, pix2pixcc.OUTER)
@@ -148,7 +149,8 @@ def _steps(original: Mapping[str, Any]) -> Iterator[Step]:
     wide = width * 2 ** downs
     for i in range(blocks):
         for j in (0, 1):
-            yield conv(f"{at}.block.{4 * j + 1}", f"{at}.block.{4 * j + 2}", (f"block_{i}", f"conv_{j}"), (f"block_{i}", f"norm_{j}"),
+            path, inside = f"block_{i}", 4 * j + 1
+            yield conv(f"{at}.block.{inside}", f"{at}.block.{inside + 1}", (path, f"conv_{j}"), (path, f"norm_{j}"),
                        wide, wide, pix2pixcc.INNER)
         at += 1
     before, length = (0, 3) if original["trans_conv"] else (2, 5)        # layers before the convolution, and of the step up

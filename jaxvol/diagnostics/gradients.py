@@ -97,15 +97,21 @@ def shares(jacobian: dict, terms: list[tuple[str, str]]) -> dict[str, float]:
 
 
 def norm_error(ctx: Context) -> float:
-    """|reported - own| / own of the first update; the own one is taken with the step's key and its micro-batches."""
-    from jaxvol import step as stepping
+    """|reported - own| / own of the first update, worst group: own is the gradient of the group's terms by themselves, taken one
+    micro-batch after the other with the keys that the step uses."""
     fixed, batch = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0)
-    key = stepping.key_at(ctx.config.seed, 0)
-    grads = jax.jit(lambda p: stepping.accumulate(ctx.task.loss, p, fixed, batch, key, ctx.config.micro_batches)[1])(ctx.state.params)
+    key, parts = jax.random.fold_in(jax.random.key(ctx.config.seed), 0), ctx.config.micro_batches
     _, history = probe.short_run(ctx)
     worst = 0.0
-    for group, grad in grads.items():
-        own = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(grad))))
+    for group in sorted({group for group, _ in terms_of(ctx)}):
+        def total(own, part, at, group=group):
+            terms, _ = ctx.task.loss({**ctx.state.params, group: own}, fixed, part, at)
+            return sum(terms[group].values())
+        grad = jax.jit(jax.grad(total))
+        found = [grad(ctx.state.params[group], {name: v[i::parts] for name, v in batch.items()}, jax.random.fold_in(key, i))
+                 for i in range(parts)]
+        mean = jax.tree.map(lambda *g: sum(g) / parts, *found)
+        own = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(mean))))
         worst = max(worst, abs(history[0][f"{group}/grad_norm"] - own) / max(own, 1e-30))
     return worst
 

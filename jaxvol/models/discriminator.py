@@ -43,8 +43,8 @@ def discriminator(block: ConfigDict, spec: Spec, precision: str) -> nn.Module:
     if block.padding not in PADDINGS:
         raise UserError(f"config.task.discriminator.padding is {block.padding!r}; choose one of {', '.join(PADDINGS)}.")
     if len(block.strides) < 2 or block.scales < 1:
-        raise UserError(f"config.task.discriminator has strides {tuple(block.strides)} and scales {block.scales}; expected two or "
-                        "more strides, one per convolution, and at least one scale.")
+        raise UserError(f"config.task.discriminator has strides {tuple(block.strides)} and scales {block.scales}; expected two "
+                        "or more strides, one per convolution, and at least one scale.")
     strides = tuple(block.strides)
     feature_shapes(spec.shape, block.scales, strides, block.pad_width)
     return Discriminator(scales=block.scales, width=block.width, max_width=block.max_width, strides=strides,
@@ -103,7 +103,7 @@ class Discriminator(nn.Module):
         return tuple(found)
 
     def halve(self, x: Array) -> Array:
-        """Averages over 3^3 voxels at every second voxel; what lies beyond the border is wrapped, 0 (count_padding) or left out."""
+        """Averages over 3^3 voxels at every second one; beyond the border the volume wraps, is 0 (count_padding) or left out."""
         flat = x.shape[1] == 1
         if self.padding == "periodic":
             return resample.avg_pool(convolution.pad(x, ((1, 1),) * 3, "periodic"), 3, 2)

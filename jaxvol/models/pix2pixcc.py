@@ -25,6 +25,7 @@ PADDINGS = ("auto", *convolution.PADDINGS)
 UPSAMPLING = ("trilinear", "transposed")
 SKIPS = ("none", "add")
 OUTER, DOWN, INNER = 7, 5, 3        # kernel sizes: first and last convolution, steps down, everything else
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    # the first prediction is close to the mean
 
 
 def make(config, spec: Spec) -> nn.Module:
@@ -90,7 +91,7 @@ class Generator(nn.Module):
             skip = above[i] if self.skips else None
             v = up(self.width * 2 ** i, self.upsampling, self.padding, **common, name=f"up_{i}")(
                 v, train, above[i].shape[1:4], skip)
-        return Conv(self.channels, OUTER, 1, self.padding, OUTER // 2, kernel_init=nn.initializers.lecun_normal(),
+        return Conv(self.channels, OUTER, 1, self.padding, OUTER // 2, kernel_init=SMALL,
                     dtype=jnp.promote_types(self.dtype, jnp.float32), param_dtype=self.param_dtype, name="last")(v)
 
 
@@ -107,8 +108,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Conv(self.features, self.kernel_size, self.stride, self.padding, self.kernel_size // 2, self.use_bias, dtype=self.dtype,
-                 param_dtype=self.param_dtype, name="conv")(x)
+        x = Conv(self.features, self.kernel_size, self.stride, self.padding, self.kernel_size // 2, self.use_bias,
+                 dtype=self.dtype, param_dtype=self.param_dtype, name="conv")(x)
         return mish(normalise(self, x, train))
 
 
@@ -123,8 +124,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = x
-        for i, init in enumerate((nn.initializers.he_normal(), nn.initializers.variance_scaling(2 * self.share, "fan_in", "normal"))):
+        y, branch_end = x, nn.initializers.variance_scaling(2 * self.share, "fan_in", "normal")
+        for i, init in enumerate((nn.initializers.he_normal(), branch_end)):
             y = Conv(x.shape[-1], INNER, 1, self.padding, INNER // 2, self.use_bias, init, self.dtype, self.param_dtype,
                      name=f"conv_{i}")(y)
             y = normalise(self, y, train, f"norm_{i}")
@@ -146,11 +147,11 @@ class Up(nn.Module):
     def __call__(self, x: Array, train: bool, shape: tuple[int, int, int], skip: Array | None) -> Array:
         periodic = self.padding == "periodic"
         if self.upsampling == "trilinear":
-            x = Conv(self.features, INNER, 1, self.padding, INNER // 2, self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype,
-                     name="conv")(resample.resize(x, shape, periodic))
+            x = Conv(self.features, INNER, 1, self.padding, INNER // 2, self.use_bias, dtype=self.dtype,
+                     param_dtype=self.param_dtype, name="conv")(resample.resize(x, shape, periodic))
         else:
-            x = resample.resize(TransposedConv(self.features, periodic, self.use_bias, self.dtype, self.param_dtype, name="conv")(x),
-                                shape, periodic)
+            x = TransposedConv(self.features, periodic, self.use_bias, self.dtype, self.param_dtype, name="conv")(x)
+            x = resample.resize(x, shape, periodic)
         return mish(normalise(self, x if skip is None else x + skip, train))
 
 
@@ -170,7 +171,8 @@ class TransposedConv(nn.Module):
         grid = x.shape[1:4]
         if self.periodic:
             x = convolution.pad(x, ((0, 1),) * 3, "periodic")
-        y = convolution.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))[:, :2 * grid[0], :2 * grid[1], :2 * grid[2]]
+        y = convolution.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = y[:, :2 * grid[0], :2 * grid[1], :2 * grid[2]]
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)

@@ -1,12 +1,13 @@
 """Vision transformer for volumes (Dosovitskiy et al. 2021, arXiv:2010.11929), with convolutions at both ends.
 
-    z_0 = embed(patches(stem(x))) + position
-    z   = z + attention(norm(z));  z = z + MLP(norm(z))            in each block: pre-norm, 2 sub-layers
-    y   = decode(unpatch(project(norm(z))), stem(x))
+    z_0 = embed(stem(x)) + position
+    z   = z + attention(norm(z));  z = z + MLP(norm(z))            in each block (pre-norm)
+    y   = decode(norm(z), stem(x))
 
-The stem's convolutions overlap the patches, and the decoder's join them again with the stem's features: no seams, and small scales
-need not pass through the tokens.  `embed="linear"`, `head="linear"`, `position="learned"` is the plain ViT, whose published
-weights load.  Relative positions and periodic convolutions commute with shifts by whole patches where the volume wraps.
+The stem halves the grid step by step down to the tokens, with convolutions on each; the decoder goes back by interpolation and
+convolutions and adds the stem's features on each grid: patches overlap, leave no seams, and small scales need not pass through the
+tokens.  `embed="linear"`, `head="linear"`, `position="learned"` is the plain ViT, whose published weights load.  Relative
+positions and periodic convolutions commute with shifts by whole patches where the volume wraps.
 """
 from __future__ import annotations
 
@@ -18,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.models.fno import COMPUTE, gelu
+from jaxvol.models.fno import COMPUTE
 from jaxvol.models.layers import Conv
 from jaxvol.ops import attention, convolution, patches, resample
+from jaxvol.ops.pointwise import gelu, standardise
 from jaxvol.types import Array, Spec, UserError
 
 Dtype = Any
@@ -28,7 +30,6 @@ Triple = tuple[int, int, int]
 EMBEDS = ("conv", "linear")
 HEADS = ("conv", "linear")
 POSITIONS = ("relative", "learned", "sincos", "none")
-EPSILON = 1e-5
 
 
 def make(config, spec: Spec) -> nn.Module:
@@ -54,6 +55,15 @@ def make(config, spec: Spec) -> nn.Module:
                  head=m.head, stem_width=m.stem_width, stem_layers=m.stem_layers, position=m.position, position_std=m.position_std,
                  window=m.window, dropout=m.dropout, attention=m.attention, remat=m.remat, dtype=COMPUTE[config.precision],
                  param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+
+
+def rules(config) -> list[str]:
+    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    m = config.model
+    found = [f"model.{name} is {m[name]}; it has to be at least 1." for name in ("width", "heads", "head_features", "stem_width")
+             if m[name] < 1]
+    found += [f"model.{name} is {m[name]}; it has to be at least 0." for name in ("layers", "stem_layers", "window") if m[name] < 0]
+    return found + ([] if 0 <= m.dropout < 1 else [f"model.dropout is {m.dropout}; it has to be in [0, 1)."])
 
 
 class ViT3D(nn.Module):
@@ -88,15 +98,13 @@ class ViT3D(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         x = x.astype(self.dtype)
-        factors = steps(self.patch)
-        pyramid = self.stem(x, factors) if self.embed == "conv" else [x]
-        tokens = patches.patchify(pyramid[-1], factors[-1] if self.embed == "conv" else self.patch)
-        if self.embed == "linear":
-            tokens = self.norm("patch_norm")(tokens)
-        tokens = self.linear(self.width, "patch")(tokens)
-        if self.embed == "linear":
+        grid, factors = patches.grid_of(x.shape[1:4], self.patch), patches.steps(self.patch)
+        pyramid = self.stem(x, factors) if "conv" in (self.embed, self.head) else []
+        if self.embed == "conv":
+            tokens = self.linear(self.width, "patch")(patches.patchify(pyramid[-1], factors[-1]))
+        else:
+            tokens = self.linear(self.width, "patch")(self.norm("patch_norm")(patches.patchify(x, self.patch)))
             tokens = self.norm("embed_norm")(tokens)
-        grid = tokens.shape[1:4]
         tokens = drop(self, self.place(tokens), self.dropout, train)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.layers):
@@ -106,13 +114,14 @@ class ViT3D(nn.Module):
                            implementation=self.attention, scale=1 / math.sqrt(2 * self.layers), dtype=self.dtype,
                            param_dtype=self.param_dtype, name=f"block_{i}")(tokens, train)
         tokens = self.norm("head_norm")(tokens)
-        wide, voxels = jnp.promote_types(self.dtype, jnp.float32), math.prod(self.patch)
+        wide = jnp.promote_types(self.dtype, jnp.float32)           # small weights of the last layer: training starts near the mean
         if self.head == "linear":
-            return patches.unpatchify(self.linear(voxels * self.channels, "head", wide)(tokens), self.patch)
+            y = self.linear(math.prod(self.patch) * self.channels, "head", wide, scale=0.1)(tokens)
+            return patches.unpatchify(y, self.patch)
         return self.linear(self.channels, "head", wide, scale=0.1)(self.decoder(tokens, pyramid, factors))
 
     def stem(self, x: Array, factors: list[Triple]) -> list[Array]:
-        """Features on each grid from the volume's own to the one before the tokens', half as fine and twice as wide each time."""
+        """Features on each grid from the volume's own to the last before the tokens'; each is half as fine and twice as wide."""
         x = gelu(self.conv(self.stem_width, "stem_0")(surround(x, self.periodic)))
         pyramid = [x]
         for i, factor in enumerate(factors[:-1], 1):
@@ -129,6 +138,7 @@ class ViT3D(nn.Module):
         return x
 
     def refine(self, x: Array, name: str) -> Array:
+        """x + gelu(conv(x)), `stem_layers` times."""
         for j in range(self.stem_layers):
             x = x + gelu(self.conv(x.shape[-1], f"{name}_{j}")(surround(x, self.periodic)))
         return x
@@ -148,7 +158,7 @@ class ViT3D(nn.Module):
         return tokens
 
     def linear(self, features: int, name: str, dtype: Dtype | None = None, scale: float = 1.0) -> nn.Module:
-        return Linear(features, scale=scale, dtype=self.dtype if dtype is None else dtype, param_dtype=self.param_dtype, name=name)
+        return Linear(features, scale=scale, dtype=dtype or self.dtype, param_dtype=self.param_dtype, name=name)
 
     def norm(self, name: str) -> nn.Module:
         return LayerNorm(self.dtype, self.param_dtype, name=name)
@@ -264,27 +274,6 @@ class LayerNorm(nn.Module):
         return (standardise(x.astype(wide)) * scale + bias).astype(self.dtype)
 
 
-@jax.custom_vjp
-def standardise(x: Array) -> Array:
-    """h = (x - mean) / sqrt(var + 1e-5) over the last axis.  Its gradient, (dh - mean(dh) - h mean(h dh)) / sqrt(var + 1e-5), is
-    written out because XLA computes the differentiated one several times over in the operations that it is fused with."""
-    return _standardise(x)[0]
-
-
-def _standardise(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    x = x - x.mean(-1, keepdims=True)
-    factor = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + EPSILON)
-    return x * factor, (x * factor, factor)
-
-
-def _standardise_backward(saved: tuple[Array, Array], dh: Array) -> tuple[Array]:
-    h, factor = saved
-    return (factor * (dh - dh.mean(-1, keepdims=True) - h * (h * dh).mean(-1, keepdims=True)),)
-
-
-standardise.defvjp(_standardise, _standardise_backward)
-
-
 def drop(module: nn.Module, x: Array, rate: float, train: bool) -> Array:
     """Values kept with probability 1 - rate, and then divided by it, while training."""
     if rate == 0 or not train:
@@ -305,12 +294,3 @@ def enlarge(x: Array, factor: Triple, periodic: tuple[bool, bool, bool]) -> Arra
     shape = tuple(n * f for n, f in zip(x.shape[1:4], factor))
     inner = tuple(m if wraps else n for n, m, wraps in zip(x.shape[1:4], shape, periodic))
     return resample.resize(resample.resize(x, inner, True), shape, False)
-
-
-def steps(patch: Triple) -> list[Triple]:
-    """Factors of the patch, in twos as long as there are any: (4, 4, 4) -> [(2, 2, 2), (2, 2, 2)], (1, 6, 6) -> [(1, 2, 2), (1, 3, 3)]."""
-    found = []
-    while any(p > 1 for p in patch):
-        found.append(tuple(2 if p % 2 == 0 else p for p in patch))
-        patch = tuple(p // f for p, f in zip(patch, found[-1]))
-    return found or [(1, 1, 1)]

@@ -29,6 +29,7 @@ HEADS = ("linear", "norm_relu")
 FITS = ("resize", "crop")
 STEPS_DOWN = {"residual": (2, 0), "original": (5, 2)}     # kernel size and padding of the convolutions of stride 2
 LINEAR = nn.initializers.lecun_normal()                   # of convolutions that no ReLU precedes
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    # the first prediction is close to the mean
 
 
 def make(config, spec: Spec) -> nn.Module:
@@ -88,7 +89,8 @@ class VNet(nn.Module):
         """The head, in at least float32."""
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         with_norm = self.head == "norm_relu" and self.norm != "none"
-        y = Conv(self.channels, kernel_size, 1, self.padding, kernel_size // 2, self.bias_before_norm or not with_norm, LINEAR,
+        init = SMALL if self.head == "linear" else LINEAR
+        y = Conv(self.channels, kernel_size, 1, self.padding, kernel_size // 2, self.bias_before_norm or not with_norm, init,
                  dtype, self.param_dtype, name="head")(x)
         if self.head == "linear":
             return y

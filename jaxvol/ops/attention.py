@@ -72,7 +72,7 @@ def _forward(q: Array, k: Array, v: Array, rows: Array | None, columns: Array | 
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
-        return (jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide) / total).astype(q.dtype), top + jnp.log(total)
+        return (jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide) / total).astype(v.dtype), top + jnp.log(total)
     heads = _heads(v)
     y, level = _each(one, (q_all, k_all, heads, _windows(q, mask)))
     return _tokens(y, q), (q, k, heads, q_all, k_all, y, level, rows, columns, mask)

@@ -28,6 +28,15 @@ def grid_of(shape: Triple, patch: Triple) -> Triple:
     return tuple(n // p for n, p in zip(shape, patch))
 
 
+def steps(patch: Triple) -> list[Triple]:
+    """Factors of the patch, in twos as long as there are any: (4, 4, 4) -> [(2, 2, 2), (2, 2, 2)], (1, 6, 6) -> [(1, 2, 2), (1, 3, 3)]."""
+    found = []
+    while any(p > 1 for p in patch):
+        found.append(tuple(2 if p % 2 == 0 else p for p in patch))
+        patch = tuple(p // f for p, f in zip(patch, found[-1]))
+    return found or [(1, 1, 1)]
+
+
 def patchify(x: Array, patch: Triple) -> Array:
     """[B, D, H, W, C] -> [B, d, h, w, pd ph pw C], features in the order (pd, ph, pw, C).  UserError as `grid_of`."""
     b, c = x.shape[0], x.shape[-1]

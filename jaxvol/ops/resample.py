@@ -60,7 +60,7 @@ def avg_pool(x: Array, window: int, stride: int, width: int = 0, count_padding: 
                         "fit into the padded volume, and a padding of at most half of it; use larger volumes.")
 
     def total(v: Array) -> Array:
-        return lax.reduce_window(v, jnp.zeros((), v.dtype), lax.add, (1, window, window, window, 1), (1, stride, stride, stride, 1),
+        return lax.reduce_window(v, np.zeros((), v.dtype), lax.add, (1, window, window, window, 1), (1, stride, stride, stride, 1),
                                  ((0, 0), *((width, width),) * 3, (0, 0)))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = window ** 3 if count_padding else total(jnp.ones((1, *x.shape[1:4], 1), wide.dtype))

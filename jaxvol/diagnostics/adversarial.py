@@ -1,0 +1,103 @@
+"""Two players: does the discriminator get its own gradient only, does it see anything, are the pairs what they should be."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvol import figures
+from jaxvol.diagnostics import probe
+from jaxvol.ops import adversarial as ops
+from jaxvol.types import Context, Fixed, Result
+
+RANK = 51
+MEANING = {
+    "leak": ("difference between the discriminator's gradient norm that the step reports and that of its own terms alone, relative",
+             "the generator's loss reaches the discriminator: it would settle at (1 + 2w) / (2 + 2w) instead of one half"),
+    "response": ("largest |D(real) - D(fake)| over the first updates",
+                 "the discriminator gives the same answer to everything: it has collapsed, or its norm removes what differs"),
+    "one_sided": ("largest of the accuracies on real and on fake minus the other, over the last updates",
+                  "the discriminator calls everything real, or everything fake: change the update ratio or the rates"),
+    "pairs": ("channels by which the discriminator's pairs differ from the definition of channel balancing",
+              "the pairs are not what channel_balance says: input and image are repeated a wrong number of times"),
+    "generator_moves": ("change of the generator's parameters over the first updates, relative",
+                        "the generator does not move: check its delay, its rate and its terms' weights"),
+}
+
+
+def applies(config) -> bool:
+    return config.task.name == "adversarial"
+
+
+def diagnose(ctx: Context) -> Result:
+    """The first update's gradient, the first `preflight.steps` updates, and the pairs of one labelled example."""
+    state, history = probe.short_run(ctx)
+    late = history[len(history) // 2:]
+    gap = [abs(row["disc/D_real"] - row["disc/D_fake"]) for row in history]
+    sides = np.array([[row["disc/accuracy_real"], row["disc/accuracy_fake"]] for row in late]).mean(0)
+    moved = [float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-30)) for a, b in
+             zip(jax.tree.leaves(state.params["gen"]), jax.tree.leaves(ctx.state.params["gen"]))]
+    metrics = {"leak": leak(ctx, history), "response": max(gap), "one_sided": float(abs(sides[0] - sides[1])), "pairs": pairs(ctx)}
+    waits = "gen" in ctx.config.optimizer.groups and "delay" in ctx.config.optimizer.groups["gen"]
+    if not waits:
+        metrics["generator_moves"] = max(moved)
+    terms = sorted({name for row in history for name in row if name.startswith(("gen/share_", "gen/w_"))})
+    table = [{"term": name.removeprefix("gen/share_"), "share of the value, first update": history[0][name],
+              "last update": history[-1][name]} for name in terms if name.startswith("gen/share_")]
+    advice = advise(late, sides)
+    return Result(metrics, {"generator's terms": table, "balance": [{"advice": line} for line in advice]},
+                  {"players": draw(history)}, absent=tuple(set(MEANING) - set(metrics)))
+
+
+def leak(ctx: Context, history: list[dict]) -> float:
+    """The gradient of the sum of the discriminator's own terms, by itself, with the key of update 0."""
+    if ctx.config.micro_batches > 1:
+        return 0.0
+    fixed, batch = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ctx.config.seed), 0), 0)
+
+    def own(disc):
+        terms, _ = ctx.task.loss({**ctx.state.params, "disc": disc}, fixed, batch, key)
+        return sum(terms["disc"].values())
+    grad = jax.jit(jax.grad(own))(ctx.state.params["disc"])
+    norm = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(grad))))
+    return abs(history[0]["disc/grad_norm"] - norm) / max(norm, 1e-30)
+
+
+def pairs(ctx: Context) -> float:
+    """Channels of `pair` against the definition: r = balance C / K; r > 1 repeats the image, r < 1 the input."""
+    c, k = (len(ctx.spec.fields[name].channels) for name in ("input", "target"))
+    balance, wrong = ctx.config.task.channel_balance, 0
+    x = jnp.broadcast_to(jnp.arange(1.0, c + 1), (1, 2, 2, 2, c))
+    y = -jnp.broadcast_to(jnp.arange(1.0, k + 1), (1, 2, 2, 2, k))
+    ratio = balance * c / k if balance > 0 else 1.0
+    wanted = list(range(1, c + 1)) * (int(1 / ratio) if ratio < 1 else 1) + [-i for i in range(1, k + 1)] * max(int(ratio), 1)
+    found = [int(v) for v in np.asarray(ops.pair(x, y, balance))[0, 0, 0, 0]]
+    wrong += len(found) != len(wanted) or found != wanted
+    return float(wrong)
+
+
+def advise(late: list[dict], sides: np.ndarray) -> list[str]:
+    """What the balance of the last updates suggests."""
+    found = []
+    if sides.min() > 0.95:
+        found.append("the discriminator wins everything: lower its rate (optimizer.groups.disc.learning_rate), "
+                     "or add noise, label smoothing or R1")
+    if sides.max() < 0.55:
+        found.append("the discriminator learns nothing yet: give it more updates (optimizer.groups.gen.every=2) or a higher rate")
+    lost = np.mean([row["disc/clipped_fraction"] for row in late])
+    if lost > 0.8:
+        found.append(f"clipping takes {lost:.0%} of the discriminator's gradient: raise its clip_norm")
+    return found or ["nothing stands out"]
+
+
+def draw(history: list[dict]):
+    """D on real and fake, and its accuracy."""
+    figure = figures.canvas(9.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    for panel, names, label in ((left, ("D_real", "D_fake"), "mean logit"), (right, ("accuracy_real", "accuracy_fake"), "accuracy")):
+        for name, colour, dash in zip(names, figures.COLOURS, figures.DASHES):
+            panel.plot([row[f"disc/{name}"] for row in history], dash, color=colour, label=name.replace("_", " on "))
+        panel.set(xlabel="update", ylabel=label)
+        panel.legend(fontsize=8)
+    return figure

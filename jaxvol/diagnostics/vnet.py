@@ -1,0 +1,55 @@
+"""Encoder and decoder meet where they left: nothing is displaced, the output has its range, running statistics follow."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvol.diagnostics import probe
+from jaxvol.types import Context, Result
+
+RANK = 42
+POINTS = 4
+MEANING = {
+    "displacement": ("voxels between a small change of the input and the middle of the output's response, mean over places",
+                     "up-sampled features and skips do not meet: one-sided crop or padding"),
+    "stats_moved": ("change of the running statistics over the first updates, relative",
+                    "running mean and variance stay at their initial values: evaluation normalises with the wrong numbers"),
+}
+
+
+def applies(config) -> bool:
+    return config.model.name in ("vnet", "pix2pixcc")
+
+
+def diagnose(ctx: Context) -> Result:
+    """Responses to single voxels with the weights of the start; running statistics where the model has them."""
+    state, _ = probe.short_run(ctx)
+    metrics, table = {}, []
+    if min(ctx.spec.shape) >= 8:
+        offsets = [offset(ctx, state, seed) for seed in range(POINTS)]
+        mean = np.mean(offsets, 0)
+        metrics["displacement"] = float(np.abs(mean).max())
+        table = [{"axis": axis, "mean displacement (voxels)": value} for axis, value in zip("DHW", mean)]
+    before, after = (jax.tree.leaves(s.extra["stats"]) for s in (ctx.state, state))
+    if before:
+        metrics["stats_moved"] = min(float(jnp.abs(a - b).max()) for a, b in zip(after, before))
+    return Result(metrics, {"response to single voxels": table}, absent=tuple(set(MEANING) - set(metrics)))
+
+
+def offset(ctx: Context, state, seed: int) -> np.ndarray:
+    """Centroid of the squared response around a random inner voxel, in voxels along D, H, W."""
+    rng = np.random.default_rng(seed)
+    batch = {name: v for name, v in ctx.batch(seed).items()}
+    shape = np.array(batch["input"].shape[1:4])
+    at = rng.integers(shape // 4, shape - shape // 4)
+    params, extra = probe.pair(state, "raw")
+    forward = probe.predict(ctx)
+    change = [np.asarray(forward(params, extra, {**batch, "input": batch["input"].at[(0, *at)].add(s)}), np.float64)[0]
+              for s in (1.0, -1.0)]
+    power = ((change[0] - change[1]) ** 2).sum(-1)
+    grids = np.meshgrid(*[(np.arange(n) - c + n // 2) % n - n // 2 if wraps else np.arange(n) - c
+                          for n, c, wraps in zip(shape, at, ctx.spec.periodic)], indexing="ij")
+    near = np.all([np.abs(g) <= 6 for g in grids], 0)
+    total = max(float(power[near].sum()), 1e-300)
+    return np.array([float((power[near] * g[near]).sum()) / total for g in grids])
