@@ -18,7 +18,7 @@ FIELDS = {     # of config.model, and the rate that suits it
               "large": {"width": 416, "layers": 12, "heads": 13}},
     "pix2pixcc": {"small": {"width": 24}, "base": {"width": 48}, "large": {"width": 96}},
 }
-RATES = {"fno": 1e-2, "vnet": 2e-3, "vit3d": 1e-3, "pix2pixcc": 1e-3}
+RATES = {"fno": 1e-2, "vnet": 1e-3, "vit3d": 1e-3, "pix2pixcc": 1e-3}
 
 
 def get_config(variant: str = "fno-small"):

@@ -1,10 +1,13 @@
 """The pre-flight of a run: its Context, the checks that apply, the report on disk, and whether an earlier one still holds."""
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 import jax
 from absl import logging
+from jax.experimental.compilation_cache import compilation_cache as compilation
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,12 +33,29 @@ def passed(config: ConfigDict, workdir: Path, parts: Parts) -> bool:
                      and check["name"] not in config.preflight.waive])
 
 
+@contextlib.contextmanager
+def compilation_cache():
+    """Programs that several checks compile, kept in a folder that is deleted afterwards; the user's own cache, if there is one."""
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation.reset_cache()        # whether there is one was decided at the first compilation
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation.reset_cache()
+
+
 def run(config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts | None) -> diagnostics.Verdict:
     """Run the checks, print the table and write `<workdir>/preflight/`."""
     known = checks()
     diagnostics.order(config, known)          # a check that does not exist is named before anything is compiled
-    seen = context.make(config, mesh, workdir, steps, parts)
-    verdict = diagnostics.run(seen, known)
+    with compilation_cache():
+        seen = context.make(config, mesh, workdir, steps, parts)
+        verdict = diagnostics.run(seen, known)
     for name in verdict.waived:
         logging.warning("pre-flight: %s is waived; whatever it finds does not stop the training", name)
     info = {"config_hash": build.fingerprint(config), "data_hash": seen.dataset.hash, "complete": not config.preflight.only,

@@ -26,7 +26,6 @@ MEANING = {
     "smallest_share": ("smallest share of one loss term in its group's gradient, where there are several",
                        "this term does nothing: raise its weight or remove it"),
 }
-BATCHES = 2
 
 
 def applies(config) -> bool:
@@ -35,28 +34,47 @@ def applies(config) -> bool:
 
 def diagnose(ctx: Context) -> Result:
     """Gradients at the start on two batches, the norms that the first updates report, and a central difference."""
-    fixed, terms = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), terms_of(ctx)
-    count = len(terms)
-
-    @jax.jit
-    def jacobian(params, batch, key):
-        values, pull = jax.vjp(lambda p: jnp.stack(flat(ctx, p, fixed, batch, key)), params)
-        return values, jax.vmap(lambda one: pull(one)[0])(jnp.eye(count, dtype=values.dtype))
-    found = [jax.device_get(jacobian(ctx.state.params, ctx.batch(i), jax.random.key(i))[1]) for i in range(BATCHES)]
-    own = [{g: jax.tree.map(lambda v: sum(v[j] for j, (group, _) in enumerate(terms) if group == g), grads[g])
-            for g in {group for group, _ in terms}} for grads in found]
-    table, metrics = by_module(own), shares(found[0], terms)
+    terms, key = terms_of(ctx), jax.random.fold_in(jax.random.key(ctx.config.seed), 0)      # the step's own key
+    jacobian = compiled(ctx, len(terms))
+    parts = [jax.device_get(jacobian(ctx.state.params, part, jax.random.fold_in(key, i))) for i, part in enumerate(micro(ctx, 0))]
+    values, first = jax.tree.map(lambda *v: sum(v) / len(parts), *parts)
+    other = jax.device_get(jacobian(ctx.state.params, micro(ctx, 1)[0], jax.random.key(1)))[1]
+    own = [group_gradients(found, terms) for found in (first, other)]
+    table, metrics = by_module(own), shares(first, terms)
     norms = [row["rms gradient"] for row in table if row["rms gradient"] > 0]
     total = sum(row["weights"] for row in table)
+    _, history = probe.short_run(ctx)
     metrics |= {"dead": sum(row["dead weights"] for row in table) / total,
                 "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
-                "norm_error": norm_error(ctx), "slope_error": slope_error(ctx, terms)}
-    _, history = probe.short_run(ctx)
+                "norm_error": norm_error(history[0], own[0]), "slope_error": slope_error(ctx, values, own[0])}
     groups = [g for g in ctx.state.params if f"{g}/grad_norm" in history[0]]
     lost = {g: [1 - row[f"{g}/clipped_norm"] / row[f"{g}/grad_norm"] for row in history if row[f"{g}/grad_norm"] > 0] for g in groups}
     metrics["clipped"] = max((float(np.median(values)) for values in lost.values() if values), default=0.0)
     return Result(metrics, {"gradient per module": table}, {"gradient norms": draw(history, groups, table)},
                   absent=tuple(set(MEANING) - set(metrics)))
+
+
+def micro(ctx: Context, step: int) -> list:
+    """The micro-batches of a step, divided as the step divides them."""
+    parts = ctx.config.micro_batches
+    return [{name: v[i::parts] for name, v in ctx.batch(step).items()} for i in range(parts)]
+
+
+def compiled(ctx: Context, count: int):
+    """(params, batch, key) -> the values [count] of all terms, and the gradient of each."""
+    fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
+
+    @jax.jit
+    def jacobian(params, batch, key):
+        values, pull = jax.vjp(lambda p: jnp.stack(flat(ctx, p, fixed, batch, key)), params)
+        return values, jax.vmap(lambda one: pull(one)[0])(jnp.eye(count, dtype=values.dtype))
+    return jacobian
+
+
+def group_gradients(jacobian: dict, terms: list[tuple[str, str]]) -> dict:
+    """group -> gradient of the sum of its own terms, by its own parameters."""
+    return {g: jax.tree.map(lambda v: sum(v[j] for j, (group, _) in enumerate(terms) if group == g), jacobian[g])
+            for g in sorted({group for group, _ in terms})}
 
 
 def flat(ctx: Context, params: Params, fixed: Fixed, batch, key: Key) -> list:
@@ -96,49 +114,42 @@ def shares(jacobian: dict, terms: list[tuple[str, str]]) -> dict[str, float]:
     return {"largest_share": max(found), "smallest_share": min(found)} if found else {}
 
 
-def norm_error(ctx: Context) -> float:
-    """|reported - own| / own of the first update, worst group: own is the gradient of the group's terms by themselves, taken one
-    micro-batch after the other with the keys that the step uses."""
-    fixed, batch = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0)
-    key, parts = jax.random.fold_in(jax.random.key(ctx.config.seed), 0), ctx.config.micro_batches
-    _, history = probe.short_run(ctx)
-    worst = 0.0
-    for group in sorted({group for group, _ in terms_of(ctx)}):
-        def total(own, part, at, group=group):
-            terms, _ = ctx.task.loss({**ctx.state.params, group: own}, fixed, part, at)
-            return sum(terms[group].values())
-        grad = jax.jit(jax.grad(total))
-        found = [grad(ctx.state.params[group], {name: v[i::parts] for name, v in batch.items()}, jax.random.fold_in(key, i))
-                 for i in range(parts)]
-        mean = jax.tree.map(lambda *g: sum(g) / parts, *found)
-        own = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(mean))))
-        worst = max(worst, abs(history[0][f"{group}/grad_norm"] - own) / max(own, 1e-30))
+def norm_error(reported: dict, own: dict) -> float:
+    """|reported - own| / own of the first update, worst group."""
+    norms = {group: dot(tree, tree) ** 0.5 for group, tree in own.items()}
+    return max(abs(reported[f"{group}/grad_norm"] - norm) / max(norm, 1e-30) for group, norm in norms.items())
+
+
+def slope_error(ctx: Context, values, own: dict) -> float:
+    """Central difference of each group's terms along a direction in its parameters, against the gradient; worst group.
+
+    Half of the direction is the gradient's own, so that the slope is no small difference of large numbers; the best of three
+    step lengths, the longest of which changes the loss by about three per cent, far above the rounding of float32.
+    """
+    fixed, batch, key = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), micro(ctx, 0)[0], jax.random.key(ctx.config.seed)
+    key, rng = jax.random.fold_in(jax.random.fold_in(key, 0), 0), np.random.default_rng(0)
+    totals = jax.jit(lambda p: {g: sum(terms.values()) for g, terms in ctx.task.loss(p, fixed, batch, key)[0].items()},
+                     compiler_options=probe.QUICK)
+    worst, start = 0.0, {g: float(v) for g, v in totals(ctx.state.params).items()}
+    gradient = own if ctx.config.micro_batches == 1 else group_gradients(
+        jax.device_get(compiled(ctx, len(terms_of(ctx)))(ctx.state.params, batch, key))[1], terms_of(ctx))
+    for group, grad in gradient.items():
+        noise = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), grad)
+        steep, wide = dot(grad, grad) ** 0.5, dot(noise, noise) ** 0.5
+        along = jax.tree.map(lambda g, n, s=steep, w=wide: g / max(s, 1e-30) + n / w, grad, noise)
+        slope, errors = dot(grad, along), []
+        for change in (0.03, 0.01, 0.003):
+            h = change * abs(start[group]) / max(abs(slope), 1e-30)
+            ahead, behind = (float(totals({**ctx.state.params, group: jax.tree.map(
+                lambda p, a, s=s: p + s * h * a, ctx.state.params[group], along)})[group]) for s in (1, -1))
+            errors.append(abs((ahead - behind) / (2 * h) - slope) / max(abs(slope), 1e-30))
+        worst = max(worst, min(errors))
     return worst
 
 
-def slope_error(ctx: Context, terms: list[tuple[str, str]]) -> float:
-    """Central difference of the sum of all terms along a direction, against the gradient; best of three step lengths.
-
-    Half of the direction is the gradient's own, so that the slope is no small difference of large numbers; the longest step
-    changes the loss by about three per cent, far above the rounding of float32.
-    """
-    fixed, batch, key = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0), jax.random.key(1)
-    total = jax.jit(jax.value_and_grad(lambda p: sum(flat(ctx, p, fixed, batch, key))))
-    value, grad = total(ctx.state.params)
-    rng = np.random.default_rng(0)
-    noise = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), ctx.state.params)
-
-    def dot(a, b) -> float:
-        return float(sum(jnp.vdot(x, y).real for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
-    steep, wide = dot(grad, grad) ** 0.5, dot(noise, noise) ** 0.5
-    along = jax.tree.map(lambda g, n: g / max(steep, 1e-30) + n / wide, grad, noise)
-    slope = dot(grad, along)
-    errors = []
-    for change in (0.03, 0.01, 0.003):
-        h = change * abs(float(value)) / max(abs(slope), 1e-30)
-        ahead, behind = (float(total(jax.tree.map(lambda p, a: p + s * h * a, ctx.state.params, along))[0]) for s in (1, -1))
-        errors.append(abs((ahead - behind) / (2 * h) - slope) / max(abs(slope), 1e-30))
-    return min(errors)
+def dot(a, b) -> float:
+    """Inner product of two trees, in float64."""
+    return float(sum(np.vdot(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
 
 
 def draw(history: list[dict], groups: list[str], table: list[dict]):
