@@ -27,6 +27,7 @@ LIMITS["data"] = {
     "augmented_pairing": (">", 6.0, 3.0),
     "augmented_orientation": (">", 3.0, 0.0),
     "augmented_offset": ("<", 0.15, 0.5),
+    "same_batches": ("<", 0.0, 1.0),         # batches
     "overlap": ("<", 0.0, 0.01),             # share of voxels
     "wrap": ("<", 1.5, 2.0),                 # ratio
 }
@@ -36,6 +37,7 @@ LIMITS["state"] = {
     "resumed": ("<", 0.0, 1e-4),             # relative; 0 on CPUs, GPUs may add in another order
     "repeated": ("<", 0.0, 1e-4),            # relative
     "ema": ("<", 1e-3, 0.02),                # relative to the distance moved
+    "same_noise": ("<", 0.0, 0.0),           # 1 = the same random numbers in every update
     "validated": ("<", 1e-5, 1e-4),          # relative
 }
 
@@ -58,6 +60,7 @@ LIMITS["gradients"] = {
     "imbalance": ("<", 4.0, 7.0),            # powers of ten
     "norm_error": ("<", 1e-3, 0.02),         # relative
     "clipped": ("<", 0.9, 0.99),             # share of the norm
+    "frozen": ("<", 0.0, 0.001),             # share of weights
     "slope_error": ("<", 0.02, 0.1),         # relative, in float32
     "largest_share": ("<", 0.95, 0.98),      # of the group's gradient
     "smallest_share": (">", 0.01, 0.0),      # of the group's gradient
@@ -109,6 +112,7 @@ LIMITS["numerics"] = {
     "bf16": ("<", 0.1, 0.5),                 # relative
     "f64": ("<", 1e-3, 0.05),                # relative
     "start_loss": ("<", 5.0, 100.0),         # multiple of the mean predictor's
+    "loss_error": ("<", 1e-3, 0.02),         # relative
     "not_finite": ("<", 0.0, 0.0),           # share of updates
 }
 

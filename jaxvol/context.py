@@ -88,8 +88,7 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
                               examples)
 
     def validate(now: TrainState, examples: int) -> Metrics:
-        params, extra = stepping.validated(config.evaluate.weights, now)
-        return score(params, extra, "val", examples)[0]
+        return train.validate(config, mesh, own, now, examples)
 
     def scored_baselines() -> dict[str, Metrics]:
         size, examples = config.evaluate.batch_size, config.preflight.examples
@@ -109,9 +108,11 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
     def rebuild(overrides: dict[str, Any]) -> Context:
         return make(changed(overrides), mesh, workdir, steps)
 
-    return Context(parts=own, steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task, optimizers=own.optimizers,
-                   init=lambda: train.start(own), state=state, step=own.step, evaluate=own.evaluate, readings=optim.readings,
-                   batch=batch_of, batches=batches, put=put, score=score, validate=validate, baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
+    return Context(
+        parts=own, steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task,
+        optimizers=own.optimizers, init=lambda: train.start(own), state=state, step=own.step, evaluate=own.evaluate,
+        readings=optim.readings, batch=batch_of, batches=batches, put=put, score=score, validate=validate,
+        baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
 
 
 def with_task(context: Context, task: Task) -> Context:

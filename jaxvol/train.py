@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol import checkpoint, evaluate, sharding, step as stepping
-from jaxvol.types import Batch, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
+from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
 from jaxvol.writer import Writer
 
 
@@ -108,18 +108,18 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
                          "(optimizer.clip_norm), or look at the data of that batch.")
 
 
+def validate(config: ConfigDict, mesh: Mesh, parts: Parts, state: TrainState, examples: int) -> Metrics:
+    """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split "val"."""
+    params, extra = stepping.validated(config.evaluate.weights, state)
+    size = config.evaluate.batch_size
+    return evaluate.score(parts.evaluate, parts.task, parts.dataset, config, params, extra,
+                          lambda batch: sharding.put(mesh, batch, size), sharding.rows(mesh, size), "val", examples)[0]
+
+
 def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     """Validate the averaged weights, log, remember the best.  True if this is the best so far."""
     config, state = run.config, run.state
-    params, extra = stepping.validated(config.evaluate.weights, state)
-    size = config.evaluate.batch_size
-    rows = sharding.rows(run.mesh, size)
-
-    def put(batch: dict[str, np.ndarray]) -> Batch:
-        return sharding.put(run.mesh, batch, size)
-
-    metrics, _ = evaluate.score(parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val",
-                                config.evaluate.max_examples)
+    metrics = validate(config, run.mesh, parts, state, config.evaluate.max_examples)
     scalars = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, dict)}
     name = config.checkpoint.best_metric
     if name not in scalars:
@@ -135,7 +135,10 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     run.state = state.replace(extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))})
     run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
     if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
-        run.writer.images(step, run.figures(parts, params, extra, put, rows, size))
+        params, extra = stepping.validated(config.evaluate.weights, state)
+        size = config.evaluate.batch_size
+        run.writer.images(step, run.figures(parts, params, extra, lambda batch: sharding.put(run.mesh, batch, size),
+                                            sharding.rows(run.mesh, size), size))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
     return better
 

@@ -8,9 +8,9 @@ import numpy as np
 from jaxvol import figures
 from jaxvol.diagnostics import probe
 from jaxvol.ops import adversarial as ops
-from jaxvol.types import Context, Fixed, Result
+from jaxvol.types import Context, Result
 
-RANK = 51
+RANK = 49
 MEANING = {
     "leak": ("difference between the discriminator's gradient norm that the step reports and that of its own terms alone, relative",
              "the generator's loss reaches the discriminator: it would settle at (1 + 2w) / (2 + 2w) instead of one half"),
@@ -35,12 +35,11 @@ def diagnose(ctx: Context) -> Result:
     late = history[len(history) // 2:]
     gap = [abs(row["disc/D_real"] - row["disc/D_fake"]) for row in history]
     sides = np.array([[row["disc/accuracy_real"], row["disc/accuracy_fake"]] for row in late]).mean(0)
-    moved = [float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-30)) for a, b in
-             zip(jax.tree.leaves(state.params["gen"]), jax.tree.leaves(ctx.state.params["gen"]))]
+    start, end = (jnp.concatenate([v.ravel() for v in jax.tree.leaves(s.params["gen"])]) for s in (ctx.state, state))
     metrics = {"leak": leak(ctx, history), "response": max(gap), "one_sided": float(abs(sides[0] - sides[1])), "pairs": pairs(ctx)}
     waits = "gen" in ctx.config.optimizer.groups and "delay" in ctx.config.optimizer.groups["gen"]
     if not waits:
-        metrics["generator_moves"] = max(moved)
+        metrics["generator_moves"] = float(jnp.linalg.norm(end - start) / jnp.linalg.norm(start))
     terms = sorted({name for row in history for name in row if name.startswith(("gen/share_", "gen/w_"))})
     table = [{"term": name.removeprefix("gen/share_"), "share of the value, first update": history[0][name],
               "last update": history[-1][name]} for name in terms if name.startswith("gen/share_")]
@@ -53,8 +52,7 @@ def leak(ctx: Context, history: list[dict]) -> float:
     """The gradient of the sum of the discriminator's own terms, by itself, with the key of update 0."""
     if ctx.config.micro_batches > 1:
         return 0.0
-    fixed, batch = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), ctx.batch(0)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ctx.config.seed), 0), 0)
+    fixed, batch, key = probe.fixed(ctx), ctx.batch(0), probe.key(ctx)
 
     def own(disc):
         terms, _ = ctx.task.loss({**ctx.state.params, "disc": disc}, fixed, batch, key)

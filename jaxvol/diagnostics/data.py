@@ -33,6 +33,7 @@ MEANING = {
     "augmented_pairing": ("the same on augmented training batches", "the augmentation treats input and target differently"),
     "augmented_orientation": ("the same on augmented training batches", "the augmentation turns input and target differently"),
     "augmented_offset": ("the same on augmented training batches", "the augmentation shifts input and target differently"),
+    "same_batches": ("training batches that repeat the one before", "the order of the examples does not change with the step"),
     "overlap": ("share of validation and test voxels that occur in training examples as well",
                 "split by box, patient or slab with a buffer of one crop"),
     "wrap": ("jump across the faces of axes that claim to be periodic, relative to the steps inside",
@@ -53,7 +54,10 @@ def diagnose(ctx: Context) -> Result:
     found = contents(ctx, splits)
     plain = splits["val" if "val" in splits else "train"]
     steps = -(-examples // ctx.config.batch_size)
-    training = gather([{k: np.asarray(v) for k, v in ctx.batch(step).items()} for step in range(steps)])
+    shown = [{k: np.asarray(v) for k, v in ctx.batch(step).items()} for step in range(max(steps, 3))]
+    if ctx.dataset.sizes["train"] > ctx.config.batch_size:
+        found["same_batches"] = float(sum(all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(shown, shown[1:])))
+    training = gather(shown[:steps])
     for prefix, shown in (("", plain), ("augmented_", training)):
         found |= {prefix + name: value for name, value in relation(shown).items()}
     if len(splits) > 1:

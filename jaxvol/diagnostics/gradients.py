@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxvol import figures
 from jaxvol.diagnostics import probe
-from jaxvol.types import Context, Fixed, Key, Params, Result
+from jaxvol.types import Context, Fixed, Key, Params, Result, TrainState
 
 RANK = 50
 MEANING = {
@@ -17,6 +17,8 @@ MEANING = {
                   "gradients vanish or explode from block to block: check initialisation, norms and skips"),
     "norm_error": ("difference between the gradient norm that the step reports and the gradient's own norm, relative",
                    "the norm is measured after clipping, or of something else: log it before"),
+    "frozen": ("share of the weights that get a gradient and are not moved by the first updates",
+               "these parameters are not part of what the optimizer updates: they keep their random values"),
     "clipped": ("median share of the gradient's norm that clipping takes away over the first updates",
                 "the clip decides the direction and size of every update: raise optimizer.clip_norm or lower the loss's scale"),
     "slope_error": ("difference between the gradient and a finite difference of the loss along a random direction, relative",
@@ -34,19 +36,21 @@ def applies(config) -> bool:
 
 def diagnose(ctx: Context) -> Result:
     """Gradients at the start on two batches, the norms that the first updates report, and a central difference."""
-    terms, key = terms_of(ctx), jax.random.fold_in(jax.random.key(ctx.config.seed), 0)      # the step's own key
+    terms = terms_of(ctx)
     jacobian = compiled(ctx, len(terms))
-    parts = [jax.device_get(jacobian(ctx.state.params, part, jax.random.fold_in(key, i))) for i, part in enumerate(micro(ctx, 0))]
-    values, first = jax.tree.map(lambda *v: sum(v) / len(parts), *parts)
-    other = jax.device_get(jacobian(ctx.state.params, micro(ctx, 1)[0], jax.random.key(1)))[1]
-    own = [group_gradients(found, terms) for found in (first, other)]
-    table, metrics = by_module(own), shares(first, terms)
+    parts = [jax.device_get(jacobian(ctx.state.params, probe.fixed(ctx), part, probe.key(ctx, i))) for i, part in enumerate(micro(ctx, 0))]
+    first = jax.tree.map(lambda *v: sum(v) / len(parts), *parts)
+    # shares at the end of the run: a term may have to wait for its weight
+    late = jax.device_get(jacobian(ctx.state.params, probe.fixed(ctx, ctx.steps - 1), micro(ctx, 1)[0], probe.key(ctx)))
+    own = [group_gradients(found, terms) for found in (first, late)]
+    table, metrics = by_module(own), shares(late, terms)
     norms = [row["rms gradient"] for row in table if row["rms gradient"] > 0]
     total = sum(row["weights"] for row in table)
-    _, history = probe.short_run(ctx)
+    state, history = probe.short_run(ctx)
     metrics |= {"dead": sum(row["dead weights"] for row in table) / total,
                 "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
-                "norm_error": norm_error(history[0], own[0]), "slope_error": slope_error(ctx, values, own[0])}
+                "norm_error": max(norm_error(history[0], own[0]), reported_error(ctx)),
+                "slope_error": slope_error(ctx, group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state)}
     groups = [g for g in ctx.state.params if f"{g}/grad_norm" in history[0]]
     lost = {g: [1 - row[f"{g}/clipped_norm"] / row[f"{g}/grad_norm"] for row in history if row[f"{g}/grad_norm"] > 0] for g in groups}
     metrics["clipped"] = max((float(np.median(values)) for values in lost.values() if values), default=0.0)
@@ -61,13 +65,11 @@ def micro(ctx: Context, step: int) -> list:
 
 
 def compiled(ctx: Context, count: int):
-    """(params, batch, key) -> the values [count] of all terms, and the gradient of each."""
-    fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
-
+    """(params, fixed, batch, key) -> the gradients of all terms, along a new first axis [count]."""
     @jax.jit
-    def jacobian(params, batch, key):
+    def jacobian(params, fixed, batch, key):
         values, pull = jax.vjp(lambda p: jnp.stack(flat(ctx, p, fixed, batch, key)), params)
-        return values, jax.vmap(lambda one: pull(one)[0])(jnp.eye(count, dtype=values.dtype))
+        return jax.vmap(lambda one: pull(one)[0])(jnp.eye(count, dtype=values.dtype))
     return jacobian
 
 
@@ -85,8 +87,7 @@ def flat(ctx: Context, params: Params, fixed: Fixed, batch, key: Key) -> list:
 
 def terms_of(ctx: Context) -> list[tuple[str, str]]:
     """(group, term) of the loss."""
-    fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
-    terms, _ = jax.eval_shape(ctx.task.loss, ctx.state.params, fixed, ctx.batch(0), jax.random.key(0))
+    terms, _ = jax.eval_shape(ctx.task.loss, ctx.state.params, probe.fixed(ctx), ctx.batch(0), jax.random.key(0))
     return [(group, name) for group in sorted(terms) for name in sorted(terms[group])]
 
 
@@ -120,19 +121,49 @@ def norm_error(reported: dict, own: dict) -> float:
     return max(abs(reported[f"{group}/grad_norm"] - norm) / max(norm, 1e-30) for group, norm in norms.items())
 
 
-def slope_error(ctx: Context, values, own: dict) -> float:
+def reported_error(ctx: Context) -> float:
+    """The same of the optimizers alone, for a gradient of norm 1000 that any clip would cut; worst group."""
+    worst = 0.0
+    for group, optimizer in ctx.optimizers.items():
+        weight = {"w": jnp.zeros((2, 2))}
+        gradient, monitor = {"w": jnp.full((2, 2), 500.0)}, {"value": jnp.float32(jnp.inf), "count": jnp.int32(0)}
+        _, state = optimizer.update(gradient, optimizer.init(weight), weight, value=jnp.float32(1), grad=gradient,
+                                    value_fn=lambda p: jnp.float32(1), monitor=monitor)
+        worst = max(worst, abs(float(ctx.readings(state)["grad_norm"]) / 1000.0 - 1))
+    return worst
+
+
+def frozen(ctx: Context, gradients: list[dict], state: TrainState) -> float:
+    """Share of the weights, in arrays that get a gradient, that the short run did not move; groups that wait are left out."""
+    still = total = 0
+    for (path, start), end in zip(jax.tree_util.tree_leaves_with_path(ctx.state.params), jax.tree.leaves(state.params)):
+        group = path[0].key
+        if group not in gradients[0] or optim_waits(ctx, group):
+            continue
+        if any(np.any(dict(jax.tree_util.tree_leaves_with_path(g))[path]) for g in gradients):
+            total += start.size
+            still += start.size if np.array_equal(start, end) else 0
+    return still / max(total, 1)
+
+
+def optim_waits(ctx: Context, group: str) -> bool:
+    """Whether a group has a head start of others to wait for."""
+    groups = ctx.config.optimizer.groups
+    return group in groups and "delay" in groups[group] and groups[group].delay > 0
+
+
+def slope_error(ctx: Context, gradient: dict) -> float:
     """Central difference of each group's terms along a direction in its parameters, against the gradient; worst group.
 
     Half of the direction is the gradient's own, so that the slope is no small difference of large numbers; the best of three
     step lengths, the longest of which changes the loss by about three per cent, far above the rounding of float32.
     """
-    fixed, batch, key = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema), micro(ctx, 0)[0], jax.random.key(ctx.config.seed)
-    key, rng = jax.random.fold_in(jax.random.fold_in(key, 0), 0), np.random.default_rng(0)
-    totals = jax.jit(lambda p: {g: sum(terms.values()) for g, terms in ctx.task.loss(p, fixed, batch, key)[0].items()},
-                     compiler_options=probe.QUICK)
-    worst, start = 0.0, {g: float(v) for g, v in totals(ctx.state.params).items()}
-    gradient = own if ctx.config.micro_batches == 1 else group_gradients(
-        jax.device_get(compiled(ctx, len(terms_of(ctx)))(ctx.state.params, batch, key))[1], terms_of(ctx))
+    rng, params, worst = np.random.default_rng(0), ctx.state.params, 0.0
+
+    def totals(moved: Params) -> dict[str, float]:
+        found = probe.losses(ctx)(moved, probe.fixed(ctx), micro(ctx, 0)[0], probe.key(ctx))
+        return {group: float(sum(terms.values())) for group, terms in found.items()}
+    start = totals(params)
     for group, grad in gradient.items():
         noise = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), grad)
         steep, wide = dot(grad, grad) ** 0.5, dot(noise, noise) ** 0.5
@@ -140,8 +171,8 @@ def slope_error(ctx: Context, values, own: dict) -> float:
         slope, errors = dot(grad, along), []
         for change in (0.03, 0.01, 0.003):
             h = change * abs(start[group]) / max(abs(slope), 1e-30)
-            ahead, behind = (float(totals({**ctx.state.params, group: jax.tree.map(
-                lambda p, a, s=s: p + s * h * a, ctx.state.params[group], along)})[group]) for s in (1, -1))
+            ahead, behind = (totals({**params, group: jax.tree.map(lambda p, a, s=s: p + s * h * a, params[group], along)})[group]
+                             for s in (1, -1))
             errors.append(abs((ahead - behind) / (2 * h) - slope) / max(abs(slope), 1e-30))
         worst = max(worst, min(errors))
     return worst

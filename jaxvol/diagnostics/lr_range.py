@@ -30,7 +30,7 @@ def applies(config) -> bool:
 
 def diagnose(ctx: Context) -> Result:
     """Rates from a thousandth to ten times the config's, one update each."""
-    group = next(iter(ctx.state.params))
+    group = probe.learner(ctx)
     base, steps = float(ctx.config.optimizer.learning_rate), max(ctx.config.preflight.steps // 2, 20)
     rates = base * 10 / SPAN * SPAN ** (np.arange(steps) / (steps - 1))
     state, losses = probe.copy(ctx.state), []

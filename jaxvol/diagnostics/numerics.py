@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
-from jaxvol.types import Context, Fixed, Result
+from jaxvol.types import Context, Result
 
 RANK = 45
 MEANING = {
@@ -16,6 +16,8 @@ MEANING = {
             "cancellation in float32: look for differences of large numbers"),
     "start_loss": ("loss at the start over the loss of predicting the mean",
                    "the first predictions are far too large: scale the last layer down; many updates go into undoing them"),
+    "loss_error": ("difference between the loss that the first update reports and that of its prediction, relative",
+                   "the loss is averaged over the wrong number of voxels, examples or devices, or is another one than its name says"),
     "not_finite": ("share of the first updates that were refused because something was not finite",
                    "see the message of the run; lower the learning rate"),
 }
@@ -38,8 +40,10 @@ def diagnose(ctx: Context) -> Result:
     for other in {"f32": ("bf16", "f64"), "bf16": ("f32",), "f64": ()}[kind]:
         name = "bf16" if "bf16" in (kind, other) else "f64"
         metrics[name] = float(np.sqrt(((cast(ctx, other, params, extra, batch) - own) ** 2).mean())) / scale
-    metrics["start_loss"] = start_loss(ctx)
     _, history = probe.short_run(ctx)
+    metrics["start_loss"] = start_loss(ctx, history[0])
+    if (error := loss_error(ctx, history[0])) is not None:
+        metrics["loss_error"] = error
     bad = [any(not np.isfinite(v) for v in row.values()) for row in history]
     metrics["not_finite"] = float(np.mean(bad))
     return Result(metrics, absent=tuple(set(MEANING) - set(metrics)))
@@ -56,14 +60,34 @@ def cast(ctx: Context, precision: str, params, extra, batch) -> np.ndarray:
         return np.asarray(jax.jit(task.predict, compiler_options=probe.QUICK)(wide(params), wide(extra), wide(batch)))
 
 
-def start_loss(ctx: Context) -> float:
-    """Sum of a group's loss terms at the start over the same with the mean of the target as prediction, largest over groups."""
-    fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
-    batch = ctx.batch(0)
-    terms, _ = jax.jit(ctx.task.loss)(ctx.state.params, fixed, batch, jax.random.key(0))
-    named = {name: weight for name, weight in ctx.config.task.losses} if "losses" in ctx.config.task else {}
-    group = next(iter(terms))
-    if "mse" not in named or "mse" not in terms[group]:
+def start_loss(ctx: Context, first: dict[str, float]) -> float:
+    """The first update's squared error over that of the mean of the target; 1 where there is no such term."""
+    group, weights = probe.learner(ctx), probe.weights_of(ctx)
+    if "mse" not in weights or weights["mse"] == 0 or f"{group}/mse" not in first:
         return 1.0
-    target = np.asarray(batch["target"], np.float64)
-    return float(terms[group]["mse"]) / max(named["mse"] * float(target.var()), 1e-30)
+    target = np.asarray(ctx.batch(0)["target"], np.float64)
+    return first[f"{group}/mse"] / max(weights["mse"] * float(target.var()), 1e-30)
+
+
+def loss_error(ctx: Context, first: dict[str, float]) -> float | None:
+    """The first update's squared and absolute error against those of the prediction, by numpy; relative, None if they may differ.
+
+    They may where the model is another one while it trains (dropout, batch statistics), and with masks or several resolutions.
+    """
+    group, batch = probe.learner(ctx), ctx.batch(0)
+    random = [name for name in ctx.config.model if "dropout" in name and ctx.config.model[name] > 0]
+    if random or jax.tree.leaves(stats_of(ctx, group)) or "mask" in batch or "target" not in batch:
+        return None
+    weights = probe.weights_of(ctx)
+    if not {"mse", "l1"} & set(weights) or tuple(ctx.config.task.resolutions) != (1,):
+        return None
+    residual = np.asarray(probe.predict(ctx)(*probe.pair(ctx.state, "raw"), batch), np.float64) - np.asarray(batch["target"], np.float64)
+    own = {"mse": np.square(residual).mean(), "l1": np.abs(residual).mean()}
+    return max(abs(first[f"{group}/{name}"] - weights[name] * own[name]) / max(weights[name] * own[name], 1e-30)
+               for name in own if name in weights and weights[name] > 0 and f"{group}/{name}" in first)
+
+
+def stats_of(ctx: Context, group: str):
+    """Running statistics of a group's model."""
+    stats = ctx.state.extra["stats"]
+    return stats[group] if group in stats else {}

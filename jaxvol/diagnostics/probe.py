@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxvol.types import Array, Batch, Context, Params, TrainState
+from jaxvol.types import Array, Batch, Context, Fixed, Key, Params, TrainState
 
 # What is compiled for one or two calls: optimising it takes longer than it saves.
 QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -40,6 +40,33 @@ def short_run(ctx: Context) -> tuple[TrainState, list[dict[str, float]]]:
 def predict(ctx: Context) -> Callable[[Params, dict, Batch], Array]:
     """The compiled prediction in normalised units."""
     return jax.jit(ctx.task.predict)
+
+
+@functools.lru_cache(maxsize=2)
+def losses(ctx: Context) -> Callable[[Params, Fixed, Batch, Key], dict[str, dict[str, Array]]]:
+    """The compiled loss alone: group -> term -> weighted value."""
+    return jax.jit(lambda params, fixed, batch, key: ctx.task.loss(params, fixed, batch, key)[0], compiler_options=QUICK)
+
+
+def fixed(ctx: Context, step: int = 0) -> Fixed:
+    """What the loss of update `step` reads besides the parameters, as at the start."""
+    return Fixed(jnp.int32(step), ctx.state.extra, ctx.state.ema)
+
+
+def key(ctx: Context, part: int = 0) -> Key:
+    """The key that update 0 uses for its micro-batch `part`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(ctx.config.seed), 0), part)
+
+
+def weights_of(ctx: Context) -> dict[str, float]:
+    """Named voxel loss of the config -> its weight."""
+    return {name: weight for name, weight in ctx.config.task.losses} if "losses" in ctx.config.task else {}
+
+
+def learner(ctx: Context) -> str:
+    """The parameter group that has the named losses: the network itself, where there are players beside it."""
+    terms = jax.eval_shape(ctx.task.loss, ctx.state.params, fixed(ctx), ctx.batch(0), jax.random.key(0))[0]
+    return next((group for group in terms if set(terms[group]) & set(weights_of(ctx))), next(iter(terms)))
 
 
 def pair(state: TrainState, weights: str) -> tuple[Params, dict]:

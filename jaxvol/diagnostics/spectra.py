@@ -6,7 +6,6 @@ the output's change is compared between octants of k space and at the frequencie
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxvol import figures

@@ -19,6 +19,8 @@ MEANING = {
                  "the step is not deterministic: results cannot be repeated"),
     "ema": ("error of the averaged weights against the average of the trajectory, relative to how far they moved",
             "the EMA does not follow its definition: check ema_decay and what updates it"),
+    "same_noise": ("the same random numbers in every update",
+                   "dropout, noise or sampled points never change: the key has to be a function of the step"),
     "validated": ("difference of the validation metric from the one of the weights that evaluate.weights names, relative",
                   "validation, and with it the best checkpoint, uses other weights than the config says"),
 }
@@ -37,7 +39,23 @@ def diagnose(ctx: Context) -> Result:
     resumed, _ = trajectory(ctx, back, HALF, HALF)
     metrics = {"not_restored": float(len(lost)), "resumed": difference(straight, resumed), "repeated": difference(trail[HALF - 1], again[HALF - 1]),
                "ema": ema_error(ctx, trail, straight), "validated": validated(ctx, straight)}
-    return Result(metrics, {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {})
+    if (same := same_noise(ctx)) is not None:
+        metrics["same_noise"] = same
+    return Result(metrics, {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {},
+                  absent=tuple(set(MEANING) - set(metrics)))
+
+
+def same_noise(ctx: Context) -> float | None:
+    """1 if updates 0 and 1 of the same weights on the same batch have the same loss although it is random; None where it is not."""
+    batch, loss = ctx.batch(0), probe.losses(ctx)
+    one, two = (jax.device_get(loss(ctx.state.params, probe.fixed(ctx), batch, jax.random.key(i))) for i in range(2))
+    if one == two:
+        return None
+    reported = []
+    for step in range(2):
+        _, metrics = ctx.step(probe.copy(ctx.state).replace(step=jnp.int32(step)), batch, jnp.int32(step))
+        reported.append({name: float(v) for name, v in metrics.items() if name.endswith("/loss")})
+    return float(reported[0] == reported[1])
 
 
 def trajectory(ctx: Context, state: TrainState, start: int, steps: int) -> tuple[TrainState, list]:

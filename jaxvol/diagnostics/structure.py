@@ -26,7 +26,7 @@ MEANING = {
                      "these parameters are never used: a branch is missing, or a table is not part of the optimised tree"),
     "batch_leak": ("change of an example's output when the others of its batch change, relative to its size",
                    "examples talk to each other: a mean over the batch, or batch statistics at evaluation"),
-    "mode_gap": ("change of the same batch's prediction from one call to the next, relative to its size",
+    "mode_gap": ("change of a prediction from one call to the next, or when the config's dropout is set to 0, relative to its size",
                  "dropout or another random choice is active at evaluation"),
     "position": ("difference between the outputs for a shifted periodic input and the shifted output, relative to its variation",
                  "the model knows where it is in a box that has no places: coordinates or patches; augment with shifts"),
@@ -54,13 +54,13 @@ def diagnose(ctx: Context) -> Result:
     x = batch["input"]
     y = f(x)
     scale = max(float(np.sqrt(((y - y.mean()) ** 2).mean())), 1e-12)
-    metrics = {"nonlinearity": nonlinearity(f, x), "mode_gap": float(np.abs(f(x) - y).max()) / scale,
+    metrics = {"nonlinearity": nonlinearity(f, x), "mode_gap": float(max(np.abs(f(x) - y).max(), np.abs(undropped(ctx, params, extra, batch) - y).max())) / scale,
                "reach": reach(f, x), **output_range(ctx, batch)}
     if len(x) > 1:
         other = jnp.concatenate([x[:1], jnp.flip(x[1:], 2) * 1.5 + 0.3])
         metrics["batch_leak"] = float(np.abs(f(other)[0] - y[0]).max()) / scale
     if any(ctx.spec.periodic):
-        shift = tuple(n // 2 - 1 if wraps and n > 2 else 0 for n, wraps in zip(x.shape[1:4], ctx.spec.periodic))
+        shift = tuple(n // 2 if wraps and n > 2 else 0 for n, wraps in zip(x.shape[1:4], ctx.spec.periodic))
         moved = f(jnp.roll(x, shift, (1, 2, 3)))
         metrics["position"] = float(np.sqrt(((moved - np.roll(y, shift, (1, 2, 3))) ** 2).mean())) / scale
     blocks = probe.modules(ctx)
@@ -85,6 +85,13 @@ def nonlinearity(f, x) -> float:
     # unit inputs are small for some activations: twice the input reaches their bend
     rest = fa + f(b) - f(a + b) - zero
     return float(np.sqrt((rest**2).mean()) / max(np.sqrt(((fa - zero) ** 2).mean()), 1e-30))
+
+
+def undropped(ctx: Context, params, extra, batch) -> np.ndarray:
+    """The prediction of a model without any dropout, which is what evaluation has to give."""
+    rates = {f"model.{name}": 0.0 for name in ctx.config.model if "dropout" in name and ctx.config.model[name] > 0}
+    forward = jax.jit(ctx.retask(rates).predict) if rates else probe.predict(ctx)
+    return np.asarray(jax.device_get(forward(params, extra, batch)), np.float64)
 
 
 def reach(f, x) -> float:

@@ -31,10 +31,16 @@ def diagnose(ctx: Context) -> Result:
         mean = np.mean(offsets, 0)
         metrics["displacement"] = float(np.abs(mean).max())
         table = [{"axis": axis, "mean displacement (voxels)": value} for axis, value in zip("DHW", mean)]
-    before, after = (jax.tree.leaves(s.extra["stats"]) for s in (ctx.state, state))
+    before, after = (running(s) for s in (ctx.state, state))
     if before:
-        metrics["stats_moved"] = min(float(jnp.abs(a - b).max()) for a, b in zip(after, before))
+        metrics["stats_moved"] = min(float(jnp.abs(after[path] - before[path]).max()) for path in before)
     return Result(metrics, {"response to single voxels": table}, absent=tuple(set(MEANING) - set(metrics)))
+
+
+def running(state) -> dict:
+    """Running means and variances by path."""
+    return {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.extra["stats"])
+            if path[-1].key in ("mean", "var")}
 
 
 def offset(ctx: Context, state, seed: int) -> np.ndarray:
