@@ -24,6 +24,8 @@ LIMITS["data"] = {
     "pairing": (">", 6.0, 3.0),              # standard errors
     "orientation": (">", 3.0, 0.0),          # standard errors
     "offset": ("<", 0.15, 0.5),              # voxels
+    "unpaired": ("<", 0.0, 0.2),             # share of examples
+    "augmented_unpaired": ("<", 0.0, 0.2),
     "augmented_pairing": (">", 6.0, 3.0),
     "augmented_orientation": (">", 3.0, 0.0),
     "augmented_offset": ("<", 0.15, 0.5),

@@ -26,11 +26,14 @@ MEANING = {
                    "the normaliser loses information (clip, floor) or its inverse is wrong: predictions would come back wrong"),
     "pairing": ("standard errors by which inputs correlate better with their own target than with others'",
                 "inputs and targets are shuffled, or unrelated: compare the lists of files"),
+    "unpaired": ("share of the examples that are no more like their own target than like others'",
+                 "some inputs and targets are exchanged: compare the lists of files"),
     "orientation": ("standard errors by which the given orientation fits better than any other",
                     "input and target are mirrored or turned against each other: check axis order and affine"),
     "offset": ("voxels by which the target is displaced against the input",
                "align them: half-voxel conventions, crops taken at different corners, or interpolation"),
     "augmented_pairing": ("the same on augmented training batches", "the augmentation treats input and target differently"),
+    "augmented_unpaired": ("the same on augmented training batches", "the augmentation treats input and target differently"),
     "augmented_orientation": ("the same on augmented training batches", "the augmentation turns input and target differently"),
     "augmented_offset": ("the same on augmented training batches", "the augmentation shifts input and target differently"),
     "same_batches": ("training batches that repeat the one before", "the order of the examples does not change with the step"),
@@ -110,6 +113,8 @@ def relation(shown: dict[str, np.ndarray]) -> dict[str, float]:
         return {}
     x, y = shown["input"][..., 0], shown["target"][..., 0]
     found = {"pairing": alignment.pairing(x, y)}
+    if (share := alignment.unpaired(x, y)) is not None:
+        found["unpaired"] = share
     if abs(float((alignment.standardised(x) * alignment.standardised(y)).mean())) > 0.1:
         found["orientation"] = alignment.orientation(x, y)
     if alignment.coherence(x, y) > max(0.3, 3 / len(x)):

@@ -8,7 +8,7 @@ from jaxvol import figures
 from jaxvol.diagnostics import probe
 from jaxvol.types import Context, Result
 
-RANK = 43
+RANK = 39
 MEANING = {
     "beyond_nyquist": ("axes whose modes exceed half the grid", "lower model.modes: these weights would act on aliases"),
     "lost": ("share of the target's variance beyond the kept modes, which only the bypass can give",

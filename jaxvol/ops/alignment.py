@@ -46,6 +46,17 @@ def pairing(x: np.ndarray, y: np.ndarray) -> float:
     return float(best)
 
 
+def unpaired(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Share of the examples that are no more like their own target than like others'; None unless most are, by six deviations."""
+    if len(x) < 4:
+        return None
+    r = correlations(x, y)
+    others = r[~np.eye(len(r), dtype=bool)]
+    z = (np.diag(r) - others.mean()) / max(others.std(), 1e-6)
+    z = z * np.sign(z[np.abs(z).argmax()])
+    return float((z < 2).mean()) if np.quantile(z, 0.75) > 6 else None
+
+
 def orientation(x: np.ndarray, y: np.ndarray) -> float:
     """|correlation| as given minus the best one with y turned or mirrored, in standard errors over examples.
 
