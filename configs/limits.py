@@ -23,12 +23,13 @@ LIMITS["data"] = {
     "round_trip": ("<", 1e-3, 0.05),         # standard deviations
     "pairing": (">", 6.0, 3.0),              # standard errors
     "orientation": (">", 3.0, 0.0),          # standard errors
-    "offset": ("<", 0.15, 0.5),              # voxels
+    "offset": ("<", 0.15, 0.35),             # voxels
     "unpaired": ("<", 0.0, 0.2),             # share of examples
     "augmented_unpaired": ("<", 0.0, 0.2),
     "augmented_pairing": (">", 6.0, 3.0),
     "augmented_orientation": (">", 3.0, 0.0),
-    "augmented_offset": ("<", 0.15, 0.5),
+    "augmented_offset": ("<", 0.15, 0.35),
+    "augmented_agreement": (">", 0.8, 0.6),  # ratio of correlations
     "same_batches": ("<", 0.0, 1.0),         # batches
     "overlap": ("<", 0.0, 0.01),             # share of voxels
     "wrap": ("<", 1.5, 2.0),                 # ratio
@@ -75,7 +76,7 @@ LIMITS["lr_range"] = {
 }
 
 LIMITS["structure"] = {
-    "nonlinearity": (">", 1e-3, 1e-4),       # relative
+    "nonlinearity": (">", 0.01, 1e-3),       # relative
     "idle_blocks": ("<", 0.0, 0.0),          # blocks
     "weakest_block": (">", 1e-4, 0.0),       # relative
     "range_low": ("<", 0.001, 0.02),         # share of the target's voxels
@@ -98,7 +99,7 @@ LIMITS["prediction"] = {
 }
 
 LIMITS["spectra"] = {
-    "octants": ("<", 2.0, 5.0),              # ratio of powers
+    "octants": ("<", 2.5, 4.0),              # ratio of standard deviations
     "axes": ("<", 2.0, 5.0),                 # ratio of powers
     "patches": ("<", 5.0, 100.0),            # ratio of powers
     "high_k": ("<", 10.0, 1000.0),           # ratio of powers
@@ -139,7 +140,7 @@ LIMITS["adversarial"] = {
 }
 
 LIMITS["vnet"] = {
-    "displacement": ("<", 0.7, 1.5),         # voxels
+    "displacement": ("<", 0.25, 0.4),        # voxels
     "stats_moved": (">", 1e-6, 0.0),         # absolute
 }
 
@@ -153,6 +154,6 @@ LIMITS["fno"] = {
 LIMITS["vit3d"] = {
     "round_trip": ("<", 0.0, 0.0),           # voxels
     "displacement": ("<", 1.5, 3.0),         # voxels
-    "local": (">", 1.5, 1.05),               # ratio of mean powers
+    "local": (">", 0.9, 0.5),                # ratio of mean powers
     "tokens": ("<", 8192.0, 65536.0),        # tokens
 }

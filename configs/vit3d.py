@@ -14,9 +14,9 @@ def get_config(variant: str = ""):
 
 def full(config) -> None:
     """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of 4 Mpc/h, as configs/fno.py."""
-    model = config.model
-    fno.full(config)
-    config.model = model
+    reference = fno.get_config()
+    for field in ("data", "total_steps", "batch_size", "ema_decay"):
+        config[field] = reference[field]
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule.warmup_steps = 20
 

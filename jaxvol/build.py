@@ -20,7 +20,7 @@ from jaxvol import checkpoint, optim, sharding, step, tta
 from jaxvol.types import Dataset, Params, Spec, Task, TrainState, UserError
 
 HELPERS = {"data": {"pipeline", "augment"}, "models": {"layers", "discriminator"}, "tasks": {"scoring"},
-           "diagnostics": {"run", "report", "probe"}}   # modules that are no choices
+           "diagnostics": {"run", "report", "probe", "watch", "baseline"}}   # modules that are no choices
 
 
 def choices(room: str) -> list[str]:

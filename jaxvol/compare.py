@@ -219,18 +219,28 @@ def as_json(lines: Mapping[str, Line], warnings: Sequence[str]) -> dict[str, Any
             "baselines": {who: entry(found) for who, found in lines.items() if not found.runs}, "warnings": list(warnings)}
 
 
+def cost(found: Line, key: str) -> str:
+    """A fact that runs of one line share, or the mean of numbers that differ; "-" where no run has it."""
+    given = list(dict.fromkeys(run.scored[key] for run in found.runs if key in run.scored and run.scored[key] is not None))
+    if not given:
+        return "-"
+    return given[0] if isinstance(given[0], str) else evaluate.number(float(np.mean(given)))
+
+
 def as_markdown(lines: Mapping[str, Line], suffixes: Mapping[str, Mapping[str, str]], warnings: Sequence[str]) -> str:
     """A table for a README: the best of each column in bold."""
     columns = list(dict.fromkeys(c for found in lines.values() for c in found.values))
     arrow = {1: " ↑", -1: " ↓", 0: ""}
     best = {c: evaluate.winners({who: found.values for who, found in lines.items()}, c) for c in columns}
-    text = ["| model | " + " | ".join(c + arrow[evaluate.direction(c)] for c in columns) + " |",
-            "|---|" + "---|" * len(columns)]
+    costs = {"parameters": "parameters", "gflop": "GFLOP per prediction", "steps_per_sec": "steps/s"}
+    text = ["| model | " + " | ".join([*(c + arrow[evaluate.direction(c)] for c in columns), *costs.values()]) + " |",
+            "|---|" + "---|" * (len(columns) + len(costs))]
     for who, found in lines.items():
         cells = []
         for c in columns:
             cell = evaluate.number(found.values[c]) if c in found.values else "-"
             cell += suffixes[who][c] if c in suffixes[who] else ""
             cells.append(f"**{cell}**" if who in best[c] else cell)
+        cells += [cost(found, key) for key in costs]
         text.append(f"| {who} | " + " | ".join(cells) + " |")
     return "\n".join([*text, *(f"\nWarning: {w}" for w in warnings)]) + "\n"

@@ -24,6 +24,7 @@ HIGHER = ("r_eighth", "r_quarter", "r_half", "pearson", "ssim", "psnr", "ccc", "
 LOWER = ("transfer_error", "vrmse", "rmse", "mae", "mse", "relative_l2", "h1", "hd95", "pdf_distance", "wasserstein", "loss")
 FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}      # what tables lead with and sentences are about
 ORDER = (*FIRST, "rmse", "mae", "pearson", "ssim", "psnr")
+SPELLED = {"vnet": "V-Net", "vit3d": "ViT3D", "pix2pixcc": "Pix2PixCC", "cheb_kan": "Chebyshev KAN"}
 TITLES = {"mean": "mean", "identity": "identity", "wiener": "Wiener filter"}
 
 
@@ -112,8 +113,8 @@ def label(who: str, name: str) -> str:
 
 
 def pretty(name: str) -> str:
-    """Model names as people write them: short ones in capitals."""
-    return name.upper() if name.islower() and len(name) <= 4 else name
+    """Model names as people write them; short ones that are not listed in capitals."""
+    return SPELLED[name] if name in SPELLED else name.upper() if name.islower() and len(name) <= 4 else name
 
 
 def table(lines: Mapping[str, Mapping[str, float]], ours: Iterable[str] = (),

@@ -20,7 +20,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxvol import build, checkpoint, compare, context, inference, preflight, sharding, train, validate, writer
-from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
+from jaxvol.diagnostics import watch
+from jaxvol.types import Alarm, NonFiniteError, Parts, UserError, WorkdirLocked
 
 MODES = ("train", "preflight", "evaluate", "predict", "compare")
 UNFINISHED, REFUSED = 75, 2
@@ -105,7 +106,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
         meta = {"config": config.to_json(), "config_hash": build.fingerprint(config), "data_hash": parts.dataset.hash,
                 "versions": writer.versions()}
         run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
-                        meta=meta, figures=inference.example_figure)
+                        meta=meta, figures=inference.example_figure, watch=watch.make(config))
         log.text(writer.table(parts.struct.params))
         status = "failed"
         try:
@@ -183,6 +184,9 @@ def cli(argv: list[str]) -> int:
     except UserError as error:
         print(f"\njaxvol: {error}", file=sys.stderr)
         return 1
+    except Alarm as error:
+        print(f"\njaxvol: {error}", file=sys.stderr)
+        return REFUSED
     except NonFiniteError as error:
         print(f"\njaxvol: {error}", file=sys.stderr)
         return 3

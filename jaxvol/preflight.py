@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol import build, context, writer
-from jaxvol.diagnostics import report
+from jaxvol.diagnostics import baseline, probe, report
 from jaxvol.diagnostics import run as diagnostics
 from jaxvol.types import Parts
 
@@ -61,6 +61,11 @@ def run(config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts 
     info = {"config_hash": build.fingerprint(config), "data_hash": seen.dataset.hash, "complete": not config.preflight.only,
             "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": writer.versions()}
     if jax.process_index() == 0:
-        report.write(workdir / "preflight", verdict, info, workdir.name)
+        found = baseline.record(verdict, *probe.recorded(seen))
+        changes = baseline.moved(baseline.read(config.preflight.baseline), found) if config.preflight.baseline else None
+        report.write(workdir / "preflight", verdict, info, workdir.name, changes)
+        baseline.write(workdir / "preflight", found)
         print(report.text(verdict))
+        if changes is not None:
+            print(report.text_of_changes(changes, config.preflight.baseline))
     return verdict

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol import checkpoint, evaluate, sharding, step as stepping
-from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
+from jaxvol.types import Alarm, Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
 from jaxvol.writer import Writer
 
 
@@ -48,7 +48,9 @@ class Run:
     writer: Writer
     meta: dict                       # constant part of every checkpoint's JSON
     figures: Callable                # (parts, params, extra, put, rows, size) -> {tag: figure}
+    watch: Callable                  # (parts, (params, extra), batch, readings) -> readings that are out of their limits
     state: TrainState | None = None
+    readings: dict = dataclasses.field(default_factory=dict)        # of the newest logged update
     progress: Progress = dataclasses.field(default_factory=Progress)
     saved: int = -1                  # step of the newest checkpoint
     started: float = dataclasses.field(default_factory=time.monotonic)
@@ -99,9 +101,8 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
     if reached == taken:
         return
     size = run.config.batch_size
-    batch = parts.dataset.batch(reached, sharding.rows(run.mesh, size))
-    names = stepping.name_nonfinite(parts.task, run.state, sharding.put(run.mesh, batch, size), run.config.seed,
-                                    run.config.micro_batches)
+    batch = sharding.put(run.mesh, parts.dataset.batch(reached, sharding.rows(run.mesh, size)), size)
+    names = stepping.name_nonfinite(parts.task, run.state, batch, run.config.seed, run.config.micro_batches)
     what = "; ".join(names[:8]) if names else "nothing when it is replayed alone (an update overflowed)"
     raise NonFiniteError(f"Update {reached} was refused because something is not finite: {what}. The weights are those "
                          f"before it; the newest checkpoint is step {run.saved}. Lower the learning rate, clip the gradient "
@@ -140,7 +141,20 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
         run.writer.images(step, run.figures(parts, params, extra, lambda batch: sharding.put(run.mesh, batch, size),
                                             sharding.rows(run.mesh, size), size))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
+    if run.readings:                 # not before the first update
+        watch(run, parts, step)
     return better
+
+
+def watch(run: Run, parts: Parts, step: int) -> None:
+    """Warn of cheap readings that are out of their limits; raise Alarm where `preflight.stop_on` names the check."""
+    size = run.config.evaluate.batch_size
+    batch = sharding.put(run.mesh, next(parts.dataset.batches("val", size, sharding.rows(run.mesh, size), size)), size)
+    for found in run.watch(parts, stepping.validated(run.config.evaluate.weights, run.state), batch, run.readings):
+        logging.warning("step %d: %s is %s: %s (%s)", step, found.name, found.status, found.reason, found.remedy)
+        if found.status == "FAIL" and found.name in run.config.preflight.stop_on:
+            raise Alarm(f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on names it. {found.reason}. "
+                        f"{found.remedy}. The newest checkpoint is step {run.saved}.")
 
 
 def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
@@ -158,6 +172,7 @@ def log_now(run: Run, parts: Parts, metrics: dict, taken: int, timing: dict[str,
     """Write the values of the newest update; they are those of one step, not averages, so that a resumed run writes the same."""
     check_finite(run, parts, taken)
     values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+    run.readings = values
     run.writer.scalars(taken, {f"train/{name}": v for name, v in values.items()})
     run.writer.perf(taken, timing)
 

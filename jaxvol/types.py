@@ -32,6 +32,10 @@ class NonFiniteError(Exception):
     """A loss, gradient or update became NaN or infinite.  Exit status 3."""
 
 
+class Alarm(Exception):
+    """A check named in config.preflight.stop_on turned red while training."""
+
+
 class WorkdirLocked(Exception):
     """Another process trains in this workdir.  Exit status 4."""
 

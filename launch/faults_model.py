@@ -153,12 +153,12 @@ def holes(kind: str):
 
 FAULTS = (
     Fault("activations removed", "fno", "structure", (3e-5, 0.0), lambda s: ({}, linear(s)), ("overfit", "prediction")),
-    Fault("one Fourier octant only", "fno-dense", "spectra", (0.3, 0.0), lambda s: ({}, octant(s)), ("structure", "fno")),
+    Fault("one Fourier octant only", "fno-dense", "spectra", (0.2, 0.0), lambda s: ({}, octant(s)), ("structure", "fno")),
     Fault("block output dropped (FNO)", "fno", "structure", (0.0,), lambda s: ({}, bypassed(fno.Block, "__call__", s)), ("gradients",)),
     Fault("block output dropped (ViT3D)", "vit3d", "structure", (0.0,), lambda s: ({}, bypassed(vit3d.Block, "__call__", s)), ("gradients",)),
     Fault("norm and ReLU after the head", "vnet", "structure", ("norm_relu",), lambda s: ({"model.head": s}, []),
           ("overfit", "prediction", "baselines", "vnet", "numerics", "gradients")),
-    Fault("output bounded", "vit3d", "structure", (3.0, 1.0), lambda s: ({}, bounded(vit3d.ViT3D, lambda y: s * jnp.tanh(y / s))), ("overfit",)),
+    Fault("output bounded", "vit3d", "structure", (2.0, 1.0), lambda s: ({}, bounded(vit3d.ViT3D, lambda y: s * jnp.tanh(y / s))), ("overfit",)),
     Fault("position table not in the loss", "vit3d-linear", "gradients", (0.0,), lambda s: ({}, ungrounded(s)), ("structure",)),
     Fault("decoder features displaced", "vnet", "vnet", (1, 2), lambda s: ({}, displaced(s)), ()),
     Fault("patches permuted on reassembly", "vit3d-linear", "vit3d", ("two patches", "patches mirrored", "axes exchanged"),

@@ -29,7 +29,7 @@ def test_seeds_are_one_line_and_baselines_stand_below(tmp_path):
     text = compare.compare(runs + runs[:1], tmp_path / "out")              # a run named twice counts once
     folder = tmp_path / "out" / "comparison"
     found = json.loads((folder / "table.json").read_text())
-    assert set(found["models"]) == {"FNO, 3 seeds", "VNET"} and set(found["baselines"]) == {"mean", "Wiener filter"}
+    assert set(found["models"]) == {"FNO, 3 seeds", "V-Net"} and set(found["baselines"]) == {"mean", "Wiener filter"}
     fno = found["models"]["FNO, 3 seeds"]
     assert fno["metrics"]["vrmse"] == pytest.approx(0.7) and fno["std_over_seeds"]["vrmse"] == pytest.approx(0.1)
     assert fno["spectra"]["T"] == pytest.approx([1.0, 0.7]) and fno["spectra"]["r_std"][1] is None

@@ -17,7 +17,7 @@ FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("bas
 VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS"]]
 NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
 # Small enough for a test; only fields that the config has are set.
-SHRUNK = {"data.grid": 8, "data.boxes.train": 4, "data.boxes.val": 4, "data.boxes.test": 4, "data.fit_examples": 2,
+SHRUNK = {"preflight.run": False, "data.grid": 8, "data.boxes.train": 4, "data.boxes.val": 4, "data.boxes.test": 4, "data.fit_examples": 2,
           "model.width": 4, "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
           "total_steps": 2, "optimizer.schedule.warmup_steps": 1, "evaluate.every": 2, "checkpoint.every": 2, "log_every": 1}
 
@@ -98,8 +98,8 @@ def unread(config, seen, prefix="") -> list[str]:
 
 
 # What only another mode or another choice reads: tested where those are.
-ELSEWHERE = ("resume", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint", "init_groups",
-             "early_stopping.min_delta", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed")
+ELSEWHERE = ("resume", "preflight.", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint", "init_groups",
+             "early_stopping.min_delta", "task.correlation.", "task.r1.every", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed")
 
 
 @pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])

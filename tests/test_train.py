@@ -42,7 +42,7 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
     with jax.set_mesh(mesh), train.lock(workdir):
         log = writer.open_run(workdir, config, True)
         meta = {"config": config.to_json(), "config_hash": "h", "data_hash": dataset.hash, "versions": {}}
-        run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
+        run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log, watch=lambda *a: [],
                         meta=meta, figures=lambda *a: {})
         try:
             return train.train(run, parts_of, initial), run

@@ -33,6 +33,8 @@ MEANING = {
     "offset": ("voxels by which the target is displaced against the input",
                "align them: half-voxel conventions, crops taken at different corners, or interpolation"),
     "augmented_pairing": ("the same on augmented training batches", "the augmentation treats input and target differently"),
+    "augmented_agreement": ("correlation of input and target in augmented training batches over that without augmentation",
+                            "the augmentation treats input and target differently"),
     "augmented_unpaired": ("the same on augmented training batches", "the augmentation treats input and target differently"),
     "augmented_orientation": ("the same on augmented training batches", "the augmentation turns input and target differently"),
     "augmented_offset": ("the same on augmented training batches", "the augmentation shifts input and target differently"),
@@ -63,6 +65,9 @@ def diagnose(ctx: Context) -> Result:
     training = gather(shown[:steps])
     for prefix, shown in (("", plain), ("augmented_", training)):
         found |= {prefix + name: value for name, value in relation(shown).items()}
+    own, kept = (found.pop(f"{prefix}agreement") if f"{prefix}agreement" in found else 0.0 for prefix in ("", "augmented_"))
+    if own > 0.1:
+        found["augmented_agreement"] = kept / own
     if len(splits) > 1:
         known = [x[None] for x in splits["train"]["target"][..., 0]]
         found["overlap"] = max(alignment.overlap(known, shown["target"][..., 0]) for name, shown in splits.items() if name != "train")
@@ -115,8 +120,9 @@ def relation(shown: dict[str, np.ndarray]) -> dict[str, float]:
     found = {"pairing": alignment.pairing(x, y)}
     if (share := alignment.unpaired(x, y)) is not None:
         found["unpaired"] = share
-    if abs(float((alignment.standardised(x) * alignment.standardised(y)).mean())) > 0.1:
-        found["orientation"] = alignment.orientation(x, y)
+    found["agreement"] = abs(float((alignment.standardised(x) * alignment.standardised(y)).mean()))
+    if (better := alignment.orientation(x, y)) is not None:
+        found["orientation"] = better
     if alignment.coherence(x, y) > max(0.3, 3 / len(x)):
         found["offset"] = float(np.nanmax(np.abs(alignment.offset(x, y)), initial=0.0))
     return found

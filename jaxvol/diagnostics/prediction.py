@@ -37,12 +37,7 @@ def diagnose(ctx: Context) -> Result:
     y = np.asarray(jax.device_get(probe.predict(ctx)(params, extra, {k: v for k, v in batch.items() if k[0] != "_"})), np.float64)
     real = host["_mask"] > 0
     y, target, x = y[real], host["target"][real].astype(np.float64), host["input"][real].astype(np.float64)
-    low, high = y.min(), y.max()
-    edge = 1e-3 * max(high - low, 1e-30)
-    sharp = sharpness(y) / max(sharpness(target), 1e-30)
-    metrics = {"variance_ratio": float(y.var() / max(target.var(), 1e-30)),
-               "saturated": float(((y < low + edge) | (y > high - edge)).mean()), "sharpness": sharp, "roughness": sharp,
-               "correlation": float(np.corrcoef(y.ravel(), target.ravel())[0, 1]) if y.std() > 0 else 0.0}
+    metrics = shape(y, target)
     if (physical := physical_units(ctx, params, extra, y, target)) is not None:
         metrics["physical"] = physical
     drawn = {name: np.asarray(normalise.inverse(ctx.spec.fields["input" if name == "input" else "target"].normaliser, v))[0, ..., 0]
@@ -52,6 +47,16 @@ def diagnose(ctx: Context) -> Result:
         logs = [np.log10(v - min(v.min(), 0.0) + 0.03) for v in drawn.values()]
         pictures["slices, log10"] = figures.slices(*logs, spacing=ctx.spec.spacing, length_unit=ctx.spec.unit)
     return Result(metrics, figures=pictures, absent=tuple(set(MEANING) - set(metrics)))
+
+
+def shape(y: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Variance, saturation, sharpness and correlation of predictions [B, D, H, W, K] against their targets."""
+    low, high = y.min(), y.max()
+    edge = 1e-3 * max(high - low, 1e-30)
+    sharp = sharpness(y) / max(sharpness(target), 1e-30)
+    return {"variance_ratio": float(y.var() / max(target.var(), 1e-30)),
+            "saturated": float(((y < low + edge) | (y > high - edge)).mean()), "sharpness": sharp, "roughness": sharp,
+            "correlation": float(np.corrcoef(y.ravel(), target.ravel())[0, 1]) if y.std() > 0 else 0.0}
 
 
 def sharpness(v: np.ndarray) -> float:

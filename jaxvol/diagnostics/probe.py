@@ -36,6 +36,16 @@ def short_run(ctx: Context) -> tuple[TrainState, list[dict[str, float]]]:
     return run(ctx, ctx.config.preflight.steps)
 
 
+def recorded(ctx: Context) -> tuple[list[dict[str, float]], dict[str, list[float]]]:
+    """(metrics of the short run, some voxels of example predictions after it); empty where no check needed that run."""
+    if short_run.cache_info().currsize == 0:
+        return [], {}
+    state, history = short_run(ctx)
+    batch = {name: v for name, v in ctx.batch(0).items()}
+    y = np.asarray(jax.device_get(predict(ctx)(*pair(state, "raw"), batch)), np.float64).reshape(len(next(iter(batch.values()))), -1)
+    return history, {f"example {i}": row[:: max(row.size // 16, 1)].tolist() for i, row in enumerate(y[:2])}
+
+
 @functools.lru_cache(maxsize=2)
 def predict(ctx: Context) -> Callable[[Params, dict, Batch], Array]:
     """The compiled prediction in normalised units."""
@@ -76,20 +86,26 @@ def pair(state: TrainState, weights: str) -> tuple[Params, dict]:
     return state.ema["params"], {**state.extra, "stats": state.ema["stats"]}
 
 
-def modules(ctx: Context, depth: int = 1) -> list[Path]:
-    """Paths of the submodules that a prediction calls, down to `depth` names below the model, in order of their first call."""
-    found: dict[Path, None] = {}
+def shapes(ctx: Context, depth: int = 1) -> dict[Path, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Submodules that a prediction calls, down to `depth` names below the model, in order: path -> shapes of first input and output."""
+    found: dict[Path, tuple] = {}
 
     def note(call, arguments, keywords, context):
-        if context.method_name == "__call__" and 0 < len(context.module.path) <= depth:
-            found.setdefault(context.module.path)
-        return call(*arguments, **keywords)
+        y, path = call(*arguments, **keywords), context.module.path
+        if context.method_name == "__call__" and 0 < len(path) <= depth:
+            found.setdefault(path, (np.shape(arguments[0]), np.shape(jax.tree.leaves(y)[0])))
+        return y
 
     def traced(params, extra, batch):        # a new function every time: a cached trace would call nothing
         with nn.intercept_methods(note):
             return ctx.task.predict(params, extra, batch)
     jax.eval_shape(traced, ctx.state.params, ctx.state.extra, ctx.batch(0))
-    return list(found)
+    return found
+
+
+def modules(ctx: Context, depth: int = 1) -> list[Path]:
+    """Paths of the submodules that a prediction calls."""
+    return list(shapes(ctx, depth))
 
 
 def gated(ctx: Context, paths: list[Path]) -> Callable[[Params, dict, Batch, Array], Array]:

@@ -143,10 +143,20 @@ def as_html(verdicts: dict[str, Verdict], info: dict[str, Any]) -> str:
             f"<table>{head}{''.join(lines)}</table>{known}{body}</body></html>")
 
 
-def write(folder: Path, verdict: Verdict, info: dict[str, Any], run: str) -> None:
-    """report.json, report.csv, report.html and every figure as PNG in `folder`."""
+def text_of_changes(changes: list[dict[str, Any]], since: str) -> str:
+    """What moved since an earlier pre-flight, for the console."""
+    lines = [f"{row['what']:44} {number(row['before']):>12} -> {number(row['now'])}" for row in changes[:20]]
+    return "\n".join([f"\nMoved since {since}: {len(changes) or 'nothing'}", *lines])
+
+
+def write(folder: Path, verdict: Verdict, info: dict[str, Any], run: str, changes: list[dict[str, Any]] | None = None) -> None:
+    """report.json, report.csv, report.html and every figure as PNG in `folder`; `changes` since an earlier pre-flight."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.html").write_text(as_html({run: verdict}, info), encoding="utf-8")
+    page = as_html({run: verdict}, info)
+    if changes is not None:
+        moved = f"<h2>Moved since the earlier pre-flight</h2>{html_table(changes) or '<p>nothing</p>'}"
+        page = page.replace("</body></html>", f"{moved}</body></html>")
+    (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.csv").write_text(as_csv(rows(verdict)), encoding="utf-8")
     for o in verdict.outcomes:
         for title, figure in o.result.figures.items():

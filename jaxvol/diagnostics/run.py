@@ -24,6 +24,7 @@ from jaxvol.types import Context, Result, UserError
 PASS, WARN, FAIL, SKIP, ERROR = "PASS", "WARN", "FAIL", "SKIP", "ERROR"
 WORST = (PASS, WARN, FAIL, ERROR)        # in this order
 RED = (FAIL, ERROR)
+WATCHED = ("gradients", "prediction", "adversarial")      # whose cheap readings are looked at while training (watch.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,8 @@ def order(config: Any, checks: dict[str, ModuleType]) -> list[str]:
     asked = set(config.preflight.only) | set(config.preflight.waive)
     if unknown := sorted(asked - set(checks)):
         raise UserError(f"config.preflight names the check(s) {', '.join(unknown)}; there are {', '.join(sorted(checks))}.")
+    if unwatched := sorted(set(config.preflight.stop_on) - set(WATCHED)):
+        raise UserError(f"config.preflight.stop_on names {', '.join(unwatched)}; while training only {', '.join(WATCHED)} are looked at.")
     names = config.preflight.only or [name for name, module in checks.items() if module.applies(config)]
     return sorted(names, key=lambda name: (checks[name].RANK, name))
 

@@ -6,6 +6,7 @@ the output's change is compared between octants of k space and at the frequencie
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxvol import figures
@@ -15,7 +16,7 @@ from jaxvol.types import Context, Result
 RANK = 81
 REPEATS = 4
 MEANING = {
-    "octants": ("largest over smallest mean response of the Fourier octants at the same |k|",
+    "octants": ("largest over smallest variation of the response with k among the Fourier octants, before training",
                 "some directions of k space are not treated: a corner block of the spectral weights is missing"),
     "axes": ("largest over smallest mean response along the three axes of k space", "one axis is treated unlike the others"),
     "patches": ("power of the output's change at the frequencies of the patch grid over that next to them",
@@ -36,8 +37,8 @@ def diagnose(ctx: Context) -> Result:
     state, _ = probe.short_run(ctx)
     params, extra = probe.pair(state, "raw")
     split = "val" if ctx.dataset.sizes["val"] else "train"
-    power = response(ctx, params, extra, split)
-    metrics = {"octants": octants(power), "axes": axes(power), "patches": patches(power), "high_k": high(power)}
+    power, transfer = response(ctx, params, extra, split)[0], response(ctx, *probe.pair(ctx.state, "raw"), "")[1]
+    metrics = {"octants": octants(transfer), "axes": axes(power), "patches": patches(power), "high_k": high(power)}
     pictures = {"response": draw(power)}
     scored, _ = ctx.score(params, extra, split, ctx.config.preflight.examples)
     if "spectra" in scored:
@@ -45,10 +46,14 @@ def diagnose(ctx: Context) -> Result:
     return Result(metrics, figures=pictures)
 
 
-def response(ctx: Context, params, extra, split: str) -> np.ndarray:
-    """Mean power of the output's change per unit of white noise in the input, [n, n, n] over all frequencies (fft order)."""
-    host = ctx.batches(split, ctx.config.evaluate.batch_size)[0]
+def response(ctx: Context, params, extra, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """What white noise in the input becomes, over all frequencies (fft order): power of the part that goes with the noise and of all,
+    [2, n, n, n] per unit of noise, and the complex transfer function [n, n, n].  split "": around an empty volume, where a network
+    that has no places to tell apart mixes no frequencies."""
+    host = ctx.batches(split or "train", ctx.config.evaluate.batch_size)[0]
     batch = {name: v for name, v in ctx.put(host).items() if name[0] != "_"}
+    if not split:
+        batch["input"] = jnp.zeros_like(batch["input"])
     forward, total = probe.predict(ctx), 0.0
     base = np.asarray(forward(params, extra, batch), np.float64)
     for seed in range(REPEATS):
@@ -57,19 +62,25 @@ def response(ctx: Context, params, extra, split: str) -> np.ndarray:
         # the part that goes with the noise: what one frequency of the input does to the same frequency of the output
         a, b = (np.fft.fftn(np.asarray(v, np.float64)[..., 0], axes=(1, 2, 3)) for v in (noise, change))
         total = total + np.stack([(np.conj(a) * b).sum(0), (np.abs(a) ** 2).sum(0), (np.abs(b) ** 2).sum(0)])
-    return np.stack([np.abs(total[0]) ** 2 / np.abs(total[1]) ** 2, np.abs(total[2]) / np.abs(total[1])])
+    transfer = total[0] / total[1]
+    return np.stack([np.abs(transfer) ** 2, np.abs(total[2]) / np.abs(total[1])]), transfer
 
 
 def wavenumbers(n: int) -> np.ndarray:
     return np.meshgrid(*[np.fft.fftfreq(n, 1 / n)] * 3, indexing="ij")
 
 
-def octants(power: np.ndarray) -> float:
-    """Over the four pairs of opposite octants, |k| from 2 to n / 4, no plane between octants."""
-    k, n = wavenumbers(power.shape[1]), power.shape[1]
-    inside = (sum(i**2 for i in k) <= (n / 4) ** 2) & (sum(i**2 for i in k) >= 4) & np.all([i != 0 for i in k], 0)
-    means = [power[0][inside & (k[0] * k[1] * a > 0) & (k[1] * k[2] * b > 0)].mean() for a in (1, -1) for b in (1, -1)]
-    return float(max(means) / max(min(means), 1e-30))
+def octants(transfer: np.ndarray) -> float:
+    """Over the four pairs of opposite octants, no plane between octants and no Nyquist plane; |k| up to 3 n / 8.
+
+    A linear bypass gives every frequency the same, so that what is left is what tells frequencies apart.
+    """
+    n = transfer.shape[0]
+    k = wavenumbers(n)
+    inside = (sum(i**2 for i in k) <= (3 * n / 8) ** 2) & np.all([i != 0 for i in k], 0)
+    cut = [transfer[inside & (k[0] * k[1] * a > 0) & (k[1] * k[2] * b > 0)] for a in (1, -1) for b in (1, -1)]
+    spread = [float(np.sqrt((np.abs(v - v.mean()) ** 2).mean())) for v in cut]
+    return max(spread) / max(min(spread), 1e-30) if max(spread) > 1e-6 * np.abs(transfer).max() else 1.0
 
 
 def axes(power: np.ndarray) -> float:

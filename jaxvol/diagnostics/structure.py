@@ -140,9 +140,22 @@ def idle_weights(ctx: Context, batch) -> tuple[float, list[str]]:
     rng = np.random.default_rng(1)
     grads = jax.jit(jax.grad(total), compiler_options=probe.QUICK)(params, jnp.asarray(rng.normal(size=shape.shape), shape.dtype))
     predicting = predicting_groups(ctx, grads)
-    idle = [(jax.tree_util.keystr(path), leaf.size) for path, leaf in jax.tree_util.tree_leaves_with_path(predicting)
-            if not np.any(np.asarray(leaf))]
+    silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(predicting) if not np.any(np.asarray(leaf))]
+    idle = [(jax.tree_util.keystr(path), size) for path, size in really_idle(ctx, batch, silent)]
     return sum(n for _, n in idle) / max(sum(x.size for x in jax.tree.leaves(predicting)), 1), [name for name, _ in idle]
+
+
+def really_idle(ctx: Context, batch, silent: list) -> list[tuple]:
+    """(path, size) of the arrays without a derivative that may be changed without changing the output."""
+    params, extra = probe.pair(ctx.state, "raw")
+    forward = probe.predict(ctx)
+    whole, rng, found = np.asarray(forward(params, extra, batch)), np.random.default_rng(2), []
+    for path in silent:
+        other = jax.tree_util.tree_map_with_path(
+            lambda at, v: v + jnp.asarray(rng.normal(size=v.shape), v.dtype) if at == path else v, params)
+        if np.array_equal(whole, np.asarray(forward(other, extra, batch))):
+            found.append((path, dict(jax.tree_util.tree_leaves_with_path(params))[path].size))
+    return found
 
 
 def predicting_groups(ctx: Context, grads: dict) -> dict:

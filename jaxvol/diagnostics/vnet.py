@@ -9,9 +9,9 @@ from jaxvol.diagnostics import probe
 from jaxvol.types import Context, Result
 
 RANK = 42
-POINTS = 4
+POINTS = 16
 MEANING = {
-    "displacement": ("voxels between a small change of the input and the middle of the output's response, mean over places",
+    "displacement": ("voxels between a change of the input and the middle of what the coarse grids make of it, mean over places",
                      "up-sampled features and skips do not meet: one-sided crop or padding"),
     "stats_moved": ("change of the running statistics over the first updates, relative",
                     "running mean and variance stay at their initial values: evaluation normalises with the wrong numbers"),
@@ -23,12 +23,13 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """Responses to single voxels with the weights of the start; running statistics where the model has them."""
+    """Responses to single voxels that come through the coarse grids, with the weights of the start; running statistics."""
     state, _ = probe.short_run(ctx)
     metrics, table = {}, []
-    if min(ctx.spec.shape) >= 8:
-        offsets = [offset(ctx, state, seed) for seed in range(POINTS)]
-        mean = np.mean(offsets, 0)
+    coarse = first_coarse(ctx)
+    if min(ctx.spec.shape) >= 8 and coarse:
+        forward = probe.gated(ctx, [coarse])
+        mean = np.mean([offset(ctx, forward, seed) for seed in range(POINTS)], 0)
         metrics["displacement"] = float(np.abs(mean).max())
         table = [{"axis": axis, "mean displacement (voxels)": value} for axis, value in zip("DHW", mean)]
     before, after = (running(s) for s in (ctx.state, state))
@@ -37,23 +38,31 @@ def diagnose(ctx: Context) -> Result:
     return Result(metrics, {"response to single voxels": table}, absent=tuple(set(MEANING) - set(metrics)))
 
 
+def first_coarse(ctx: Context) -> tuple[str, ...] | None:
+    """The first submodule whose output has fewer voxels along an axis than its input: all that is coarser comes through it."""
+    return next((path for path, (given, gives) in probe.shapes(ctx).items()
+                 if len(given) == len(gives) == 5 and any(m < n for m, n in zip(gives[1:4], given[1:4]))), None)
+
+
 def running(state) -> dict:
     """Running means and variances by path."""
     return {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.extra["stats"])
             if path[-1].key in ("mean", "var")}
 
 
-def offset(ctx: Context, state, seed: int) -> np.ndarray:
-    """Centroid of the squared response around a random inner voxel, in voxels along D, H, W."""
+def offset(ctx: Context, forward, seed: int) -> np.ndarray:
+    """Centroid of the squared response around a random inner voxel, in voxels along D, H, W; only what the coarse grids add."""
     rng = np.random.default_rng(seed)
     batch = {name: v for name, v in ctx.batch(seed).items()}
     shape = np.array(batch["input"].shape[1:4])
     at = rng.integers(shape // 4, shape - shape // 4)
-    params, extra = probe.pair(state, "raw")
-    forward = probe.predict(ctx)
-    change = [np.asarray(forward(params, extra, {**batch, "input": batch["input"].at[(0, *at)].add(s)}), np.float64)[0]
-              for s in (1.0, -1.0)]
-    power = ((change[0] - change[1]) ** 2).sum(-1)
+    params, extra = probe.pair(ctx.state, "raw")
+    change = 0.0
+    for gate, sign in ((1, 1), (0, -1)):
+        y = [np.asarray(forward(params, extra, {**batch, "input": batch["input"].at[(slice(None), *at)].add(s)}, jnp.full(1, gate)), np.float64)
+             for s in (1.0, -1.0)]
+        change = change + sign * (y[0] - y[1])
+    power = (change ** 2).sum((0, -1))
     grids = np.meshgrid(*[(np.arange(n) - c + n // 2) % n - n // 2 if wraps else np.arange(n) - c
                           for n, c, wraps in zip(shape, at, ctx.spec.periodic)], indexing="ij")
     near = np.all([np.abs(g) <= 6 for g in grids], 0)

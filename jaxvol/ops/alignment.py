@@ -57,10 +57,11 @@ def unpaired(x: np.ndarray, y: np.ndarray) -> float | None:
     return float((z < 2).mean()) if np.quantile(z, 0.75) > 6 else None
 
 
-def orientation(x: np.ndarray, y: np.ndarray) -> float:
+def orientation(x: np.ndarray, y: np.ndarray, least: float = 0.1) -> float | None:
     """|correlation| as given minus the best one with y turned or mirrored, in standard errors over examples.
 
-    Only symmetries that keep the shape are tried.  Negative: another orientation fits better.
+    Only symmetries that keep the shape are tried.  Negative: another orientation fits better.  None if no orientation reaches a
+    correlation of `least`: there is nothing to tell them apart by.
     """
     x, y = standardised(x), standardised(y)
     scores = {}
@@ -68,6 +69,8 @@ def orientation(x: np.ndarray, y: np.ndarray) -> float:
         if tuple(y.shape[1:][a] for a in element.axes) == y.shape[1:]:
             turned = np.stack([np.asarray(rotations.apply(element, v[..., None], "scalar"))[..., 0] for v in y])
             scores[element] = (x * turned).mean((1, 2, 3))
+    if max(abs(r.mean()) for r in scores.values()) < least:
+        return None
     own = scores.pop(rotations.IDENTITY)
     sign = np.sign(own.mean()) or 1.0
     others = max(scores.values(), key=lambda r: abs(r.mean()), default=np.zeros_like(own))

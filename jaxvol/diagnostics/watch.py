@@ -1,0 +1,62 @@
+"""While a run trains: the readings that cost next to nothing, at every evaluation, against the limits of the pre-flight.
+
+Clipped share of the gradient, share of each term of a generator, balance of a discriminator, collapse and saturation of the
+predictions.  (A step that is not finite stops every run by itself.)
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxvol.diagnostics import adversarial, gradients, prediction, run
+from jaxvol.types import Parts, Result, TrainState
+
+MODULES = dict(zip(run.WATCHED, (gradients, prediction, adversarial)))
+
+
+def measure(readings: dict[str, float], y: np.ndarray | None, target: np.ndarray | None) -> dict[str, dict[str, float]]:
+    """check -> metric -> value, from the values that the last update reported and predictions next to their targets."""
+    found: dict[str, dict[str, float]] = {"gradients": {}, "prediction": {}, "adversarial": {}}
+    lost = [1 - readings[f"{name.removesuffix('/grad_norm')}/clipped_norm"] / value for name, value in readings.items()
+            if name.endswith("/grad_norm") and value > 0]
+    if lost:
+        found["gradients"]["clipped"] = max(lost)
+    shares = [value for name, value in readings.items() if "/share_" in name]
+    if len(shares) > 1:
+        found["gradients"]["largest_share"] = max(shares)
+    if "disc/accuracy_real" in readings:
+        found["adversarial"] = {"one_sided": abs(readings["disc/accuracy_real"] - readings["disc/accuracy_fake"]),
+                                "response": abs(readings["disc/D_real"] - readings["disc/D_fake"])}
+    if y is not None and target is not None:
+        found["prediction"] = prediction.shape(y, target)
+    return {check: metrics for check, metrics in found.items() if metrics}
+
+
+def judge(config: Any, measured: dict[str, dict[str, float]]) -> list[run.Outcome]:
+    """What is out of its limits."""
+    found = []
+    for check, metrics in measured.items():
+        limits = {name: limit for name, limit in run.limits_of(config, check).items() if name in metrics}
+        found.append(run.outcome(check, MODULES[check], Result(metrics), limits, 0.0))
+    return [o for o in found if o.status != run.PASS]
+
+
+def make(config: Any) -> Callable[[Parts, TrainState, tuple, dict, dict], list[run.Outcome]]:
+    """(parts, params and extra that are validated, evaluation batch, readings of the last update) -> what is out of its limits."""
+    @functools.lru_cache(maxsize=1)
+    def forward(task):
+        return jax.jit(task.predict)
+
+    def look(parts: Parts, pair: tuple, batch: dict, readings: dict[str, float]) -> list[run.Outcome]:
+        y = target = None
+        if "target" in batch and "input" in batch:
+            real = np.asarray(batch["_mask"]) > 0
+            shown = {name: v for name, v in batch.items() if not name.startswith("_")}
+            y = np.asarray(jax.device_get(forward(parts.task)(*pair, shown)), np.float64)[real]
+            target = np.asarray(batch["target"], np.float64)[real]
+        return judge(config, measure(readings, y, target))
+    return look
