@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache as compilation
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol import build, context, writer
+from jaxvol import build, context, sharding, train, writer
 from jaxvol.diagnostics import baseline, probe, report
 from jaxvol.diagnostics import run as diagnostics
 from jaxvol.types import Parts
@@ -47,6 +47,16 @@ def compilation_cache():
         finally:
             jax.config.update("jax_compilation_cache_dir", None)
             compilation.reset_cache()
+
+
+def look(config: ConfigDict, only: tuple[str, ...] = ()) -> diagnostics.Verdict:
+    """The checks `only` (() = all that apply) of a config, for notebooks and scripts: a Verdict with tables and figures, no files."""
+    known, mesh = checks(), sharding.make_mesh(config.mesh)
+    if only:
+        known = {name: known[name] for name in only}
+    _, _, steps, phase = train.phases(config)[0]
+    with tempfile.TemporaryDirectory() as folder, compilation_cache(), jax.set_mesh(mesh):
+        return diagnostics.run(context.make(phase, mesh, Path(folder), steps), known)
 
 
 def run(config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts | None) -> diagnostics.Verdict:

@@ -31,9 +31,9 @@ from tqdm import tqdm                                          # noqa: E402
 
 from jaxvol import build, context, figures, main, preflight, sharding      # noqa: E402
 from jaxvol.diagnostics import run as diagnostics              # noqa: E402
-from launch import faults, faults_data, faults_model, faults_training, healthy      # noqa: E402
+from launch import faults, faults_data, faults_model, faults_more, faults_training, healthy      # noqa: E402
 
-FAULTS = faults_data.FAULTS + faults_model.FAULTS + faults_training.FAULTS
+FAULTS = faults_data.FAULTS + faults_model.FAULTS + faults_training.FAULTS + faults_more.FAULTS
 LEFT_OUT = ("environment", "memory")       # of the machine, not of the run
 
 
