@@ -104,6 +104,7 @@ def test_one_page_for_several_configs(tmp_path):
 def test_a_notebook_runs_and_shows_pictures(tmp_path, monkeypatch):
     pytest.importorskip("nbclient", reason="the extra 'notebooks' is not installed")
     from launch import notebooks
+    monkeypatch.setenv("XLA_FLAGS", "")          # one device, as a notebook has
     monkeypatch.setitem(notebooks.MODELS, "fno", ("FNO", ("data", "spectra")))
     book = json.loads(notebooks.make("fno", tmp_path).read_text())
     shown = json.dumps(book)
