@@ -113,5 +113,6 @@ def test_exit_statuses_and_the_report_on_disk(tmp_path, capsys):
     found = json.loads((tmp_path / "run" / "preflight" / "report.json").read_text())
     assert found["verdict"] == "FAIL" and found["first_cause"] == "environment"
     assert (tmp_path / "run" / "preflight" / "report.html").read_text().startswith("<!doctype html>")
+    assert list((tmp_path / "run" / "preflight" / "tensorboard").glob("events*"))
     assert cli(tmp_path, impossible, "--config.preflight.waive=('environment',)") == 0
     assert cli(tmp_path, impossible) == 0          # a run that is there is not checked again

@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tensorboardX import SummaryWriter
+
 from jaxvol import figures
 from jaxvol.diagnostics.run import PASS, Outcome, Verdict, number
 from jaxvol.types import UserError
@@ -162,8 +164,22 @@ def write(folder: Path, verdict: Verdict, info: dict[str, Any], run: str, change
         for title, figure in o.result.figures.items():
             name = "".join(c if c.isalnum() else "_" for c in f"{o.name}_{title}")
             figures.save(figure, folder / f"{name}.png")
+    overrides = [f"{row['override']}    # {o.name}, {row['rule']}" for o in verdict.outcomes for table in o.result.tables.values()
+                 for row in table if "override" in row]
+    if overrides:
+        (folder / "overrides.txt").write_text("\n".join(overrides) + "\n", encoding="utf-8")
+    tensorboard(folder / "tensorboard", verdict)
     # the JSON is what says that this pre-flight is done: it comes last
     (folder / "report.json").write_text(json.dumps(as_dict(verdict, info), indent=1), encoding="utf-8")
+
+
+def tensorboard(folder: Path, verdict: Verdict) -> None:
+    """preflight/<check>/<metric> as scalars, the table as text; text is escaped, TensorBoard shows it as Markdown."""
+    with SummaryWriter(str(folder)) as board:
+        for o in verdict.outcomes:
+            for metric, value in o.result.metrics.items():
+                board.add_scalar(f"preflight/{o.name}/{metric}", float(value), 0)
+        board.add_text("preflight", "<pre>" + html.escape(text(verdict)) + "</pre>", 0)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
