@@ -7,9 +7,7 @@ on disk.  A run that was killed anywhere ends with the same bits.  The loop is h
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -22,9 +20,12 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol import checkpoint, evaluate, sharding, step as stepping
-from jaxvol.types import Batch, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
+from jaxvol import checkpoint, distributed, evaluate, faults, health, sharding, step as stepping
+from jaxvol.types import Batch, NonFiniteError, Params, Parts, PyTree, TrainState, UserError
 from jaxvol.writer import Writer
+
+
+BUDGET = 1000        # what out_of_time agrees on besides the numbers of signals
 
 
 @dataclasses.dataclass
@@ -50,25 +51,11 @@ class Run:
     figures: Callable                # (parts, params, extra, put, rows, size) -> {tag: figure}
     state: TrainState | None = None
     progress: Progress = dataclasses.field(default_factory=Progress)
-    saved: int = -1                  # step of the newest checkpoint
+    saved: int = -1                  # step of the newest checkpoint, which may still be on its way to the disk
+    total: int = 0                   # updates of all phases
+    fits: Callable | None = None     # see faults.explain: what batch would fit, once the train step is known
     started: float = dataclasses.field(default_factory=time.monotonic)
     signal: int = 0
-
-
-def lock(workdir: Path):
-    """Hold the workdir for this process.  Raises WorkdirLocked if another process trains in it."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = open(workdir / ".lock", "a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        raise WorkdirLocked(f"{workdir} is in use by another run ({handle.read().strip() or 'unknown process'}); "
-                            "wait for it, stop it, or choose another --workdir.") from None
-    handle.truncate(0)
-    handle.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    handle.flush()
-    return handle
 
 
 def phases(config: ConfigDict) -> list[tuple[str, int, int, ConfigDict]]:
@@ -148,6 +135,8 @@ def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
     meta = {**run.meta, "phase": phase, "steps": steps, "spec": parts.dataset.spec.to_json(),
             "progress": dataclasses.asdict(run.progress)}
     checkpoint.save(run.store, run.state, meta, run.progress.best_step)
+    # Orbax let the save before this one finish first: a restart that does not find it knows that it was lost
+    run.writer.status({"state": "running", "step": step, "total": run.total, "checkpoint": run.saved if run.saved >= 0 else None})
     run.saved = step
 
 
@@ -159,12 +148,15 @@ def log_now(run: Run, parts: Parts, metrics: dict, taken: int, timing: dict[str,
     run.writer.perf(taken, timing)
 
 
-def out_of_time(run: Run) -> str:
-    """Why the run has to stop now, or nothing."""
-    if run.signal:
-        return f"signal {signal.Signals(run.signal).name}"
+def out_of_time(run: Run, step: int) -> str:
+    """Why the run has to stop now, or nothing.  Several processes ask one another every config.log_every steps."""
     hours = (time.monotonic() - run.started) / 3600
-    return f"the budget of {run.config.max_hours} hours is spent" if 0 < run.config.max_hours <= hours else ""
+    code = run.signal or (BUDGET if 0 < run.config.max_hours <= hours else 0)
+    if distributed.several():
+        code = distributed.agree(code) if step % run.config.log_every == 0 else 0
+    if code in (0, BUDGET):
+        return f"the budget of {run.config.max_hours} hours is spent" if code else ""
+    return f"signal {signal.Signals(code).name}"
 
 
 def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: bool) -> str:
@@ -173,7 +165,9 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
     size, resumed = config.batch_size, run.saved
     steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
-    waited, clock, since = 0.0, time.monotonic(), start
+    waited, clock, since, programs = 0.0, time.monotonic(), start, health.programs(parts.step)
+    watchdog = health.Watchdog(60 * config.stall_minutes, lambda why: health.end_stalled(
+        why, lambda: distributed.finish(run.store.manager.wait_until_finished)))
     try:
         for step in range(start, stop + 1):
             end = step == stop and last
@@ -183,15 +177,21 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
                 run.progress.stopped = 0 < patience <= run.progress.bad
                 if better or run.progress.stopped:
                     save_now(run, parts, step, phase, steps)
-            why = out_of_time(run)
+            why = out_of_time(run, step)
             if why or step == stop or (step % config.checkpoint.every == 0 and step > start):
                 save_now(run, parts, step, phase, steps)
             if why or step == stop or run.progress.stopped:
                 return why if step < stop or not last else ""
             began = time.monotonic()
-            batch = sharding.put(run.mesh, next(batches), size)
+            with watchdog(f"the batch of step {step}"):
+                host = next(batches)
+            batch = sharding.put(run.mesh, host, size)
             waited += time.monotonic() - began
+            if step == start:
+                unit = run.mesh.shape["data"] * run.mesh.shape["fsdp"] * config.micro_batches
+                run.fits = faults.sizes_of_step(parts.step, parts.struct, batch, unit)
             run.state, metrics = parts.step(run.state, batch, jnp.int32(step))
+            programs = health.recompiled(run.writer, parts.step, programs, step)
             run.writer.advance(step + 1)
             if (step + 1) % config.log_every == 0:
                 jax.block_until_ready(metrics)
@@ -199,18 +199,11 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
                 log_now(run, parts, metrics, step + 1, {"perf/steps_per_sec": (step + 1 - since) / seconds,
                                                         "perf/data_wait": waited / seconds})
                 waited, clock, since = 0.0, time.monotonic(), step + 1
-            profile(config, run.writer.workdir, step)
+            health.profile(config.profile, run.writer.workdir, step)
         return ""
     finally:
+        watchdog.close()
         batches.close()
-
-
-def profile(config: ConfigDict, workdir: Path, step: int) -> None:
-    """A trace of updates 10 to 20, for TensorBoard's or Perfetto's profiler view."""
-    if config.profile and step == 9:
-        jax.profiler.start_trace(str(workdir / "profile"))
-    if config.profile and step == 20:
-        jax.profiler.stop_trace()
 
 
 def start(parts: Parts) -> TrainState:
@@ -234,6 +227,12 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
         return checkpoint.as_dict(parts_of(meta["phase"]).struct)
 
     restored = checkpoint.restore_newest(run.store, template)
+    lost = health.recorded(run.writer.workdir)
+    if lost is not None and (restored is None or restored[1]["step"] < lost):
+        told = f"status.json says that step {lost} was saved, but {run.store.directory} does not have it"
+        if restored is None:
+            raise UserError(f"{told}, nor any other. Put the folder back, or start over with --config.resume=fresh.")
+        logging.error("%s: GOING ON FROM STEP %d.", told, restored[1]["step"])
     if restored is None:
         parts = parts_of(0)
         run.state = start(parts)
@@ -256,8 +255,10 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
 def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) -> str:
     """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved unfinished."""
     plan = phases(run.config)
+    run.total = plan[-1][2]
     first = begin(run, plan, parts_of, initial)
-    run.progress.wandb_id = run.writer.resume(run.saved, plan[-1][2], run.progress.wandb_id)
+    run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
+    run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
     previous = {s: signal.signal(s, lambda number, _: setattr(run, "signal", number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
     why = ""
     try:
@@ -274,9 +275,13 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
             run.config = config
             why = run_phase(run, parts, index, max(start, run.saved), stop, index == len(plan) - 1)
             if why:
-                return why
-    finally:
+                break
         run.store.manager.wait_until_finished()
+    except BaseException:
+        # what was being saved comes to its end if it can: of several processes one may be gone, and Orbax would wait for it
+        distributed.finish(run.store.manager.wait_until_finished)
+        raise
+    finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return "early_stopped" if run.progress.stopped else "finished"
+    return why or ("early_stopped" if run.progress.stopped else "finished")

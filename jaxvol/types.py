@@ -36,6 +36,10 @@ class WorkdirLocked(Exception):
     """Another process trains in this workdir.  Exit status 4."""
 
 
+class PeerLost(Exception):
+    """Another process of the same run ended or is out of reach.  Exit status 75: what was saved is sound."""
+
+
 class Fixed(NamedTuple):
     """What a loss may read and never differentiates."""
     step: Array      # number of updates done so far, int32 scalar

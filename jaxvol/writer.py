@@ -70,7 +70,7 @@ class Writer:
         self.reached = (start, time.monotonic())
         for tag, text in self.pending:
             self.board.add_text(tag, text, start)
-        self.status({"state": "running", "step": start, "total": total})
+        self.status({"state": "running", "step": start, "total": total, "checkpoint": step if step >= 0 else None})
         return self.wandb.id if self.wandb else wandb_id
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
