@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvol import distributed
 from jaxvol.types import PyTree, TrainState, UserError
@@ -165,9 +165,11 @@ def restore_newest(store: Store, template: Callable[[dict], dict]) -> tuple[dict
 
     def look() -> int:
         own = open_store(store.directory.parent, store.keep.newest, alone=True)
-        cpu = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        found = _newest_sound(own, lambda meta: jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=cpu),
-                                                             template(meta)))
+        cpu = Mesh(np.asarray(jax.local_devices(backend="cpu")[:1]), ("cpu",), axis_types=(AxisType.Auto,))
+        here = NamedSharding(cpu, PartitionSpec())
+        with jax.set_mesh(cpu):
+            found = _newest_sound(own, lambda meta: jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), template(meta)))
         own.manager.close()
         return -1 if found is None else found[1]["step"]
 

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jaxvol.types import UserError, WorkdirLocked
 
 CONNECT_S = 180           # for all processes to find one another
-LEAVE_S = 60              # for what is still being written when one process is in trouble
+LEAVE_S = 30              # for what is still being written when one process is in trouble
 
 
 class Group(NamedTuple):

@@ -143,7 +143,8 @@ def close(run: train.Run, status: dict, cache: dict[int, Parts], failed: bool = 
         best = run.config.checkpoint.best_metric, progress.best_value, progress.best_step
         tell(health.sentence(found, best, max(run.saved, 0)))
         run.writer.close()
-        distributed.finish(run.store.manager.close) if failed else run.store.manager.close()
+        if not (failed and distributed.several()):      # Orbax would wait for a process that may be gone
+            run.store.manager.close()
     except Exception as error:
         if not failed:
             raise faults.explain(error, workdir, max(checkpoint.steps(workdir), default=None), None) from error

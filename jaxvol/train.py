@@ -277,9 +277,10 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
             if why:
                 break
         run.store.manager.wait_until_finished()
-    except BaseException:
-        # what was being saved comes to its end if it can: of several processes one may be gone, and Orbax would wait for it
-        distributed.finish(run.store.manager.wait_until_finished)
+    except BaseException as error:
+        # what is being saved comes to its end, unless another process is gone: Orbax would wait for that one
+        if not (distributed.several() and isinstance(error, jax.errors.JaxRuntimeError)):
+            distributed.finish(run.store.manager.wait_until_finished)
         raise
     finally:
         for number, handler in previous.items():
