@@ -1,6 +1,7 @@
 """The faults of one process: each function injects one kind of fault into runs of a lab, `tries` times, and says what came of it."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from fault_lab import STEPS, Child, Lab, Try, newest, step_of
 
-SMALL_DISK = 2 << 20      # bytes of the file system that fills up
+SMALL_DISK = 8 << 20      # bytes of the file system that fills up
 
 
 def die() -> None:
@@ -169,7 +170,7 @@ def tmpfs(folder: Path, *options: str) -> bool:
 
 
 def disk_full(lab: Lab, tries: int) -> Iterator[Try]:
-    """A file system of 2 MB fills up at a random moment, is given room again, and the run goes on; else a limit on files."""
+    """A file system of 8 MB fills up at a random moment, is given room again, and the run goes on; else a limit on files."""
     for _ in range(tries):
         folder = lab.fresh("disk")
         mounted = tmpfs(folder)
@@ -177,13 +178,11 @@ def disk_full(lab: Lab, tries: int) -> Iterator[Try]:
         child = lab.start(run, plant=None if mounted else small_files)
         if mounted:
             lab.until_step(child, run, lab.rng.randint(5, 30))
-            with filler.open("wb") as file:
-                try:
-                    while True:
-                        file.write(b"x" * 4096)
-                        file.flush()
-                except OSError:
-                    pass
+            file = os.open(filler, os.O_CREAT | os.O_WRONLY)
+            with contextlib.suppress(OSError):
+                while True:
+                    os.write(file, b"x" * 4096)
+            os.close(file)
         status, said = child.wait(), child.said()
         told = status == 1 and ("no space left" in said or "may not grow" in said) and "Traceback" not in said.split("jaxvol:")[-1]
         if mounted:
