@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxvol.types import PeerLost, UserError
+from jaxvol.types import Interrupted, UserError
 
 DISK = {errno.ENOSPC: "there is no space left", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only",
         errno.EFBIG: "a file may not grow further there (ulimit -f)", errno.EACCES: "writing there is not permitted",
@@ -46,15 +46,18 @@ def explain(error: Exception, workdir: Path, saved: int | None, batch_sizes: Cal
     kept = (f"The checkpoint of step {saved} in {workdir} is sound" if saved is not None else
             f"Nothing had been saved in {workdir} yet")
     for one in chain(error):
-        if isinstance(one, (UserError, PeerLost)):
+        if isinstance(one, (UserError, Interrupted)):
             return one
         if told := disk(one):
             return UserError(f"{workdir} cannot be written: {told}. {kept}; free some space, or mend the permissions, and run the "
                              "same command again.")
+        if isinstance(one, TimeoutError):
+            return Interrupted(f"a save took too long ({_short(one)}): the disk is very slow, or the clock jumped. {kept}; run the same "
+                               "command again.")
         if isinstance(one, (MemoryError, jax.errors.JaxRuntimeError)) and (isinstance(one, MemoryError) or MEMORY.search(str(one))):
             return UserError(f"{memory(one, batch_sizes)} {kept}.")
         if isinstance(one, (jax.errors.JaxRuntimeError, ValueError, RuntimeError)) and jax.process_count() > 1 and GONE.search(str(one)):
-            return PeerLost(f"another process of this run ended or cannot be reached any more ({_short(one)}). {kept}; run the same "
+            return Interrupted(f"another process of this run ended or cannot be reached any more ({_short(one)}). {kept}; run the same "
                             "command again in all processes.")
     return error
 

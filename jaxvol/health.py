@@ -5,6 +5,7 @@ The summary is read from perf.csv, which keeps the rows of every attempt.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import faulthandler
 import json
 import os
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import jax
 from absl import logging
+
+from jaxvol.types import Dataset
 
 UNFINISHED = 75           # exit status: run the same command again
 
@@ -69,11 +72,42 @@ class Watchdog:
                 faulthandler.dump_traceback(file=sys.__stderr__)
 
 
+def watched(dataset: Dataset, watchdog: Watchdog) -> Dataset:
+    """The dataset whose batches, of training and of validation, the watchdog waits for as well."""
+    def over(batches: Iterator, what: str) -> Iterator:
+        number = 0
+        try:
+            while True:
+                with watchdog(f"batch {number} of {what}"):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+                number += 1
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()
+
+    return dataclasses.replace(
+        dataset, stream=lambda start, stop, rows: over(dataset.stream(start, stop, rows), f"training from step {start}"),
+        batches=lambda split, size, rows, limit: over(dataset.batches(split, size, rows, limit), f"the split {split!r}"))
+
+
 def end_stalled(why: str, settle: Callable[[], object]) -> None:
     """Let what is being saved finish, tell, and end the process with status 75."""
     settle()
     print(f"\njaxvol: stopped, because {why}. What was saved is sound; run the same command again to go on.", file=sys.stderr, flush=True)
     os._exit(UNFINISHED)
+
+
+def loosen(board) -> None:
+    """A TensorBoard writer whose thread died, on a full disk say, must not hold up the run that feeds it, nor its end.
+
+    tensorboardX feeds that thread through a pipe; at exit Python waits until all of it was read.
+    """
+    queue = getattr(getattr(board.file_writer, "event_writer", None), "_event_queue", None)
+    if hasattr(queue, "cancel_join_thread"):
+        queue.cancel_join_thread()
 
 
 def profile(wanted: bool, workdir: Path, step: int) -> None:

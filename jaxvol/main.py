@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxvol import (build, checkpoint, compare, context, distributed, faults, health, inference, preflight, sharding, train, validate,
                     writer)
-from jaxvol.types import NonFiniteError, Parts, PeerLost, UserError, WorkdirLocked
+from jaxvol.types import NonFiniteError, Parts, Interrupted, UserError, WorkdirLocked
 
 MODES = ("train", "preflight", "evaluate", "predict", "compare")
 UNFINISHED, REFUSED = health.UNFINISHED, 2
@@ -204,7 +204,7 @@ def quiet_libraries() -> None:
     handler.setFormatter(Formatter("%(message)s"))
 
 
-STATUS = {UserError: 1, NonFiniteError: 3, WorkdirLocked: 4, PeerLost: UNFINISHED}
+STATUS = {UserError: 1, NonFiniteError: 3, WorkdirLocked: 4, Interrupted: UNFINISHED}
 
 
 def cli(argv: list[str]) -> int:

@@ -164,10 +164,11 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
     config = run.config
     size, resumed = config.batch_size, run.saved
     steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
-    batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
     waited, clock, since, programs = 0.0, time.monotonic(), start, health.programs(parts.step)
     watchdog = health.Watchdog(60 * config.stall_minutes, lambda why: health.end_stalled(
         why, lambda: distributed.finish(run.store.manager.wait_until_finished)))
+    parts = dataclasses.replace(parts, dataset=health.watched(parts.dataset, watchdog))
+    batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
     try:
         for step in range(start, stop + 1):
             end = step == stop and last
@@ -183,9 +184,7 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
             if why or step == stop or run.progress.stopped:
                 return why if step < stop or not last else ""
             began = time.monotonic()
-            with watchdog(f"the batch of step {step}"):
-                host = next(batches)
-            batch = sharding.put(run.mesh, host, size)
+            batch = sharding.put(run.mesh, next(batches), size)
             waited += time.monotonic() - began
             if step == start:
                 unit = run.mesh.shape["data"] * run.mesh.shape["fsdp"] * config.micro_batches

@@ -36,8 +36,8 @@ class WorkdirLocked(Exception):
     """Another process trains in this workdir.  Exit status 4."""
 
 
-class PeerLost(Exception):
-    """Another process of the same run ended or is out of reach.  Exit status 75: what was saved is sound."""
+class Interrupted(Exception):
+    """Something outside the run broke it off, such as another process that ended.  Exit status 75: what was saved is sound."""
 
 
 class Fixed(NamedTuple):

@@ -25,7 +25,7 @@ from jaxvol.data import cosmology                                              #
 from jaxvol.models import fno                                                  # noqa: E402, F401
 from jaxvol.tasks import regression                                            # noqa: E402, F401
 
-LIMIT_S = 240             # a run that takes longer counts as hung
+LIMIT_S = 120             # a run that takes longer counts as hung
 STEPS = 60
 
 
@@ -56,6 +56,7 @@ class Child:
                 os.dup2(out, number)
             for name, value in env.items():
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+            main.do_evaluate = lambda config, workdir: 0       # the scoring behind the training is the same whatever happened to it
             if plant is not None:
                 plant()
             status = main.cli(["jaxvol", *arguments])

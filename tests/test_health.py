@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxvol import faults, health
-from jaxvol.types import PeerLost, UserError
+from jaxvol.types import Interrupted, UserError
 from tests import toys
 from tests.test_train import run_toy
 
@@ -127,7 +127,7 @@ def test_what_is_not_known_stays_what_it_was(tmp_path, monkeypatch):
     gloo = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
     assert faults.explain(gloo, tmp_path, 3, None) is gloo             # alone there is nobody to be gone
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert isinstance(faults.explain(gloo, tmp_path, 3, None), PeerLost)
+    assert isinstance(faults.explain(gloo, tmp_path, 3, None), Interrupted)
 
 
 @pytest.mark.slow
