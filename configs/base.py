@@ -26,11 +26,18 @@ def common() -> ConfigDict:
     config.init_groups = ()            # ((group of this run, group of that run), ...) where they differ, e.g. (("gen", "net"),)
     config.phases = ()                 # ((name, steps, {"optimizer.learning_rate": 1e-4, ...}), ...); () = one phase
     config.log_every = 10              # updates between rows of metrics.csv
+    config.stall_minutes = 10.0        # say so when no batch came for so long; after twice that, save and exit 75; 0 = wait for ever
     config.profile = False             # write a profiler trace of updates 10-20 to <workdir>/profile
     config.mesh = ConfigDict({
         "data": -1,                    # devices over which the batch is split; -1 = all that are left
         "fsdp": 1,                     # devices over which parameters and optimizer state are split (the batch as well)
         "space": 1,                    # devices over which the depth axis of volumes is split
+    })
+    config.distributed = ConfigDict({  # several processes; Slurm, Open MPI and JAX_COORDINATOR_ADDRESS are seen without it
+        "coordinator": "",             # HOST:PORT of process 0; "" = as the environment says, else one process
+        "processes": 1,                # their number
+        "process": 0,                  # number of this one, the only field in which they may differ
+        "heartbeat_seconds": 60,       # a process that was not heard of for so long counts as lost, and all end
     })
     config.optimizer = optimizer()
     config.checkpoint = ConfigDict({

@@ -86,8 +86,8 @@ def state_template(config: ConfigDict, spec: Spec, steps: int, mesh) -> tuple[Ca
 
 
 # May change when a run goes on.  Early stopping and the metric that decides "best" may not: they are part of the result.
-RUN_ONLY = ("total_steps", "max_hours", "log_every", "checkpoint.every", "checkpoint.keep", "evaluate", "predict", "compare",
-            "wandb", "resume", "profile", "mesh", "data.num_workers", "preflight")
+RUN_ONLY = ("total_steps", "max_hours", "stall_minutes", "distributed", "log_every", "checkpoint.every", "checkpoint.keep", "evaluate",
+            "predict", "compare", "wandb", "resume", "profile", "mesh", "data.num_workers", "data.cache_dir", "preflight")
 
 
 def flatten(value, prefix: str = "") -> dict:

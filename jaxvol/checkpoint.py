@@ -7,6 +7,7 @@ Best and final are names, not copies: `best` is the step that the newest checkpo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxvol import distributed
 from jaxvol.types import PyTree, TrainState, UserError
 
 
@@ -42,16 +45,26 @@ class Store:
     directory: Path
 
 
-def open_store(workdir: str | Path, newest: int = 2, read_only: bool = False) -> Store:
-    """Open (and make) `<workdir>/checkpoints`; half-written steps of a killed run are removed."""
+def open_store(workdir: str | Path, newest: int = 2, read_only: bool = False, alone: bool = False) -> Store:
+    """Open (and make) `<workdir>/checkpoints`; half-written steps of a killed run are removed.
+
+    alone: this process uses it without the others of its run, which all have to open and use it together otherwise.
+    """
     directory = Path(workdir).absolute() / "checkpoints"
     keep = Keep(newest)
-    options = ocp.CheckpointManagerOptions(preservation_policy=None if read_only else keep, read_only=read_only,
-                                           create=not read_only, cleanup_tmp_directories=not read_only)
-    if not read_only:
+    options = ocp.CheckpointManagerOptions(preservation_policy=None if read_only else keep, read_only=read_only, create=False,
+                                           cleanup_tmp_directories=not read_only)
+    if alone and distributed.several():
+        own = {jax.process_index()}
+        options.multiprocessing_options = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes=own,
+                                                                             barrier_sync_key_prefix="alone")
+
+    def clean() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for stale in directory.glob("*.orbax-checkpoint-tmp*"):     # Orbax removes them too, but only in the background
             shutil.rmtree(stale, ignore_errors=True)
+    if not read_only:
+        clean() if alone else distributed.once(clean)
     return Store(ocp.CheckpointManager(directory, options=options), keep, directory)
 
 
@@ -80,13 +93,18 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(words * ((index * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
 
 
-_checksums_on_device = jax.jit(lambda leaves: jnp.stack([_checksum(x) for x in leaves]))
+@functools.cache
+def _checksums_on_device(everywhere):
+    """The jitted checksums, whole on each of several processes (`everywhere`: the sharding that says so, None on one)."""
+    return jax.jit(lambda leaves: jnp.stack([_checksum(x) for x in leaves]), out_shardings=everywhere)
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
     """One 32-bit checksum per leaf, keyed by its path."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
-    values = np.asarray(_checksums_on_device(list(leaves)))
+    spread = next((x.sharding for x in leaves if not x.is_fully_addressable), None)
+    everywhere = None if spread is None else NamedSharding(spread.mesh, PartitionSpec())
+    values = np.asarray(_checksums_on_device(everywhere)(list(leaves)))
     return {jax.tree_util.keystr(p): int(v) for p, v in zip(paths, values)}
 
 
@@ -138,7 +156,33 @@ def restore_newest(store: Store, template: Callable[[dict], dict]) -> tuple[dict
 
     template: (meta) -> tree of ShapeDtypeStructs.  Unsound steps are reported and set aside in `corrupt/`, so that their
     numbers can be used again.  Raises UserError when there are checkpoints and none is sound.
+
+    Of several processes the first looks alone for the newest sound step: one that stumbled over a torn file of its own while
+    the others read on would leave them waiting.
     """
+    if not distributed.several():
+        return _newest_sound(store, template)
+
+    def look() -> int:
+        own = open_store(store.directory.parent, store.keep.newest, alone=True)
+        cpu = Mesh(np.asarray(jax.local_devices(backend="cpu")[:1]), ("cpu",), axis_types=(AxisType.Auto,))
+        here = NamedSharding(cpu, PartitionSpec())
+        with jax.set_mesh(cpu):
+            found = _newest_sound(own, lambda meta: jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), template(meta)))
+        own.manager.close()
+        return -1 if found is None else found[1]["step"]
+
+    step = distributed.once(look)
+    step = distributed.agree(-1 if step is None else step)
+    store.manager.reload()
+    if step < 0:
+        return None
+    meta = read_meta(store, step)
+    return read_state(store, step, template(meta), meta), meta
+
+
+def _newest_sound(store: Store, template: Callable[[dict], dict]) -> tuple[dict, dict] | None:
     steps = sorted(store.manager.all_steps(), reverse=True)
     for step in steps:
         try:
@@ -147,8 +191,7 @@ def restore_newest(store: Store, template: Callable[[dict], dict]) -> tuple[dict
         except UserError:
             raise
         except Exception as error:       # Orbax, TensorStore and JSON raise many types for the same torn file
-            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-            logging.error("CHECKPOINT %s/%d IS NOT SOUND: %s. Trying the one before it.", store.directory, step, reason)
+            logging.error("CHECKPOINT %s/%d IS NOT SOUND: %s. Trying the one before it.", store.directory, step, _reason(error))
             continue
         for bad in (s for s in steps if s > step):
             aside = store.directory.parent / "corrupt" / f"{bad}-{time.time_ns()}"
@@ -167,7 +210,7 @@ def resolve(store: Store, which: str) -> tuple[int, dict]:
     steps = sorted(store.manager.all_steps())
     if not steps:
         raise UserError(f"There is no checkpoint in {store.directory}; train first, or name another --workdir.")
-    newest = read_meta(store, steps[-1])
+    newest = _told_meta(store, steps[-1], steps)
     if which == "final":
         return steps[-1], newest
     step = newest["progress"]["best_step"] if which == "best" else int(which) if which.isdigit() else None
@@ -176,7 +219,19 @@ def resolve(store: Store, which: str) -> tuple[int, dict]:
     if step not in steps:
         raise UserError(f"Checkpoint {which!r} is not in {store.directory}, which has the steps {steps}; "
                         "use best, final or one of them.")
-    return step, read_meta(store, step)
+    return step, _told_meta(store, step, steps)
+
+
+def _told_meta(store: Store, step: int, steps: list[int]) -> dict:
+    try:
+        return read_meta(store, step)
+    except Exception as error:
+        raise UserError(f"Checkpoint {store.directory}/{step} is not sound: {_reason(error)}. Choose another one of {steps} with "
+                        "config.evaluate.checkpoint, or run the training's command again, which sets it aside.") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
 def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree, PyTree, dict]:
@@ -186,7 +241,7 @@ def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree
     try:
         tree = read_state(store, step, part, meta)
     except Exception as error:
-        raise UserError(f"Checkpoint {store.directory}/{step} cannot be read: {str(error).splitlines()[0][:300]}. "
+        raise UserError(f"Checkpoint {store.directory}/{step} cannot be read: {_reason(error)}. "
                         f"Choose another one of {sorted(store.manager.all_steps())}.") from error
     if kind == "ema":
         return tree["ema"]["params"], tree["ema"]["stats"], meta

@@ -1,6 +1,7 @@
 """What is done with a run on disk: score a split next to the baselines, draw it, predict files."""
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -24,7 +25,13 @@ def example(task: Task, dataset: Dataset, params: Params, extra: Extra, put: Cal
             split: str) -> dict[str, np.ndarray]:
     """{input, target, prediction} of the first example of a split, [D, H, W, C] in physical units."""
     batch = put(next(dataset.batches(split, size, rows, 1)))
-    values = {"input": batch["input"], "target": batch["target"], "prediction": jax.jit(task.predict)(params, extra, batch)}
+    everywhere = NamedSharding(batch["input"].sharding.mesh, PartitionSpec())       # each of several processes gets all of it
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def shown(params: Params, extra: Extra, batch: dict) -> dict:
+        return {"input": batch["input"], "target": batch["target"], "prediction": task.predict(params, extra, batch)}
+
+    values = shown(params, extra, batch)
     fitted = {name: field.normaliser for name, field in dataset.spec.fields.items()}
     return {name: np.asarray(normalise.inverse(fitted["input" if name == "input" else "target"], jax.device_get(x)[0]))
             for name, x in values.items()}
@@ -86,9 +93,11 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         cost = [seconds(who, params, extra, batch) / size for who in (single, task)]
         info["tta"], told = tta_report(asked.tta, config.model.name, score(single, params, extra)[0], scores["model"][0], cost,
                                        len(tta.transforms(asked.tta, spec, spec.shape)))
+    shown = example(task, dataset, params, extra, put, rows, size, asked.split) if asked.figures else {}
+    if jax.process_index() > 0:
+        return ""
     text = evaluate.report(folder, scores, dataset.names(asked.split), info) + told
-    if asked.figures:
-        shown = example(task, dataset, params, extra, put, rows, size, asked.split)
+    if shown:
         draw(folder, workdir, spec, shown, scores, f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}",
              config)
     return f"{text}\n\nTables and pictures are in {folder}/."

@@ -19,12 +19,13 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxvol import build, checkpoint, compare, context, inference, preflight, sharding, train, validate, writer
+from jaxvol import (build, checkpoint, compare, context, distributed, faults, health, inference, preflight, sharding, train, validate,
+                    writer)
 from jaxvol.diagnostics import watch
-from jaxvol.types import Alarm, NonFiniteError, Parts, UserError, WorkdirLocked
+from jaxvol.types import Alarm, NonFiniteError, Parts, Interrupted, UserError, WorkdirLocked
 
 MODES = ("train", "preflight", "evaluate", "predict", "compare")
-UNFINISHED, REFUSED = 75, 2
+UNFINISHED, REFUSED = health.UNFINISHED, 2
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
@@ -54,10 +55,12 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
 
 
 def prepare(config: ConfigDict) -> None:
-    """Process-wide JAX settings of a run."""
+    """Process-wide JAX settings of a run, and the other processes of it."""
     jax.config.update("jax_enable_x64", config.precision == "f64")
     if config.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    if distributed.start(config.distributed) is not None and not distributed.first():
+        logging.set_verbosity(logging.ERROR)
 
 
 def check_resume(config: ConfigDict, workdir: Path) -> None:
@@ -66,9 +69,9 @@ def check_resume(config: ConfigDict, workdir: Path) -> None:
     if not file.exists():
         return
     if config.resume == "fresh":
-        for name in ("checkpoints", "metrics.csv", "perf.csv"):
+        aside = workdir / "discarded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9}"
+        for name in ("checkpoints", "metrics.csv", "perf.csv", "status.json"):
             if (workdir / name).exists():
-                aside = workdir / "discarded" / time.strftime("%Y%m%d-%H%M%S")
                 aside.mkdir(parents=True, exist_ok=True)
                 shutil.move(str(workdir / name), str(aside / name))
         return
@@ -82,7 +85,6 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     """Train to the end or to the next interruption, then score the test split."""
     for doubt in validate.validate(config):
         logging.warning("%s", doubt)
-    check_resume(config, workdir)
     mesh = sharding.make_mesh(config.mesh)
     plan = train.phases(config)
     cache: dict[int, Parts] = {}
@@ -94,37 +96,66 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
             cache[index] = context.parts(phase, mesh, stop - start)
         return cache[index]
 
-    with jax.set_mesh(mesh), train.lock(workdir):
+    with jax.set_mesh(mesh), distributed.lock(workdir):
+        distributed.once(lambda: check_resume(config, workdir))
         parts = parts_of(0)
         if config.preflight.run and not checkpoint.steps(workdir) and not preflight.passed(config, workdir, parts):
             verdict = preflight.run(plan[0][3], workdir, mesh, plan[0][2], parts)
             if verdict.status in preflight.STOPS:
-                print(f"The training was not started. Mend {verdict.first} first, or let it pass with "
-                      f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is {workdir}/preflight/report.html.")
+                tell(f"The training was not started. Mend {verdict.first} first, or let it pass with "
+                     f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is {workdir}/preflight/report.html.")
                 return REFUSED
-        log = writer.open_run(workdir, config, jax.process_index() == 0)
+        log = writer.open_run(workdir, config, distributed.first())
         meta = {"config": config.to_json(), "config_hash": build.fingerprint(config), "data_hash": parts.dataset.hash,
                 "versions": writer.versions()}
         run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
                         meta=meta, figures=inference.example_figure, watch=watch.make(config))
         log.text(writer.table(parts.struct.params))
-        status = "failed"
         try:
             status = train.train(run, parts_of, (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None)
-        finally:
-            done, skipped = status in ("finished", "early_stopped"), cache[max(cache)].dataset.skipped()
-            for line in skipped:
-                logging.warning("skipped: %s", line)
-            log.status({"state": status if done or status == "failed" else "saved", "step": run.saved,
-                        "total": plan[-1][2], "reason": "" if done else status, "best": dataclasses.asdict(run.progress),
-                        "skipped": skipped})
-            log.close()
-            run.store.manager.close()
+        except Exception as error:
+            saved = max(checkpoint.steps(workdir), default=None)
+            told = faults.explain(error, workdir, saved, run.fits)
+            close(run, {"state": "failed", "step": run.saved, "reason": str(told).splitlines()[0][:500]}, cache, failed=True)
+            raise told from error
+        done = status in ("finished", "early_stopped")
+        close(run, {"state": status if done else "saved", "step": run.saved, "reason": "" if done else status}, cache)
     if not done:
-        print(f"Stopped: {status}. Everything up to step {run.saved} of {plan[-1][2]} is saved in {workdir}; "
-              "run the same command again to go on.")
+        tell(f"Stopped: {status}. Everything up to step {run.saved} of {run.total} is saved in {workdir}; "
+             "run the same command again to go on.")
         return UNFINISHED
     return do_evaluate(config, workdir)
+
+
+def close(run: train.Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
+    """The last lines of a training: what was skipped, what came of it, status.json; its files are closed.
+
+    failed: an error is on its way to the user, and none from here may take its place.
+    """
+    skipped = cache[max(cache)].dataset.skipped()
+    for line in skipped:
+        logging.warning("skipped: %s", line)
+    workdir, progress = run.writer.workdir, run.progress
+    try:
+        newest = max(checkpoint.steps(workdir), default=None)
+        found = health.summary(workdir)
+        run.writer.status({**status, "total": run.total, "checkpoint": newest, "best": dataclasses.asdict(progress), "skipped": skipped,
+                           "summary": {**found._asdict(), "goodput": found.goodput}})
+        best = run.config.checkpoint.best_metric, progress.best_value, progress.best_step
+        tell(health.sentence(found, best, max(run.saved, 0)))
+        run.writer.close()
+        if not (failed and distributed.several()):      # Orbax would wait for a process that may be gone
+            run.store.manager.close()
+    except Exception as error:
+        if not failed:
+            raise faults.explain(error, workdir, max(checkpoint.steps(workdir), default=None), None) from error
+        logging.error("%s while the run was closed: %s", type(error).__name__, error)
+
+
+def tell(text: str) -> None:
+    """Print, once for all processes."""
+    if distributed.first():
+        print(text)
 
 
 def do_preflight(config: ConfigDict, workdir: Path) -> int:
@@ -135,7 +166,7 @@ def do_preflight(config: ConfigDict, workdir: Path) -> int:
     _, _, steps, phase = train.phases(config)[0]
     with jax.set_mesh(mesh):
         verdict = preflight.run(phase, workdir, mesh, steps, None)
-    print(f"The report is {workdir}/preflight/report.html.")
+    tell(f"The report is {workdir}/preflight/report.html.")
     return REFUSED if verdict.status in preflight.STOPS else 0
 
 
@@ -143,7 +174,7 @@ def do_evaluate(config: ConfigDict, workdir: Path) -> int:
     """Score the split with the model and the baselines; the run's own config decides everything but `config.evaluate`."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        print(inference.evaluate_run(config.evaluate, workdir, mesh))
+        tell(inference.evaluate_run(config.evaluate, workdir, mesh))
     return 0
 
 
@@ -174,25 +205,29 @@ def quiet_libraries() -> None:
     handler.setFormatter(Formatter("%(message)s"))
 
 
+STATUS = {UserError: 1, Alarm: REFUSED, NonFiniteError: 3, WorkdirLocked: 4, Interrupted: UNFINISHED}
+
+
 def cli(argv: list[str]) -> int:
     """Run one command line; returns the exit status."""
     quiet_libraries()
+    modes = {"train": do_train, "preflight": do_preflight, "evaluate": do_evaluate, "predict": do_predict, "compare": do_compare}
     try:
         config, mode, workdir = parse(argv)
         prepare(config)
-        return {"train": do_train, "preflight": do_preflight, "evaluate": do_evaluate, "predict": do_predict, "compare": do_compare}[mode](config, workdir)
-    except UserError as error:
-        print(f"\njaxvol: {error}", file=sys.stderr)
-        return 1
-    except Alarm as error:
-        print(f"\njaxvol: {error}", file=sys.stderr)
-        return REFUSED
-    except NonFiniteError as error:
-        print(f"\njaxvol: {error}", file=sys.stderr)
-        return 3
-    except WorkdirLocked as error:
-        print(f"\njaxvol: {error}", file=sys.stderr)
-        return 4
+        return modes[mode](config, workdir)
+    except Exception as error:
+        if type(error) in STATUS or isinstance(error, UserError):
+            status = STATUS[type(error)] if type(error) in STATUS else 1
+            print(f"\njaxvol: {error}", file=sys.stderr)
+        elif jax.distributed.is_initialized():
+            status = 1
+            traceback.print_exc()
+        else:
+            raise
+        if jax.distributed.is_initialized():
+            distributed.leave(status)       # the others may wait for this process, and it must not wait for them
+        return status
 
 
 if __name__ == "__main__":

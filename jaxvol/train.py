@@ -7,13 +7,10 @@ on disk.  A run that was killed anywhere ends with the same bits.  The loop is h
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import math
-import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +19,12 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol import checkpoint, evaluate, sharding, step as stepping
-from jaxvol.types import Alarm, Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError, WorkdirLocked
+from jaxvol import checkpoint, distributed, evaluate, faults, health, sharding, step as stepping
+from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError
 from jaxvol.writer import Writer
+
+
+BUDGET = 1000        # what out_of_time agrees on besides the numbers of signals
 
 
 @dataclasses.dataclass
@@ -48,29 +48,15 @@ class Run:
     writer: Writer
     meta: dict                       # constant part of every checkpoint's JSON
     figures: Callable                # (parts, params, extra, put, rows, size) -> {tag: figure}
-    watch: Callable                  # (parts, (params, extra), batch, readings) -> readings that are out of their limits
+    watch: Callable                  # (parts, (params, extra), batch, readings, step): warns of what is out of its limits
     state: TrainState | None = None
     readings: dict = dataclasses.field(default_factory=dict)        # of the newest logged update
     progress: Progress = dataclasses.field(default_factory=Progress)
-    saved: int = -1                  # step of the newest checkpoint
+    saved: int = -1                  # step of the newest checkpoint, which may still be on its way to the disk
+    total: int = 0                   # updates of all phases
+    fits: Callable | None = None     # see faults.explain: what batch would fit, once the train step is known
     started: float = dataclasses.field(default_factory=time.monotonic)
     signal: int = 0
-
-
-def lock(workdir: Path):
-    """Hold the workdir for this process.  Raises WorkdirLocked if another process trains in it."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = open(workdir / ".lock", "a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.seek(0)
-        raise WorkdirLocked(f"{workdir} is in use by another run ({handle.read().strip() or 'unknown process'}); "
-                            "wait for it, stop it, or choose another --workdir.") from None
-    handle.truncate(0)
-    handle.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    handle.flush()
-    return handle
 
 
 def phases(config: ConfigDict) -> list[tuple[str, int, int, ConfigDict]]:
@@ -109,12 +95,17 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
                          "(optimizer.clip_norm), or look at the data of that batch.")
 
 
+def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
+    """(puts an evaluation batch on the mesh, this process's rows of it, its size)."""
+    size = config.evaluate.batch_size
+    return lambda batch: sharding.put(mesh, batch, size), sharding.rows(mesh, size), size
+
+
 def validate(config: ConfigDict, mesh: Mesh, parts: Parts, state: TrainState, examples: int) -> Metrics:
     """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split "val"."""
     params, extra = stepping.validated(config.evaluate.weights, state)
-    size = config.evaluate.batch_size
-    return evaluate.score(parts.evaluate, parts.task, parts.dataset, config, params, extra,
-                          lambda batch: sharding.put(mesh, batch, size), sharding.rows(mesh, size), "val", examples)[0]
+    put, rows, _ = placing(config, mesh)
+    return evaluate.score(parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples)[0]
 
 
 def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
@@ -136,25 +127,14 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     run.state = state.replace(extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))})
     run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
     if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
-        params, extra = stepping.validated(config.evaluate.weights, state)
-        size = config.evaluate.batch_size
-        run.writer.images(step, run.figures(parts, params, extra, lambda batch: sharding.put(run.mesh, batch, size),
-                                            sharding.rows(run.mesh, size), size))
+        pair = stepping.validated(config.evaluate.weights, state)
+        run.writer.images(step, run.figures(parts, *pair, *placing(config, run.mesh)))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
     if run.readings:                 # not before the first update
-        watch(run, parts, step)
+        put, rows, size = placing(config, run.mesh)
+        shown = put(next(parts.dataset.batches("val", size, rows, size)))
+        run.watch(parts, stepping.validated(config.evaluate.weights, run.state), shown, run.readings, step)
     return better
-
-
-def watch(run: Run, parts: Parts, step: int) -> None:
-    """Warn of cheap readings that are out of their limits; raise Alarm where `preflight.stop_on` names the check."""
-    size = run.config.evaluate.batch_size
-    batch = sharding.put(run.mesh, next(parts.dataset.batches("val", size, sharding.rows(run.mesh, size), size)), size)
-    for found in run.watch(parts, stepping.validated(run.config.evaluate.weights, run.state), batch, run.readings):
-        logging.warning("step %d: %s is %s: %s (%s)", step, found.name, found.status, found.reason, found.remedy)
-        if found.status == "FAIL" and found.name in run.config.preflight.stop_on:
-            raise Alarm(f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on names it. {found.reason}. "
-                        f"{found.remedy}. The newest checkpoint is step {run.saved}.")
 
 
 def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
@@ -165,6 +145,8 @@ def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
     meta = {**run.meta, "phase": phase, "steps": steps, "spec": parts.dataset.spec.to_json(),
             "progress": dataclasses.asdict(run.progress)}
     checkpoint.save(run.store, run.state, meta, run.progress.best_step)
+    # Orbax let the save before this one finish first: a restart that does not find it knows that it was lost
+    run.writer.status({"state": "running", "step": step, "total": run.total, "checkpoint": run.saved if run.saved >= 0 else None})
     run.saved = step
 
 
@@ -177,12 +159,15 @@ def log_now(run: Run, parts: Parts, metrics: dict, taken: int, timing: dict[str,
     run.writer.perf(taken, timing)
 
 
-def out_of_time(run: Run) -> str:
-    """Why the run has to stop now, or nothing."""
-    if run.signal:
-        return f"signal {signal.Signals(run.signal).name}"
+def out_of_time(run: Run, step: int) -> str:
+    """Why the run has to stop now, or nothing.  Several processes ask one another every config.log_every steps."""
     hours = (time.monotonic() - run.started) / 3600
-    return f"the budget of {run.config.max_hours} hours is spent" if 0 < run.config.max_hours <= hours else ""
+    code = run.signal or (BUDGET if 0 < run.config.max_hours <= hours else 0)
+    if distributed.several():
+        code = distributed.agree(code) if step % run.config.log_every == 0 else 0
+    if code in (0, BUDGET):
+        return f"the budget of {run.config.max_hours} hours is spent" if code else ""
+    return f"signal {signal.Signals(code).name}"
 
 
 def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: bool) -> str:
@@ -190,8 +175,11 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
     config = run.config
     size, resumed = config.batch_size, run.saved
     steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
+    waited, clock, since, programs = 0.0, time.monotonic(), start, health.programs(parts.step)
+    watchdog = health.Watchdog(60 * config.stall_minutes, lambda why: health.end_stalled(
+        why, lambda: distributed.finish(run.store.manager.wait_until_finished)))
+    parts = dataclasses.replace(parts, dataset=health.watched(parts.dataset, watchdog))
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
-    waited, clock, since = 0.0, time.monotonic(), start
     try:
         for step in range(start, stop + 1):
             end = step == stop and last
@@ -201,7 +189,7 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
                 run.progress.stopped = 0 < patience <= run.progress.bad
                 if better or run.progress.stopped:
                     save_now(run, parts, step, phase, steps)
-            why = out_of_time(run)
+            why = out_of_time(run, step)
             if why or step == stop or (step % config.checkpoint.every == 0 and step > start):
                 save_now(run, parts, step, phase, steps)
             if why or step == stop or run.progress.stopped:
@@ -209,7 +197,11 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
             began = time.monotonic()
             batch = sharding.put(run.mesh, next(batches), size)
             waited += time.monotonic() - began
+            if step == start:
+                unit = run.mesh.shape["data"] * run.mesh.shape["fsdp"] * config.micro_batches
+                run.fits = faults.sizes_of_step(parts.step, parts.struct, batch, unit)
             run.state, metrics = parts.step(run.state, batch, jnp.int32(step))
+            programs = health.recompiled(run.writer, parts.step, programs, step)
             run.writer.advance(step + 1)
             if (step + 1) % config.log_every == 0:
                 jax.block_until_ready(metrics)
@@ -217,18 +209,11 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
                 log_now(run, parts, metrics, step + 1, {"perf/steps_per_sec": (step + 1 - since) / seconds,
                                                         "perf/data_wait": waited / seconds})
                 waited, clock, since = 0.0, time.monotonic(), step + 1
-            profile(config, run.writer.workdir, step)
+            health.profile(config.profile, run.writer.workdir, step)
         return ""
     finally:
+        watchdog.close()
         batches.close()
-
-
-def profile(config: ConfigDict, workdir: Path, step: int) -> None:
-    """A trace of updates 10 to 20, for TensorBoard's or Perfetto's profiler view."""
-    if config.profile and step == 9:
-        jax.profiler.start_trace(str(workdir / "profile"))
-    if config.profile and step == 20:
-        jax.profiler.stop_trace()
 
 
 def start(parts: Parts) -> TrainState:
@@ -252,6 +237,12 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
         return checkpoint.as_dict(parts_of(meta["phase"]).struct)
 
     restored = checkpoint.restore_newest(run.store, template)
+    lost = health.recorded(run.writer.workdir)
+    if lost is not None and (restored is None or restored[1]["step"] < lost):
+        told = f"status.json says that step {lost} was saved, but {run.store.directory} does not have it"
+        if restored is None:
+            raise UserError(f"{told}, nor any other. Put the folder back, or start over with --config.resume=fresh.")
+        logging.error("%s: GOING ON FROM STEP %d.", told, restored[1]["step"])
     if restored is None:
         parts = parts_of(0)
         run.state = start(parts)
@@ -274,8 +265,10 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
 def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) -> str:
     """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved unfinished."""
     plan = phases(run.config)
+    run.total = plan[-1][2]
     first = begin(run, plan, parts_of, initial)
-    run.progress.wandb_id = run.writer.resume(run.saved, plan[-1][2], run.progress.wandb_id)
+    run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
+    run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
     previous = {s: signal.signal(s, lambda number, _: setattr(run, "signal", number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
     why = ""
     try:
@@ -292,9 +285,14 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
             run.config = config
             why = run_phase(run, parts, index, max(start, run.saved), stop, index == len(plan) - 1)
             if why:
-                return why
-    finally:
+                break
         run.store.manager.wait_until_finished()
+    except BaseException as error:
+        # what is being saved comes to its end, unless another process is gone: Orbax would wait for that one
+        if not (distributed.several() and isinstance(error, jax.errors.JaxRuntimeError)):
+            distributed.finish(run.store.manager.wait_until_finished)
+        raise
+    finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return "early_stopped" if run.progress.stopped else "finished"
+    return why or ("early_stopped" if run.progress.stopped else "finished")

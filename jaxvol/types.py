@@ -40,6 +40,10 @@ class WorkdirLocked(Exception):
     """Another process trains in this workdir.  Exit status 4."""
 
 
+class Interrupted(Exception):
+    """Something outside the run broke it off, such as another process that ended.  Exit status 75: what was saved is sound."""
+
+
 class Fixed(NamedTuple):
     """What a loss may read and never differentiates."""
     step: Array      # number of updates done so far, int32 scalar

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from jaxvol import containers
 from jaxvol.types import UserError
 
 EXTENSIONS = (".safetensors", ".npz", ".pt", ".pth", ".ckpt", ".bin")
@@ -63,9 +64,9 @@ def read(path: str | Path, key: str = "") -> Tensors:
         tree = readers[path.suffix.lower()](path) if path.suffix.lower() in readers else _read_torch(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, OverflowError, EOFError,
-            NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: it cannot be read as {path.suffix} ({type(error).__name__}: {error}); the file is damaged, or "
+    except Exception as error:                 # libraries raise anything on corrupt bytes, from zlib.error to TokenError
+        reason = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))[:200]      # it may quote the file
+        raise UserError(f"{path}: it cannot be read as {path.suffix} ({type(error).__name__}: {reason}); the file is damaged, or "
                         "is not what its name says") from error
     try:
         return {name: _single(x) for name, x in _strip(find(tree, key)).items()}
@@ -139,9 +140,13 @@ def _single(x: np.ndarray) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> Tensors:
-    with np.load(path, allow_pickle=False) as file:
-        inside = [name for name in file.files if name.startswith("param/")]
-        return {name.removeprefix("param/"): file[name] for name in inside or file.files}
+    file = containers.open_npz(str(path))       # whose headers are checked before anything is allocated
+    chosen = [name for name in file.arrays if name.startswith("param/")] or list(file.arrays)
+    if wrong := [f"{name} {file.faults[name]}" for name in chosen if name in file.faults]:
+        raise UserError(f"its array {wrong[0]}; the file is damaged")
+    found = {name.removeprefix("param/"): file.read(name, ()) for name in chosen}
+    file.close()
+    return found
 
 
 def _read_safetensors(path: Path) -> Tensors:

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from jaxvol import health
 from jaxvol.types import PyTree, UserError
 
 FORMAT_VERSION = 1                     # of config.json and the layout of the workdir
@@ -62,7 +63,8 @@ class Writer:
         # tensorboardX names a file by the second, and would overwrite that of a run which restarts within one.  Its flush()
         # does not wait for its queue, so its thread is left to flush by itself.
         self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1, flush_secs=5,
-                                   filename_suffix=f".{time.time_ns()}")
+                                   filename_suffix=f".{time.time_ns()}", max_queue=0)    # a full one would wait: see health.loosen
+        health.loosen(self.board)
         self.metrics = (self.workdir / "metrics.csv").open("a", newline="")
         self.perf_rows = (self.workdir / "perf.csv").open("a", newline="")
         start = max(step, 0)
@@ -70,7 +72,7 @@ class Writer:
         self.reached = (start, time.monotonic())
         for tag, text in self.pending:
             self.board.add_text(tag, text, start)
-        self.status({"state": "running", "step": start, "total": total})
+        self.status({"state": "running", "step": start, "total": total, "checkpoint": step if step >= 0 else None})
         return self.wandb.id if self.wandb else wandb_id
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -150,11 +152,10 @@ class Writer:
 
     def _report(self, step: int, losses: str) -> None:
         if not self.bar.disable:
-            self.bar.set_postfix_str(losses)
-            return
+            return self.bar.set_postfix_str(losses)
         (before, then), now = self.reached, time.monotonic()
-        self.reached = (step, now)
-        rate, total = max(step - before, 1) / max(now - then, 1e-9), self.bar.total
+        self.reached, total = (step, now), self.bar.total
+        rate = max(step - before, 1) / max(now - then, 1e-9)
         self.console(f"step {step}/{total}  {losses}  {rate:.3g} steps/s  ETA {tqdm.format_interval((total - step) / rate)}")
 
 
@@ -214,10 +215,10 @@ def pixels(picture: Any) -> np.ndarray:
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Replace <workdir>/config.json: the config, and what ran it."""
-    device = jax.devices()[0]
+    kind = {"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind, "count": jax.device_count(),
+            "processes": jax.process_count()}
     found = {"format_version": FORMAT_VERSION, "config": json.loads(config.to_json()), "versions": versions(), "commit": commit(),
-             "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count(),
-                        "processes": jax.process_count()}}
+             "device": kind}
     replace(workdir / "config.json", json.dumps(found, indent=1).encode())
 
 
@@ -235,9 +236,8 @@ def read_config(file: str | Path) -> ConfigDict:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    packages = {"jaxvol": sys.modules[__package__], "jax": jax, "jaxlib": jaxlib, "flax": flax, "optax": optax, "orbax": ocp,
-                "numpy": np}
-    return {"python": platform.python_version(), **{name: module.__version__ for name, module in packages.items()}}
+    found = {"jaxvol": sys.modules[__package__], "jax": jax, "jaxlib": jaxlib, "flax": flax, "optax": optax, "orbax": ocp, "numpy": np}
+    return {"python": platform.python_version(), **{name: module.__version__ for name, module in found.items()}}
 
 
 def commit() -> str | None:
@@ -273,7 +273,7 @@ def start_wandb(config: ConfigDict, workdir: Path, run_id: str | None) -> Any:
 
 
 def table(params: PyTree) -> str:
-    """Parameters per module, one row for each `group/module`, and their total; a complex number counts as two reals."""
+    """Parameters per module (`group/module`) and their total; a complex number counts as two reals."""
     rows: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path[:2] if len(path) > 2 else path[:1], simple=True, separator="/")

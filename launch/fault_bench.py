@@ -31,17 +31,17 @@ from tqdm import tqdm                                          # noqa: E402
 
 from jaxvol import build, context, figures, main, preflight, sharding      # noqa: E402
 from jaxvol.diagnostics import run as diagnostics              # noqa: E402
-from launch import faults, faults_data, faults_model, faults_more, faults_training, healthy      # noqa: E402
+from launch import planted, planted_data, planted_model, planted_later, planted_training, healthy      # noqa: E402
 
-FAULTS = faults_data.FAULTS + faults_model.FAULTS + faults_training.FAULTS + faults_more.FAULTS
+FAULTS = planted_data.FAULTS + planted_model.FAULTS + planted_training.FAULTS + planted_later.FAULTS
 LEFT_OUT = ("environment", "memory")       # of the machine, not of the run
 
 
 def make_source() -> None:
     """The finished run that faults of pretrained weights start from."""
-    if not (faults_training.SOURCE / "checkpoints").exists():
+    if not (planted_training.SOURCE / "checkpoints").exists():
         main.cli(["jaxvol", f"--config={healthy.__file__}:fno", "--config.total_steps=20", "--config.preflight.run=False",
-                  "--config.evaluate.figures=False", f"--workdir={faults_training.SOURCE}"])
+                  "--config.evaluate.figures=False", f"--workdir={planted_training.SOURCE}"])
 
 
 def verdict(seen, named: str, upto: bool) -> dict:
@@ -54,19 +54,19 @@ def verdict(seen, named: str, upto: bool) -> dict:
             "reasons": {o.name: o.reason for o in found.outcomes if o.status not in ("PASS", "SKIP")}}
 
 
-def sick(fault: faults.Fault, strength, mesh, upto: bool) -> dict:
+def sick(fault: planted.Fault, strength, mesh, upto: bool) -> dict:
     """One fault at one strength; a run that cannot even be set up counts as found, by the message that it ends with."""
     began = time.monotonic()
     row = {"kind": "fault", "fault": fault.name, "run": fault.run, "check": fault.check, "strength": repr(strength)}
     with tempfile.TemporaryDirectory() as folder:
-        with faults.planted(fault, strength, mesh, Path(folder)) as seen:
+        with planted.planted(fault, strength, mesh, Path(folder)) as seen:
             row |= verdict(seen, fault.check, upto)
     return row | {"seconds": time.monotonic() - began}
 
 
 def well(variant: str, seed: int, mesh) -> dict:
     """One healthy run."""
-    began, config = time.monotonic(), faults.config_of(variant, seed)
+    began, config = time.monotonic(), planted.config_of(variant, seed)
     with tempfile.TemporaryDirectory() as folder:
         seen = context.make(config, mesh, Path(folder), config.total_steps)
         return {"kind": "healthy", "run": variant, "seed": seed, **verdict(seen, "data", False), "seconds": time.monotonic() - began}

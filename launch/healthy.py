@@ -1,4 +1,4 @@
-"""Small healthy runs, 16^3 boxes: what the pre-flight has to pass, and what faults are planted into (launch/faults.py).
+"""Small healthy runs, 16^3 boxes: what the pre-flight has to pass, and what faults are planted into (launch/planted.py).
 
     python -m jaxvol.main --config=launch/healthy.py:fno --mode=preflight         half a minute on 2 CPU cores
 """

@@ -4,16 +4,16 @@ import pytest
 
 from jaxvol import context, preflight, sharding
 from jaxvol.diagnostics import run
-from launch import faults, faults_data, faults_model, faults_more, faults_training
+from launch import planted, planted_data, planted_model, planted_later, planted_training
 
-FAULTS = {fault.name: fault for fault in faults_data.FAULTS + faults_model.FAULTS + faults_training.FAULTS + faults_more.FAULTS}
+FAULTS = {fault.name: fault for fault in planted_data.FAULTS + planted_model.FAULTS + planted_training.FAULTS + planted_later.FAULTS}
 QUICK = ("input and target shuffled", "augmentation on the input only", "NaN in the normalised input", "overlapping train and validation crops",
          "schedule that never reaches its maximum", "activations removed", "EMA decay that never moves", "norms measured after the clip")
 
 
 def status(fault, strength, folder) -> run.Outcome:
     """What the check that the fault names finds."""
-    with jax.set_mesh(sharding.one_device()), faults.planted(fault, strength, sharding.one_device(), folder) as seen:
+    with jax.set_mesh(sharding.one_device()), planted.planted(fault, strength, sharding.one_device(), folder) as seen:
         return run.run(seen, {fault.check: preflight.checks()[fault.check]}).outcomes[0]
 
 
@@ -24,7 +24,7 @@ def test_a_planted_fault_is_found(name, tmp_path):
 
 
 def test_the_checks_of_these_faults_pass_the_healthy_run(tmp_path):
-    config = faults.config_of("fno")
+    config = planted.config_of("fno")
     checks = {FAULTS[name].check: preflight.checks()[FAULTS[name].check] for name in QUICK}
     with jax.set_mesh(sharding.one_device()):
         found = run.run(context.make(config, sharding.one_device(), tmp_path, config.total_steps), checks)

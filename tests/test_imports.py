@@ -18,16 +18,17 @@ TEXTS = {".py", ".sh", ".md", ".cfg", ".toml", ".txt", ".cff", ".yml", ".yaml", 
 BASE = {"types", "ops"}
 SCIENCE = {"losses", "metrics", "pdes", "models", "data"}
 FILES = {"files", "containers"}
-ENGINE = BASE | FILES | {"step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
+ENGINE = BASE | FILES | {"distributed", "faults", "health", "step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
 EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"},
     "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES,
     "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "figures", "step"},
-    "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE, "writer": BASE,
+    "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE | {"distributed"},
+    "distributed": {"types"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},
     "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
     "train": ENGINE, "compare": ENGINE,
-    "weights": {"types"}, "converters": BASE | {"models"}, "tta": BASE,
+    "weights": {"types", "containers"}, "converters": BASE | {"models"}, "tta": BASE,
     "context": EVERYTHING, "preflight": EVERYTHING, "validate": EVERYTHING, "inference": EVERYTHING, "build": EVERYTHING,
     "main": EVERYTHING | {"preflight"}, "__init__": {"build"},
     "convert": EVERYTHING | {"weights", "converters"},

@@ -1,5 +1,6 @@
 """Real processes, really killed: the same command ends with the same bits and the same metrics.csv."""
 import json
+import math
 import os
 import random
 import signal
@@ -96,3 +97,74 @@ def test_a_run_with_another_config_is_not_continued(undisturbed):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "model.width: 4 -> 6" in output and "resume=fresh" in output, output
     assert "evaluate.batch_size" not in output
+
+
+def together(number, workdir, cache, *more, variant=":slow"):
+    """launch/multihost.sh with `number` processes of one device each, started once."""
+    environment = {**os.environ, "XLA_FLAGS": "", "RERUN": "0", "PYTHON": sys.executable}
+    arguments = [f"--config=tests/tiny.py{variant}", f"--workdir={workdir}", f"--config.data.cache_dir={cache}", *more]
+    return subprocess.Popen(["bash", "launch/multihost.sh", str(number), *arguments], cwd=ROOT, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def members(launcher, number):
+    """Process ids by process number."""
+    found = {}
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ").read_bytes().decode().split("\0")
+        found.update({int(entry.partition("=")[2]): int(child) for entry in environment if entry.startswith("JAX_PROCESS_ID=")})
+    assert sorted(found) == list(range(number))
+    return found
+
+
+def values(workdir):
+    rows = [row.split(",") for row in (workdir / "metrics.csv").read_text().splitlines()[1:]]
+    return {(int(step), tag): float(value) for step, tag, value in rows}
+
+
+def assert_like(workdir, reference, tolerance=1e-4):
+    ours, theirs = values(workdir), values(reference)
+    assert set(ours) == set(theirs) and len(ours) > 60
+    wrong = {k: (ours[k], theirs[k]) for k in ours if not math.isclose(ours[k], theirs[k], rel_tol=tolerance, abs_tol=1e-6)}
+    assert not wrong
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes under /proc")
+def test_one_of_two_processes_is_killed_the_other_ends_and_both_go_on_like_one(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    launcher = together(2, run, undisturbed / "cache")
+    end = time.monotonic() + 200
+    while steps_logged(run) < 7:
+        assert launcher.poll() is None and time.monotonic() < end, launcher.stdout.read()
+        time.sleep(0.01)
+    began = time.monotonic()
+    os.kill(members(launcher, 2)[1], signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 128 + signal.SIGKILL and time.monotonic() - began < 60
+    assert "another process of this run ended" in output and "run the same command again in all processes" in output, output
+    assert not any(str(run) in p.read_bytes().decode() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists())
+    launcher = together(2, run, undisturbed / "cache")
+    output, _ = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0 and output.count("resumed from step") == 1 and output.count("Wiener filter") == 2, output
+    assert json.loads((run / "config.json").read_text())["device"]["processes"] == 2
+    assert_like(run, undisturbed / "run")
+
+
+@pytest.mark.slow
+def test_four_processes_are_stopped_and_go_on_as_two_and_as_one(undisturbed, tmp_path):
+    """SIGTERM to the launcher is one to all; they agree on the step; two read what four wrote, on another mesh, and one what two wrote."""
+    run, cache = tmp_path / "run", undisturbed / "cache"
+    for number, until, mesh in ((4, 7, ("--config.mesh.data=2", "--config.mesh.space=2")), (2, 25, ("--config.mesh.fsdp=2", "--config.mesh.data=1"))):
+        launcher = together(number, run, cache, *mesh)
+        end = time.monotonic() + 400
+        while steps_logged(run) < until:
+            assert launcher.poll() is None and time.monotonic() < end, launcher.stdout.read()
+            time.sleep(0.01)
+        os.kill(launcher.pid, signal.SIGTERM)
+        output, _ = launcher.communicate(timeout=120)
+        status = json.loads((run / "status.json").read_text())
+        assert launcher.returncode == 75 and status["reason"] == "signal SIGTERM" and until <= status["step"] < 60, output
+    process = launch(run, cache)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and f"resumed from step {status['step']}" in output, output
+    assert_like(run, undisturbed / "run")

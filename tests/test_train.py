@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxvol import build, checkpoint, context, sharding, step, train, writer
+from jaxvol import build, checkpoint, context, distributed, sharding, step, train, writer
 from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 from tests import toys
 
@@ -39,7 +39,7 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
         optimizers = build.optimizers(phase, struct.params, stop - start)
         return Parts(task, dataset, optimizers, init, struct, *context.compiled(phase, mesh, task, optimizers, struct))
 
-    with jax.set_mesh(mesh), train.lock(workdir):
+    with jax.set_mesh(mesh), distributed.lock(workdir):
         log = writer.open_run(workdir, config, True)
         meta = {"config": config.to_json(), "config_hash": "h", "data_hash": dataset.hash, "versions": {}}
         run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log, watch=lambda *a: [],
@@ -124,10 +124,10 @@ def test_a_nan_is_never_best_and_min_delta_counts():
 
 
 def test_another_process_cannot_train_in_the_same_workdir(tmp_path):
-    with train.lock(tmp_path):
+    with distributed.lock(tmp_path):
         with pytest.raises(WorkdirLocked, match="in use by another run .pid"):
-            train.lock(tmp_path)
-    train.lock(tmp_path).close()
+            distributed.lock(tmp_path)
+    distributed.lock(tmp_path).close()
 
 
 def test_changed_data_is_refused_on_resume(tmp_path):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol import build, convert, main, tta
+from jaxvol import build, main, tta
 from jaxvol.ops import rotations, warp
 from jaxvol.types import Field, Spec, UserError
 from tests.test_convert import ORIGINAL, call, random_tensors, settings

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from jaxvol.diagnostics import adversarial, gradients, prediction, run
-from jaxvol.types import Parts, Result, TrainState
+from jaxvol.types import Alarm, Parts, Result
 
 MODULES = dict(zip(run.WATCHED, (gradients, prediction, adversarial)))
 
@@ -45,18 +46,23 @@ def judge(config: Any, measured: dict[str, dict[str, float]]) -> list[run.Outcom
     return [o for o in found if o.status != run.PASS]
 
 
-def make(config: Any) -> Callable[[Parts, TrainState, tuple, dict, dict], list[run.Outcome]]:
-    """(parts, params and extra that are validated, evaluation batch, readings of the last update) -> what is out of its limits."""
+def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
+    """(parts, params and extra that are validated, evaluation batch, readings of the last update, step): warn of what is out of its
+    limits.  Raises Alarm where `preflight.stop_on` names the check."""
     @functools.lru_cache(maxsize=1)
     def forward(task):
         return jax.jit(task.predict)
 
-    def look(parts: Parts, pair: tuple, batch: dict, readings: dict[str, float]) -> list[run.Outcome]:
+    def look(parts: Parts, pair: tuple, batch: dict, readings: dict[str, float], step: int) -> None:
         y = target = None
-        if "target" in batch and "input" in batch:
+        if "target" in batch and "input" in batch and jax.process_count() == 1:      # no process sees the whole of the others' volumes
             real = np.asarray(batch["_mask"]) > 0
             shown = {name: v for name, v in batch.items() if not name.startswith("_")}
             y = np.asarray(jax.device_get(forward(parts.task)(*pair, shown)), np.float64)[real]
             target = np.asarray(batch["target"], np.float64)[real]
-        return judge(config, measure(readings, y, target))
+        for found in judge(config, measure(readings, y, target)):
+            logging.warning("step %d: %s is %s: %s (%s)", step, found.name, found.status, found.reason, found.remedy)
+            if found.status == run.FAIL and found.name in config.preflight.stop_on:
+                raise Alarm(f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on names it. {found.reason}. "
+                            f"{found.remedy}. The newest checkpoint is kept.")
     return look

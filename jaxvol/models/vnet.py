@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxvol.models.fno import COMPUTE
@@ -35,7 +36,8 @@ SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    
 def make(config, spec: Spec) -> nn.Module:
     """The V-Net of `config.model` for volumes of `spec`: [B, D, H, W, C] -> [B, D, H, W, K].
 
-    Raises UserError for an unknown choice and for widths that are no positive numbers.
+    Raises UserError for an unknown choice, for widths that are no positive numbers, and when the depth is split over more devices
+    (config.mesh.space) than the coarsest grid has planes: the rest would hold nothing of it, and XLA would gather what they need.
     """
     m = config.model
     for field, value, known in (("layout", m.layout, LAYOUTS), ("padding", m.padding, PADDINGS), ("norm", m.norm, NORMS),
@@ -44,6 +46,13 @@ def make(config, spec: Spec) -> nn.Module:
             raise UserError(f"config.model.{field} is {value!r}; choose one of {', '.join(known)}.")
     if not m.widths or min(m.widths) < 1:
         raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of channels per level.")
+    halvings = len(m.widths) - (m.layout == "residual")
+    coarsest = -(-spec.shape[0] // 2 ** halvings)
+    mesh = jax.sharding.get_abstract_mesh().shape       # the run's own, whatever -1 in config.mesh came to
+    if "space" in mesh and 1 < mesh["space"] > coarsest:
+        raise UserError(f"config.mesh.space is {mesh['space']}, but the coarsest grid of model vnet has {coarsest} planes (depth "
+                        f"{spec.shape[0]}, halved {halvings} times); use at most {coarsest} devices for space, fewer config.model.widths, "
+                        "or deeper volumes.")
     if "target" not in spec.fields:
         raise UserError(f"the dataset has the fields {', '.join(spec.fields)}; model vnet needs one named 'target'.")
     return VNet(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), layout=m.layout,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxvol import checkpoint, context, optim, step, train
 from jaxvol.tasks import scoring
-from launch.faults import Fault, replaced
+from launch.planted import Fault, replaced
 
 SOURCE = Path(__file__).parents[1] / ".cache" / "faults" / "source"      # a finished run, for faults of pretrained weights
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxvol import build
 from jaxvol.data import pipeline
 from jaxvol.ops import normalise
-from launch.faults import Fault, replaced
+from launch.planted import Fault, replaced
 
 
 def source(change):

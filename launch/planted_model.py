@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxvol.models import discriminator, fno, layers, vit3d, vnet
 from jaxvol.ops import fourier, patches, window
 from jaxvol.tasks import scoring
-from launch.faults import Fault, replaced
+from launch.planted import Fault, replaced
 
 
 def linear(slope: float):

@@ -10,9 +10,9 @@ from jaxvol.data import pipeline
 from jaxvol.models import layers, vnet
 from jaxvol.ops import adversarial
 from jaxvol.tasks import scoring
-from launch.faults import Fault, replaced
-from launch.faults_data import source
-from launch.faults_training import optimizer
+from launch.planted import Fault, replaced
+from launch.planted_data import source
+from launch.planted_training import optimizer
 
 
 def tailed(power: float):
