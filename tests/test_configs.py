@@ -13,7 +13,7 @@ from jaxvol.types import UserError
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("JAXVOL_DATA", ROOT.parent / "shared" / "data"))
-FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "limits", "__init__"))
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "limits", "physics", "__init__"))
 VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS"]]
 NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
 # Small enough for a test; only fields that the config has are set.
