@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -122,6 +123,6 @@ def make(config: ConfigDict) -> Dataset:
         yield {**{name: np.repeat(v, stop - start, 0) for name, v in one.items()},
                "_mask": (np.arange(start, stop) == 0).astype(np.float32), "_index": np.zeros(stop - start, np.int32)}
 
-    text = f"{config.data.to_json()} {config.seed} {config.precision}"
+    text = json.dumps([json.loads(config.data.to_json()), config.seed, config.precision], sort_keys=True)
     return Dataset(spec, dict.fromkeys(EVALUATION, 1), batch, lambda start, stop, rows: (batch(s, rows) for s in range(start, stop)),
                    batches, lambda split: [config.data.problem.name], hashlib.sha256(text.encode()).hexdigest()[:16], lambda: [])

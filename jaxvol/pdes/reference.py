@@ -9,7 +9,8 @@ from scipy import interpolate
 from scipy.integrate import solve_ivp
 
 QUADRATURE = 100     # nodes of the Gauss-Hermite rule
-NODES = 257          # of the Chebyshev collocation
+NODES = 513          # of the Chebyshev collocation
+UNIFORM = 2049       # points of the spline
 
 
 def burgers(x: np.ndarray, viscosity: float, nodes: int = QUADRATURE) -> np.ndarray:
@@ -38,8 +39,8 @@ def differentiation(nodes: int) -> tuple[np.ndarray, np.ndarray]:
 def allen_cahn(diffusivity: float, nodes: int = NODES, times: int = 201) -> Callable[[np.ndarray], np.ndarray]:
     """x [.., 2] -> u [.., 1] of u_t = D u_xx + 5 (u - u^3), u(x, 0) = x^2 cos pi x, u(+-1) = -1, for t in [0, 1].
 
-    Chebyshev collocation in space, BDF in time, a bicubic spline between; Gibbs-free because the layers of width sqrt(D / 5)
-    are resolved by the default number of nodes for D >= 1e-4.
+    Chebyshev collocation in space, BDF in time, a spline on a finer grid between.  Layers are tanh(x / w), w = sqrt(2 D / 5),
+    and the error falls like exp(-pi w nodes / 2): 1e-7 for the default nodes at D = 1e-3.
     """
     x, d = differentiation(nodes)
     second = diffusivity * (d @ d)
@@ -56,5 +57,8 @@ def allen_cahn(diffusivity: float, nodes: int = NODES, times: int = 201) -> Call
     at = np.linspace(0, 1, times)
     found = solve_ivp(rate, (0, 1), start[inside], "BDF", at, jac=jacobian, rtol=1e-8, atol=1e-10)
     edge = -np.ones((1, times))
-    spline = interpolate.RectBivariateSpline(x[::-1], at, np.concatenate([edge, found.y, edge])[::-1], kx=5, ky=3)
+    fine = np.linspace(-1, 1, UNIFORM)
+    series = np.polynomial.chebyshev.chebvander(x, nodes - 1)
+    values = np.polynomial.chebyshev.chebvander(fine, nodes - 1) @ np.linalg.solve(series, np.concatenate([edge, found.y, edge]))
+    spline = interpolate.RectBivariateSpline(fine, at, values, kx=5, ky=3)
     return lambda points: spline(points[..., 0], points[..., 1], grid=False)[..., None]
