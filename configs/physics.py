@@ -6,10 +6,10 @@ def cheb_kan() -> ConfigDict:
     """Chebyshev KAN; form="tanh", init="xavier", degree=5 is Scaled-cPIKAN's, form="layer_norm", init="kaiming" its port's."""
     return ConfigDict({
         "name": "cheb_kan",
-        "widths": (32, 32, 32),        # neurons of the hidden layers
-        "degree": 3,                   # highest Chebyshev polynomial
-        "form": "layer_norm",          # layer_norm (and tanh, behind hidden layers) | tanh (in front of every layer)
-        "init": "kaiming",             # xavier | kaiming | orthogonal | small
+        "widths": (16, 16),            # neurons of the hidden layers
+        "degree": 5,                   # highest Chebyshev polynomial
+        "form": "tanh",                # tanh (in front of every layer) | layer_norm (and tanh, behind hidden layers)
+        "init": "xavier",              # xavier | kaiming | orthogonal | small
         "scaling": "affine",           # of the coordinates to [-1, 1]: affine | space (all but t) | none
     })
 
@@ -18,7 +18,7 @@ def mlp() -> ConfigDict:
     """Multilayer perceptron of coordinates."""
     return ConfigDict({
         "name": "mlp",
-        "widths": (54, 54, 54, 54),    # neurons of the hidden layers; (54,) * 4 has the 9,000 parameters of the KAN's defaults
+        "widths": (40, 40),            # neurons of the hidden layers; as many parameters as the KAN of the defaults
         "kind": "tanh",                # tanh | sine (SIREN) | fourier (random Fourier features and tanh)
         "omega": 30.0,                 # sine: factor of the weights of every layer
         "fourier_features": 32,        # fourier: number of random frequencies

@@ -25,7 +25,7 @@ def poisson(p) -> Problem:
     low, high, u = (0.0,) * d, (1.0,) * d, sines((1.0,) * d)
     residual = lambda x, v, first, second, unknown: second[0] + d * math.pi ** 2 * u(x, jnp)
     return Problem(NAMES[:d], ("u",), low, high, ((1.0,) * d,), residual,
-                   (given("boundary", "boundary", box(low, high, tuple(range(d))), u),), u, ((401,), (101, 101), (33, 33, 33))[d - 1],
+                   (given("boundary", "boundary", box(low, high, tuple(range(d))), u),), u, ((401,), (101, 101), (32, 32, 32))[d - 1],
                    lift=lambda x: jnp.zeros_like(x[:, :1]), distance=lambda x: jnp.prod(4 * x * (1 - x), -1, keepdims=True))
 
 
@@ -47,7 +47,7 @@ def helmholtz(p) -> Problem:
     residual = lambda x, v, first, second, unknown: second[0] + k ** 2 * v - gap * u(x, jnp)
     ansatz = {} if resonant else {"lift": lambda x: jnp.zeros_like(x[:, :1]), "distance": lambda x: jnp.prod(1 - x * x, -1, keepdims=True)}
     return Problem(NAMES[:d], ("u",), low, high, ((1.0,) * d,), residual, tuple(conditions), u,
-                   ((401,), (101, 101), (33, 33, 33))[d - 1], **ansatz)
+                   ((401,), (101, 101), (32, 32, 32))[d - 1], **ansatz)
 
 
 def slope(frequencies: tuple[float, ...], axis: int):

@@ -28,4 +28,4 @@ def taylor_green(p) -> Problem:
         return jnp.stack([u_t + u * u_x + v * u_y + p_x - nu * lap_u, v_t + u * v_x + v * v_y + p_y - nu * lap_v, u_x + v_y], -1)
 
     conditions = (given("initial", "initial", ((2, 0.0),), flow), given("boundary", "boundary", box(low, high, (0, 1)), flow))
-    return Problem(("x", "y", "t"), ("u", "v", "p"), low, high, ((1.0, 1.0, 0.0),), residual, conditions, flow, (33, 33, 11))
+    return Problem(("x", "y", "t"), ("u", "v", "p"), low, high, ((1.0, 1.0, 0.0),), residual, conditions, flow, (32, 32, 12))
