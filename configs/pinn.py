@@ -44,7 +44,7 @@ def common():
     config.checkpoint.best_metric = "loss"
     config.optimizer.name, config.optimizer.learning_rate = "adam", 2e-3
     config.optimizer.lbfgs.memory_size = 50
-    two_phases(config, 2000, 2000)
+    two_phases(config, 2000, 1500)
     return config
 
 
@@ -69,14 +69,17 @@ def helmholtz(config, frequencies=(4,), wavenumber=4 * math.pi) -> None:
     config.data.problem = physics.helmholtz()
     config.data.problem.frequencies, config.data.problem.wavenumber = frequencies, wavenumber
     config.data.points.interior = 512 if len(frequencies) == 1 else 1500
+    config.task.constraints = "soft" if len(frequencies) == 1 else "hard"
     weights(config, 1e-3, 10.0)
 
 
 def poisson(config, dimension: int) -> None:
-    """lap u + f = 0 on [0, 1]^d, u = 0 on the boundary."""
+    """lap u + f = 0 on [0, 1]^d, u = 0 on the boundary, which is met exactly."""
     config.data.problem = physics.poisson(dimension)
     config.data.points.interior = (256, 1000, 1500)[dimension - 1]
+    config.task.constraints = "hard"
     weights(config, 1e-2, 1.0)
+    two_phases(config, 2000, 500)
 
 
 def diffusion(config) -> None:

@@ -22,7 +22,7 @@ ENGINE = BASE | FILES | {"step", "evaluate", "predict", "optim", "sharding", "ch
 EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"},
-    "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES,
+    "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES | {"pdes"},
     "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE, "writer": BASE,
     "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
