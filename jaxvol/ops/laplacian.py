@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -135,11 +134,12 @@ def by_hessian(f: Function, directions: Array, weights: Weights, x: Array) -> De
 
 def by_folx(f: Function, directions: Array, weights: Weights, x: Array) -> Derivatives:
     """The forward Laplacian of folx."""
-    if find_spec("folx") is None:
-        raise UserError("the Laplacian method is 'folx', which is not installed; use auto, or pip install folx")
+    try:
+        import folx
+    except ImportError as error:
+        raise UserError("the Laplacian method is 'folx', which is not installed; use auto, or pip install folx") from error
     if weights != ((1.0,) * x.shape[-1],) or directions.shape != (x.shape[-1],) * 2:
         raise ValueError("folx computes the Laplacian along the axes and no other operator; use another method")
-    import folx
     found = jax.vmap(folx.forward_laplacian(lambda z: f(z[None])[0]))(x)
     return found.x, jnp.moveaxis(found.jacobian.dense_array, 1, 0), found.laplacian[None]
 
