@@ -74,15 +74,8 @@ def torch_programs(kind: str, d: int, points: int) -> dict[str, dict]:
     if not RIVALS:
         return {}
     import rivals
-    import torch
-    torch.set_num_threads(1)
-    model, x = rivals.coordinates(kind, (d, *[WIDTH] * DEPTH, 1), DEGREE), torch.rand(points, d) * 2 - 1
-
-    def gradient(f) -> None:
-        model.zero_grad(set_to_none=True)
-        ((f(model, x.clone()) + 1) ** 2).mean().backward()
-    return {name: {"forward": lambda f=getattr(rivals, f): f(model, x.clone()), "gradient": lambda f=getattr(rivals, f): gradient(f),
-                   "forward_mb": None, "gradient_mb": None} for name, f in RIVALS.items()}
+    return {name: {**found, "forward_mb": None, "gradient_mb": None}
+            for name, found in rivals.laplacians(kind, (d, *[WIDTH] * DEPTH, 1), DEGREE, points, RIVALS).items()}
 
 
 def measure(kind: str, d: int, args: argparse.Namespace) -> list[dict]:

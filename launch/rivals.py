@@ -146,3 +146,16 @@ def functional(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     params = dict(model.named_parameters())
     single = lambda y: torch.func.functional_call(model, params, (y[None],))[0, 0]
     return torch.func.vmap(lambda y: torch.func.hessian(single)(y).diagonal().sum())(x)
+
+
+def laplacians(kind: str, widths: tuple[int, ...], degree: int, points: int, methods: dict[str, str]) -> dict[str, dict]:
+    """{name: {"forward", "gradient": a function that runs once}} on one thread; methods: name -> function of this file."""
+    torch.set_num_threads(1)
+    model, x = coordinates(kind, widths, degree), torch.rand(points, widths[0]) * 2 - 1
+
+    def gradient(f) -> None:
+        model.zero_grad(set_to_none=True)
+        ((f(model, x.clone()) + 1) ** 2).mean().backward()
+
+    found = {name: globals()[f] for name, f in methods.items()}
+    return {name: {"forward": lambda f=f: f(model, x.clone()), "gradient": lambda f=f: gradient(f)} for name, f in found.items()}

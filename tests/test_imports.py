@@ -23,7 +23,7 @@ EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tt
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"},
     "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES | {"pdes"},
-    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "figures", "step"},
+    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE, "writer": BASE,
     "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
     "train": ENGINE, "compare": ENGINE,
