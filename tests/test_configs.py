@@ -84,7 +84,8 @@ def unread(config, seen, prefix="") -> list[str]:
     """Dotted leaves of `config` that nobody read; of alternatives chosen by name only the chosen one counts."""
     found = []
     alternatives = {"optimizer": ("adamw", "adam", "sgd", "lion", "lbfgs"), "optimizer.schedule":
-                    ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")}.get(prefix.rstrip("."), ())
+                    ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau"), "task.balance":
+                    ("loss_ratio", "gradnorm", "ntk", "relobralo")}.get(prefix.rstrip("."), ())
     with contextlib.ExitStack():
         for key in config.keys():
             value = dict.get(dict(config._fields), key)
@@ -99,7 +100,7 @@ def unread(config, seen, prefix="") -> list[str]:
 
 # What only another mode or another choice reads: tested where those are.
 ELSEWHERE = ("resume", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint", "init_groups",
-             "early_stopping.min_delta", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed")
+             "early_stopping.min_delta", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed", "task.refine.", "task.causal.bins", "task.weights.", "data.points.")
 
 
 @pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])
