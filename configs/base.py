@@ -1,8 +1,9 @@
 """Every field of every config, with its default and its meaning.
 
 An experiment file calls `common()`, fills `model`, `task` and `data` with the component functions below (or with those
-in this folder's other files), overrides what it needs and returns the ConfigDict.  Choices are made by name; a block of
-alternatives (`optimizer.schedule`) lists all of them, and only the chosen one is read.
+in this folder's other files: physics.py has those of physics-informed networks), overrides what it needs and returns the
+ConfigDict.  Choices are made by name; a block of alternatives (`optimizer.schedule`) lists all of them, and only the chosen
+one is read.
 """
 from ml_collections import ConfigDict
 

@@ -157,3 +157,13 @@ LIMITS["vit3d"] = {
     "local": (">", 0.9, 0.5),                # ratio of mean powers
     "tokens": ("<", 8192.0, 65536.0),        # tokens
 }
+
+LIMITS["physics"] = {
+    "solution_residual": ("<", 1e-9, 1e-6),  # relative
+    "uncovered": ("<", 0.0, 0.0),            # faces
+    "silent": ("<", 0.0, 0.0),               # terms
+    "reach": ("<", 1.001, 2.5),              # half widths of the domain
+    "rank": (">", 0.2, 0.05),                # of the full rank
+    "zero_loss": (">", 1e-3, 1e-8),          # of the loss at the start
+    "progress": ("<", 1.0, 10.0),            # of the loss of u = 0
+}

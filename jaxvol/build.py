@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxvol import checkpoint, optim, sharding, step, tta
 from jaxvol.types import Dataset, Params, Spec, Task, TrainState, UserError
 
-HELPERS = {"data": {"pipeline", "augment"}, "models": {"layers", "discriminator"}, "tasks": {"scoring"},
+HELPERS = {"data": {"pipeline", "augment"}, "models": {"layers", "discriminator", "coordinates"}, "tasks": {"scoring"},
            "diagnostics": {"run", "report", "probe", "watch", "baseline"}}   # modules that are no choices
 
 

@@ -29,13 +29,14 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from jaxvol import build, checkpoint, sharding, step, train, validate, weights, writer
-from jaxvol.converters import fno, names, pix2pixcc, vit3d, vnet
+from jaxvol.converters import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]
 CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Converted]] = {
     "fno": fno.fno, "spectral_conv": fno.spectral_conv, "vnet": vnet.vnet, "vit3d": vit3d.vit3d,
-    "generator": pix2pixcc.generator, "discriminator": pix2pixcc.discriminator}
+    "generator": pix2pixcc.generator, "discriminator": pix2pixcc.discriminator,
+    "cheb_kan": cheb_kan.cheb_kan}
 NETWORKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], ConfigDict]]] = {     # kind -> config file, fields of config.model
     "fno": ("configs/fno.py", fno.config), "vnet": ("configs/vnet.py", vnet.config),
     "vit3d": ("configs/vit3d.py", vit3d.config), "generator": ("configs/pix2pixcc.py", pix2pixcc.config)}

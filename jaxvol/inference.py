@@ -44,7 +44,9 @@ def label(spec: Spec, name: str) -> str:
 
 
 def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
-    """Mid-depth slices of the first channel of `example`'s fields."""
+    """Mid-depth slices of the first channel of `example`'s fields; curves where only one axis is longer than 1."""
+    if sum(n > 1 for n in spec.shape) == 1:
+        return figures.profile(*(shown[name][..., 0].ravel() for name in ("input", "target", "prediction")), label(spec, "input"), title)
     return figures.slices(*(shown[name][..., 0] for name in ("input", "target", "prediction")), spacing=spec.spacing,
                           length_unit=spec.unit, title=title,
                           units={name: label(spec, name) for name in ("input", "target")})

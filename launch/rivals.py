@@ -2,6 +2,7 @@
 
 fno:   `neuralop.models.FNO`, the published package.       vnet:   residual V-Net of torch.nn layers, as models/vnet.py.
 vit3d: plain ViT of torch.nn layers with fused attention.  pix2pixcc: the published generator's layers.
+coordinates: networks of points for launch/bench_laplacian.py, and their Laplacians by double backward and by torch.func.
 """
 from __future__ import annotations
 
@@ -111,3 +112,50 @@ def pix2pixcc(width: int, downs: int, blocks: int) -> nn.Module:
         layers += [nn.Upsample(scale_factor=2, mode="trilinear"), same(width << i + 1, width << i, 3), nn.InstanceNorm3d(width << i),
                    nn.Mish()]
     return nn.Sequential(*layers, same(width, 1, 7))
+
+
+def coordinates(kind: str, widths: tuple[int, ...], degree: int) -> nn.Module:
+    """[N, widths[0]] -> [N, widths[-1]]: a tanh MLP, or a Chebyshev KAN with tanh in front of every layer (one matrix product each)."""
+    class Chebyshev(nn.Module):
+        def __init__(self, a: int, b: int):
+            super().__init__()
+            self.coefficients = nn.Parameter(torch.randn((degree + 1) * a, b) / (a * (degree + 1)) ** 0.5)
+
+        def forward(self, x):
+            x = torch.tanh(x)
+            basis = [torch.ones_like(x), x]
+            for _ in range(degree - 1):
+                basis.append(2 * x * basis[-1] - basis[-2])
+            return torch.cat(basis, -1) @ self.coefficients
+
+    pairs = list(zip(widths, widths[1:]))
+    if kind == "kan":
+        return nn.Sequential(*[Chebyshev(a, b) for a, b in pairs])
+    return nn.Sequential(*[layer for a, b in pairs for layer in (nn.Linear(a, b), nn.Tanh())][:-1])
+
+
+def double_backward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Laplacian [N] of the first output: the gradient of every entry of the gradient."""
+    x = x.requires_grad_(True)
+    gradient = torch.autograd.grad(model(x)[:, 0].sum(), x, create_graph=True)[0]
+    return sum(torch.autograd.grad(gradient[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[1]))
+
+
+def functional(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Laplacian [N] of the first output by torch.func: trace of the Hessian, vmapped over points."""
+    params = dict(model.named_parameters())
+    single = lambda y: torch.func.functional_call(model, params, (y[None],))[0, 0]
+    return torch.func.vmap(lambda y: torch.func.hessian(single)(y).diagonal().sum())(x)
+
+
+def laplacians(kind: str, widths: tuple[int, ...], degree: int, points: int, methods: dict[str, str]) -> dict[str, dict]:
+    """{name: {"forward", "gradient": a function that runs once}} on one thread; methods: name -> function of this file."""
+    torch.set_num_threads(1)
+    model, x = coordinates(kind, widths, degree), torch.rand(points, widths[0]) * 2 - 1
+
+    def gradient(f) -> None:
+        model.zero_grad(set_to_none=True)
+        ((f(model, x.clone()) + 1) ** 2).mean().backward()
+
+    found = {name: globals()[f] for name, f in methods.items()}
+    return {name: {"forward": lambda f=f: f(model, x.clone()), "gradient": lambda f=f: gradient(f)} for name, f in found.items()}

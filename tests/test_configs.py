@@ -13,7 +13,7 @@ from jaxvol.types import UserError
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("JAXVOL_DATA", ROOT.parent / "shared" / "data"))
-FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "limits", "__init__"))
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "limits", "physics", "__init__"))
 VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS"]]
 NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
 # Small enough for a test; only fields that the config has are set.
@@ -84,7 +84,8 @@ def unread(config, seen, prefix="") -> list[str]:
     """Dotted leaves of `config` that nobody read; of alternatives chosen by name only the chosen one counts."""
     found = []
     alternatives = {"optimizer": ("adamw", "adam", "sgd", "lion", "lbfgs"), "optimizer.schedule":
-                    ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")}.get(prefix.rstrip("."), ())
+                    ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau"), "task.balance":
+                    ("loss_ratio", "gradnorm", "ntk", "relobralo")}.get(prefix.rstrip("."), ())
     with contextlib.ExitStack():
         for key in config.keys():
             value = dict.get(dict(config._fields), key)
@@ -98,8 +99,10 @@ def unread(config, seen, prefix="") -> list[str]:
 
 
 # What only another mode or another choice reads: tested where those are.
-ELSEWHERE = ("resume", "preflight.", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity", "wandb.offline", "init_checkpoint", "init_groups",
-             "early_stopping.min_delta", "task.correlation.", "task.r1.every", "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed")
+ELSEWHERE = ("resume", "preflight.", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity",
+             "wandb.offline", "init_checkpoint", "init_groups", "early_stopping.min_delta", "task.correlation.", "task.r1.every",
+             "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed", "task.refine.", "task.causal.bins",
+             "task.weights.", "data.points.")
 
 
 @pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])

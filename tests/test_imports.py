@@ -22,8 +22,8 @@ ENGINE = BASE | FILES | {"distributed", "faults", "health", "step", "evaluate", 
 EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"},
-    "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES,
-    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "figures", "step"},
+    "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES | {"pdes"},
+    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE | {"distributed"},
     "distributed": {"types"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},
     "evaluate": BASE | {"figures"}, "predict": BASE | FILES,

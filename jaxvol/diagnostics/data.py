@@ -48,7 +48,7 @@ TRAINING = 32             # training examples that are searched for copies of va
 
 
 def applies(config) -> bool:
-    return True
+    return config.task.name != "physics"      # volumes only
 
 
 def diagnose(ctx: Context) -> Result:

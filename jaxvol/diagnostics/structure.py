@@ -37,7 +37,7 @@ MEANING = {
 
 
 def applies(config) -> bool:
-    return True
+    return config.task.name != "physics"      # volumes only
 
 
 def diagnose(ctx: Context) -> Result:

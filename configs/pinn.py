@@ -1,0 +1,159 @@
+"""Physics-informed Chebyshev KANs, one variant per problem.  Relative L2 on a grid and processor time, seed 0, one core:
+
+    python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi         3.2e-5    63 s
+    python -m jaxvol.main --config=configs/pinn.py:poisson1d             u'' + f = 0, hard boundary        2.7e-7    45 s
+    python -m jaxvol.main --config=configs/pinn.py:diffusion             Adam, then L-BFGS                 1.9e-3   155 s
+    python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.9e-2    72 s
+    python launch/sweep.py --config=configs/pinn.py:diffusion            the weightings of the loss, five seeds each
+
+`<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none leaves the domain as it is.
+"""
+import math
+
+from configs import base, physics
+
+PROBLEMS = ("helmholtz", "helmholtz2d", "helmholtz3d", "poisson1d", "poisson2d", "poisson3d", "diffusion", "diffusion-published",
+            "wave", "burgers", "allen-cahn", "reaction-diffusion", "inverse", "taylor-green", "quick")
+VARIANTS = ("", *PROBLEMS, "quick-mlp")
+
+
+def get_config(variant: str = ""):
+    """The config of a variant: one of VARIANTS, or of PROBLEMS with "-mlp" behind it."""
+    config, name = common(), variant.removesuffix("-mlp")
+    problems = {"": helmholtz, "helmholtz": helmholtz, "helmholtz2d": lambda c: helmholtz(c, (1, 4), 1.0),
+                "helmholtz3d": lambda c: helmholtz(c, (1, 1, 2), 1.0), "poisson1d": lambda c: poisson(c, 1),
+                "poisson2d": lambda c: poisson(c, 2), "poisson3d": lambda c: poisson(c, 3), "diffusion": diffusion,
+                "diffusion-published": published, "wave": wave, "burgers": burgers, "allen-cahn": allen_cahn,
+                "reaction-diffusion": reaction_diffusion, "inverse": inverse, "taylor-green": taylor_green, "quick": quick}
+    base.choose(name, problems)(config)
+    if variant.endswith("-mlp"):
+        widths = (19, 19) if name == "diffusion-published" else (40, 40)     # 457 parameters against 528; 1,801 against 1,824
+        config.model = physics.mlp()
+        config.model.widths, config.model.scaling = widths, "space" if name == "diffusion-published" else "affine"
+    return config
+
+
+def common():
+    """What all problems share: Adam, then L-BFGS in float64 on one set of points; scored at the end, as they are."""
+    config = base.common()
+    config.model, config.task, config.data = physics.cheb_kan(), physics.physics(), physics.collocation()
+    config.precision = "f64"
+    config.batch_size = config.evaluate.batch_size = 1
+    config.ema_decay = 0.0
+    config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"
+    config.checkpoint.best_metric = "loss"
+    config.optimizer.name, config.optimizer.learning_rate = "adam", 2e-3
+    config.optimizer.lbfgs.memory_size = 50
+    config.preflight.only = ("environment", "physics")
+    two_phases(config, 2000, 1500)
+    return config
+
+
+def two_phases(config, adam: int, lbfgs: int) -> None:
+    """So many updates of Adam, then of L-BFGS."""
+    search = {"optimizer.name": "lbfgs", "optimizer.clip_norm": 0.0, "optimizer.schedule.name": "constant",
+              "optimizer.schedule.warmup_steps": 0}
+    config.phases = (("adam", adam, {}), ("lbfgs", lbfgs, search))
+    config.total_steps = adam + lbfgs
+    config.evaluate.every = config.checkpoint.every = max(config.total_steps // 8, 1)
+    config.log_every = 100
+
+
+def weights(config, pde: float, others: float) -> None:
+    """Of the mean squares of the equation, and of the conditions."""
+    w = config.task.weights
+    w.pde, w.boundary, w.initial, w.data = pde, others, others, others
+
+
+def helmholtz(config, frequencies=(4,), wavenumber=4 * math.pi) -> None:
+    """lap u + k^2 u = q on [-1, 1]^d."""
+    config.data.problem = physics.helmholtz()
+    config.data.problem.frequencies, config.data.problem.wavenumber = frequencies, wavenumber
+    config.data.points.interior = 512 if len(frequencies) == 1 else 1500
+    config.task.constraints = "soft" if len(frequencies) == 1 else "hard"
+    weights(config, 1e-3, 10.0)
+
+
+def poisson(config, dimension: int) -> None:
+    """lap u + f = 0 on [0, 1]^d, u = 0 on the boundary, which is met exactly."""
+    config.data.problem = physics.poisson(dimension)
+    config.data.points.interior = (256, 1000, 1500)[dimension - 1]
+    config.task.constraints = "hard"
+    weights(config, 1e-2, 1.0)
+    two_phases(config, 2000, 500)
+
+
+def diffusion(config) -> None:
+    """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine in half the domain."""
+    config.data.problem = physics.diffusion()
+    config.data.points.interior, config.data.points.initial = 1500, 256
+    weights(config, 0.1, 1.0)
+    config.model.degree = 8
+
+
+def published(config) -> None:
+    """Settings of the published code: 528 parameters, 2,000 + 400 + 2 x 200 random points, weights 0.01, 1 and 1, Adam 1e-3."""
+    config.data.problem = physics.diffusion()
+    config.data.points.interior, config.data.points.initial, config.data.points.boundary = 2000, 400, 200
+    config.data.sampler = "uniform"
+    config.model.widths, config.model.scaling = (8, 8), "space"
+    weights(config, 0.01, 1.0)
+    config.precision, config.phases, config.total_steps = "f32", (), 10000
+    config.optimizer.learning_rate, config.optimizer.clip_norm, config.optimizer.schedule.name = 1e-3, 0.0, "constant"
+    config.evaluate.every = config.checkpoint.every = 2500
+
+
+def wave(config) -> None:
+    """u_tt = 4 u_xx on the unit square."""
+    config.data.problem = physics.wave()
+    weights(config, 1e-3, 1.0)
+
+
+def burgers(config) -> None:
+    """u_t + u u_x = 0.01 / pi u_xx: a front forms."""
+    config.data.problem = physics.burgers()
+    config.data.points.interior = 2000
+    config.task.refine.name, config.task.refine.cap = "rar", 500
+    weights(config, 0.1, 1.0)
+
+
+def allen_cahn(config) -> None:
+    """u_t = 0.001 u_xx + 5 (u - u^3), initial and boundary values met exactly."""
+    config.data.problem = physics.allen_cahn()
+    config.data.points.interior = 2000
+    config.task.constraints = "hard"
+    config.task.weights.pde = 1.0
+
+
+def reaction_diffusion(config) -> None:
+    """The travelling wave of Fisher's equation."""
+    config.data.problem = physics.reaction_diffusion()
+    weights(config, 1.0, 10.0)
+
+
+def inverse(config) -> None:
+    """The same, the rate of reaction unknown, 200 values with 1 % noise."""
+    reaction_diffusion(config)
+    config.data.problem.inverse = True
+
+
+def taylor_green(config) -> None:
+    """Navier-Stokes equations in the plane."""
+    config.data.problem = physics.taylor_green()
+    config.data.points.interior, config.data.points.initial = 1500, 400
+    weights(config, 1.0, 10.0)
+    two_phases(config, 2000, 1000)
+
+
+def quick(config) -> None:
+    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values."""
+    poisson(config, 3)
+    config.data.points.interior, config.task.constraints = 512, "soft"
+    config.precision, config.phases, config.total_steps = "f32", (), 600
+    config.evaluate.every = config.checkpoint.every = 300
+
+
+def sweep() -> list[dict]:
+    """The weightings of the loss, five seeds each, with equal points and updates."""
+    return [{"task.balance.name": rule, "seed": seed} for rule in ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
+            for seed in range(5)]

@@ -1,0 +1,98 @@
+"""Chebyshev KAN on coordinates, in the two published forms.
+
+    y_o = sum_i sum_k C_kio T_k(x_i)                    one layer, T_k of degree 0 ... K, no bias (T_0 is one)
+
+    tanh:        x <- layer(tanh x) in every layer, the first and the last included  (Scaled-cPIKAN, arXiv:2501.02762)
+    layer_norm:  x <- tanh(norm(layer x)) in hidden layers, y = layer(x) in the last  (its port, StreoCalibration/Scaled-cPIKANs)
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvol.models.coordinates import enter, leave, scaling
+from jaxvol.models.fno import COMPUTE
+from jaxvol.ops import chebyshev, taylor
+from jaxvol.types import Array, Spec, UserError
+
+FORMS = ("tanh", "layer_norm")
+INITS = ("xavier", "kaiming", "orthogonal", "small")
+EPSILON = 1e-5
+
+
+def rules(config) -> list[str]:
+    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    m, found = config.model, []
+    for field, value, known in (("form", m.form, FORMS), ("init", m.init, INITS)):
+        if value not in known:
+            found.append(f"model.{field} is {value!r}; it has to be one of {', '.join(known)}.")
+    if m.degree < 1:
+        found.append(f"model.degree is {m.degree}; it has to be at least 1.")
+    return found
+
+
+def make(config, spec: Spec) -> nn.Module:
+    """The Chebyshev KAN of `config.model`: physical coordinates [.., d] -> fields [.., channels], Taylor operands likewise.
+
+    Raises UserError for widths that are no positive numbers, and for data that are no points of a domain.
+    """
+    m = config.model
+    if not m.widths or min(m.widths) < 1:
+        raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of neurons per hidden layer.")
+    factor, shift = scaling(m.scaling, spec)
+    return ChebKAN(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), degree=m.degree, form=m.form, initial=m.init,
+                   factor=factor, shift=shift, dtype=COMPUTE[config.precision],
+                   param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+
+
+class ChebKAN(nn.Module):
+    """[.., d] -> [.., channels] in at least float32; xhat = factor x + shift comes first."""
+    channels: int
+    widths: tuple[int, ...]
+    degree: int
+    form: str
+    initial: str
+    factor: tuple[float, ...]
+    shift: tuple[float, ...]
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array | taylor.Taylor, train: bool = False) -> Array | taylor.Taylor:
+        x, inputs = enter(x, self.factor, self.shift, self.dtype), len(self.factor)
+        for i, outputs in enumerate((*self.widths, self.channels)):
+            c = self.param(f"layer_{i}", initialiser(self.initial), (self.degree + 1, inputs, outputs), self.param_dtype).astype(self.dtype)
+            if self.form == "tanh":
+                x = chebyshev.layer(taylor.tanh(x), c)
+            else:
+                x = chebyshev.layer(x, c)
+                if i < len(self.widths):
+                    scale = self.param(f"norm_{i}_scale", nn.initializers.ones, (outputs,), self.param_dtype)
+                    bias = self.param(f"norm_{i}_bias", nn.initializers.zeros, (outputs,), self.param_dtype)
+                    x = taylor.tanh(taylor.layer_norm(x, scale.astype(self.dtype), bias.astype(self.dtype), EPSILON))
+            inputs = outputs
+        return leave(x)
+
+
+def initialiser(name: str) -> Callable:
+    """Coefficients [K + 1, m, n] of one layer at the start, for (key, shape, dtype).
+
+    xavier:      normal, variance 2 / ((m + n)(K + 1))            kaiming: uniform within sqrt(2 / 1.01) sqrt(3 / (m (K + 1)))
+    orthogonal:  the (K + 1) m rows or the n columns orthonormal  small: normal, standard deviation 0.1 / sqrt(m (K + 1))
+    """
+    def draw(key: jax.Array, shape: tuple[int, int, int], dtype) -> Array:
+        degrees, inputs, outputs = shape
+        if name == "xavier":
+            return math.sqrt(2 / ((inputs + outputs) * degrees)) * jax.random.normal(key, shape, dtype)
+        if name == "kaiming":
+            bound = math.sqrt(2 / 1.01) * math.sqrt(3 / (inputs * degrees))
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+        if name == "orthogonal":
+            return nn.initializers.orthogonal()(key, (degrees * inputs, outputs), dtype).reshape(shape)
+        return 0.1 / math.sqrt(inputs * degrees) * jax.random.normal(key, shape, dtype)
+    return draw

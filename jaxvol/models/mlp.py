@@ -1,0 +1,83 @@
+"""Multilayer perceptron on coordinates, the baseline of the Chebyshev KAN: tanh, sine (SIREN) or random Fourier features.
+
+    tanh:     x <- tanh(x W + b)
+    sine:     x <- sin(omega x W + b), weights uniform within sqrt(6 / m) / omega, of the first layer 1 / m (Sitzmann et al. 2020,
+              arXiv:2006.09661)
+    fourier:  x <- [cos 2 pi x B, sin 2 pi x B], entries of B normal of standard deviation `fourier_scale`, fixed; then tanh layers
+              (Tancik et al. 2020, arXiv:2006.10739)
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvol.models.coordinates import enter, leave, scaling
+from jaxvol.models.fno import COMPUTE
+from jaxvol.ops import taylor
+from jaxvol.types import Array, Spec, UserError
+
+KINDS = ("tanh", "sine", "fourier")
+
+
+def rules(config) -> list[str]:
+    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    known = ", ".join(KINDS)
+    return [] if config.model.kind in KINDS else [f"model.kind is {config.model.kind!r}; it has to be one of {known}."]
+
+
+def make(config, spec: Spec) -> nn.Module:
+    """The MLP of `config.model`: physical coordinates [.., d] -> fields [.., channels], Taylor operands likewise.
+
+    Raises UserError for widths that are no positive numbers, and for data that are no points of a domain.
+    """
+    m = config.model
+    if not m.widths or min(m.widths) < 1:
+        raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of neurons per hidden layer.")
+    factor, shift = scaling(m.scaling, spec)
+    return MLP(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), kind=m.kind, omega=m.omega,
+               fourier_features=m.fourier_features, fourier_scale=m.fourier_scale, factor=factor, shift=shift,
+               dtype=COMPUTE[config.precision], param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+
+
+class MLP(nn.Module):
+    """[.., d] -> [.., channels] in at least float32; xhat = factor x + shift comes first."""
+    channels: int
+    widths: tuple[int, ...]
+    kind: str
+    omega: float
+    fourier_features: int
+    fourier_scale: float
+    factor: tuple[float, ...]
+    shift: tuple[float, ...]
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array | taylor.Taylor, train: bool = False) -> Array | taylor.Taylor:
+        x, inputs = enter(x, self.factor, self.shift, self.dtype), len(self.factor)
+        if self.kind == "fourier":
+            frequencies = np.random.default_rng(0).normal(0, self.fourier_scale, (inputs, self.fourier_features))
+            waves = taylor.dense(x, jnp.asarray(2 * math.pi * frequencies, self.dtype))
+            x, inputs = taylor.concatenate([taylor.cos(waves), taylor.sin(waves)]), 2 * self.fourier_features
+        for i, outputs in enumerate((*self.widths, self.channels)):
+            last, omega = i == len(self.widths), self.omega if self.kind == "sine" else 1.0
+            start = siren(inputs, omega, i == 0) if self.kind == "sine" else nn.initializers.glorot_normal()
+            kernel = self.param(f"layer_{i}", start, (inputs, outputs), self.param_dtype).astype(self.dtype)
+            bias = self.param(f"bias_{i}", nn.initializers.zeros, (outputs,), self.param_dtype).astype(self.dtype)
+            x = taylor.dense(x, kernel if last else omega * kernel, bias)
+            if not last:
+                x = taylor.sin(x) if self.kind == "sine" else taylor.tanh(x)
+            inputs = outputs
+        return leave(x)
+
+
+def siren(inputs: int, omega: float, first: bool) -> Callable:
+    """Weights that keep the spread of sine layers: uniform within 1 / m in the first, sqrt(6 / m) / omega in the others."""
+    bound = 1 / inputs if first else math.sqrt(6 / inputs) / omega
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
