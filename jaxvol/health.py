@@ -62,14 +62,14 @@ class Watchdog:
                     return
             since = self.since                  # a wait that begins anew between these lines is a short one
             waited = time.monotonic() - since if since else 0.0
-            if waited > 2 * self.seconds:
-                self.give_up(f"{self.what} did not come within {waited:.0f} s")
-            elif waited > self.seconds and not self.told:
+            if waited > self.seconds and not self.told:
                 self.told = True
                 logging.error("THE INPUT IS STALLED: %s did not come within %.0f s (config.stall_minutes). Is the disk or the network "
                               "file system with the data there? The run ends after twice that. Where each thread stands:",
                               self.what, waited)
                 faulthandler.dump_traceback(file=sys.__stderr__)
+            elif waited > 2 * self.seconds:
+                self.give_up(f"{self.what} did not come within {waited:.0f} s")
 
 
 def watched(dataset: Dataset, watchdog: Watchdog) -> Dataset:
