@@ -1,7 +1,7 @@
 """FNO on volumes.  Times: 2 CPU cores, simulations included; VRMSE on unseen boxes (1 = mean predictor), Wiener filter 0.906.
 
     python -m jaxvol.main --config=configs/fno.py            about 10 minutes         VRMSE 0.65 (28 % below)
-    python -m jaxvol.main --config=configs/fno.py:quick      about 3 minutes          VRMSE 0.74 (19 % below)
+    python -m jaxvol.main --config=configs/fno.py:quick      about 5 minutes          VRMSE 0.71 (22 % below)
 
 On real data that this project does not ship:
 

@@ -1,4 +1,8 @@
-"""ViT3D on volumes."""
+"""ViT3D on volumes, on the data of configs/fno.py.
+
+    python -m jaxvol.main --config=configs/vit3d.py             1000 updates, about 10 minutes on 2 CPU cores     not measured
+    python -m jaxvol.main --config=configs/vit3d.py:quick       300 updates, about 3 minutes and the pre-flight   VRMSE 0.801 (Wiener 0.906)
+"""
 from configs import base, fno
 
 VARIANTS = ("", "quick")
@@ -17,6 +21,7 @@ def full(config) -> None:
     reference = fno.get_config()
     for field in ("data", "total_steps", "batch_size", "ema_decay"):
         config[field] = reference[field]
+    config.model.width, config.model.layers = 160, 5      # 1.10 million parameters
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule.warmup_steps = 20
 

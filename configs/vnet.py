@@ -1,7 +1,7 @@
 """V-Net on volumes, on the data of configs/fno.py.
 
-    python -m jaxvol.main --config=configs/vnet.py
-    python -m jaxvol.main --config=configs/vnet.py:quick
+    python -m jaxvol.main --config=configs/vnet.py              1000 updates, about 10 minutes on 2 CPU cores     not measured
+    python -m jaxvol.main --config=configs/vnet.py:quick        300 updates, about 3 minutes and the pre-flight   VRMSE 0.773 (Wiener 0.906)
     python -m jaxvol.main --config=configs/vnet.py:original      the published 3D U-Net (batch norm, one convolution per level)
 """
 from configs import base, fno
