@@ -31,6 +31,7 @@ from tqdm import tqdm                                          # noqa: E402
 
 from jaxvol import build, context, figures, main, preflight, sharding      # noqa: E402
 from jaxvol.diagnostics import run as diagnostics              # noqa: E402
+from jaxvol.types import UserError                             # noqa: E402
 from launch import planted, planted_data, planted_model, planted_later, planted_training, healthy      # noqa: E402
 
 FAULTS = planted_data.FAULTS + planted_model.FAULTS + planted_training.FAULTS + planted_later.FAULTS
@@ -55,12 +56,15 @@ def verdict(seen, named: str, upto: bool) -> dict:
 
 
 def sick(fault: planted.Fault, strength, mesh, upto: bool) -> dict:
-    """One fault at one strength; a run that cannot even be set up counts as found, by the message that it ends with."""
+    """One fault at one strength; a run that cannot even be set up says so, and does not count as found by a check."""
     began = time.monotonic()
     row = {"kind": "fault", "fault": fault.name, "run": fault.run, "check": fault.check, "strength": repr(strength)}
     with tempfile.TemporaryDirectory() as folder:
-        with planted.planted(fault, strength, mesh, Path(folder)) as seen:
-            row |= verdict(seen, fault.check, upto)
+        try:
+            with planted.planted(fault, strength, mesh, Path(folder)) as seen:
+                row |= verdict(seen, fault.check, upto)
+        except UserError as error:
+            row |= {"first": f"refused: {error}"[:200], "status": {}, "reasons": {}, "upto": upto}
     return row | {"seconds": time.monotonic() - began}
 
 

@@ -174,7 +174,8 @@ FAULTS = (
     Fault("weights left out of the optimizer", "vit3d", "gradients", ("block_1", "head"), lambda s: ({}, left_out(s)), ("overfit",)),
     Fault("position table not in the optimizer", "vit3d-linear", "gradients", ("position",), lambda s: ({}, left_out(s))),
     Fault("schedule that never reaches its maximum", "fno", "schedule", (0.8, 0.1), lambda s: ({}, lowered(s)), EVERYTHING_LATER),
-    Fault("warm-up longer than the run", "vnet", "schedule", (300, 3000), lambda s: ({"optimizer.schedule.warmup_steps": s}, []), EVERYTHING_LATER),
+    Fault("cycle longer than the run", "vnet", "schedule", (500, 5000), lambda s: (
+        {"optimizer.schedule.name": "cyclic", "optimizer.schedule.cyclic.period": s}, []), EVERYTHING_LATER),
     Fault("another schedule in the step", "fno", "schedule", (50, 150), lambda s: ({}, other_schedule(s)), ("state",)),
     Fault("warm-up restarted on pretrained weights", "fno", "schedule", (10, 100), pretrained),
     Fault("pretrained weights re-initialised", "fno", "structure", ("projection", "kernel"), reinitialised, ("schedule",)),

@@ -24,6 +24,7 @@ def script(name, *arguments, limit=400):
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_faults_short():
     status, said = script("fault_campaign", "--short")
     total = re.search(r"\*\*all\*\* \| \*\*(\d+)\*\* \| \*\*(\d+)\*\* \| \*\*(\d+)\*\*", said)

@@ -18,7 +18,7 @@ VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS
 NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
 # Small enough for a test; only fields that the config has are set.
 SHRUNK = {"preflight.run": False, "data.grid": 8, "data.boxes.train": 4, "data.boxes.val": 4, "data.boxes.test": 4, "data.fit_examples": 2,
-          "model.width": 4, "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
+          "model.width": 4, "model.widths": (4, 8), "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
           "total_steps": 2, "optimizer.schedule.warmup_steps": 1, "evaluate.every": 2, "checkpoint.every": 2, "log_every": 1}
 
 
@@ -99,7 +99,7 @@ def unread(config, seen, prefix="") -> list[str]:
 
 
 # What only another mode or another choice reads: tested where those are.
-ELSEWHERE = ("resume", "preflight.", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity",
+ELSEWHERE = ("resume", "distributed.", "preflight.", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity",
              "wandb.offline", "init_checkpoint", "init_groups", "early_stopping.min_delta", "task.correlation.", "task.r1.every",
              "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed", "task.refine.", "task.causal.bins",
              "task.weights.", "data.points.")
@@ -141,7 +141,7 @@ def test_changing_a_model_field_changes_the_traced_program(tmp_path):
 
 @pytest.mark.parametrize("argument, message", [
     ("--config.optimizer.learning_rat=1", "learning_rat"),
-    ("--config.model.name=fnoo", "models/ has fno"),
+    ("--config.model.name=fnoo", "models/ has cheb_kan, fno"),
     ("--config.total_steps=1.5", "1.5"),
     ("--config.ema_decay=1.5", "ema_decay is 1.5"),
     ("--moed=train", "moed"),

@@ -11,7 +11,7 @@ from jaxvol import build, main, step, train, validate
 from jaxvol.data import collocation
 from jaxvol.tasks import physics as task_of
 from jaxvol.types import Fixed, UserError
-from tests.test_faults import checksums
+from tests.test_kills import checksums
 
 
 def config(problem=None, **overrides):
@@ -188,7 +188,7 @@ def test_resume_is_bitwise(stage, tmp_path, monkeypatch):
             chosen.log_every = 1
     assert main.do_train(chosen, tmp_path / "straight") == 0
     stop_at, real = 4, train.out_of_time
-    monkeypatch.setattr(train, "out_of_time", lambda run: "asked to" if run.state is not None and int(run.state.step) == stop_at else real(run))
+    monkeypatch.setattr(train, "out_of_time", lambda run, step: "asked to" if run.state is not None and int(run.state.step) == stop_at else real(run, step))
     assert main.do_train(chosen, tmp_path / "stopped") == main.UNFINISHED
     monkeypatch.setattr(train, "out_of_time", real)
     assert main.do_train(chosen, tmp_path / "stopped") == 0
@@ -196,8 +196,10 @@ def test_resume_is_bitwise(stage, tmp_path, monkeypatch):
     assert (tmp_path / "stopped/metrics.csv").read_bytes() == (tmp_path / "straight/metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_inverse_problem_finds_its_coefficient_and_a_forward_one_its_solution(tmp_path):
-    """Fisher-KPP with an unknown rate, which starts at half its value: Adam and L-BFGS, less than a minute on one core."""
+    """Fisher-KPP with an unknown rate, which starts at half its value: Adam and L-BFGS, less than a minute on one core.  (The rate's error was 0.08 after
+    150 steps of L-BFGS when the bound was set.)"""
     inverse = physics.reaction_diffusion()
     inverse.inverse = True
     chosen = config(inverse, data__points__interior=64, data__points__initial=16, data__points__boundary=8, data__points__data=32,

@@ -151,7 +151,7 @@ def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
 def test_status_is_replaced_whole(tmp_path, monkeypatch):
     log, _ = open_at(tmp_path, step=5, total=50)
     status = tmp_path / "status.json"
-    assert {**json.loads(status.read_text()), "time": ""} == {"state": "running", "step": 5, "total": 50, "time": ""}
+    assert {**json.loads(status.read_text()), "time": ""} == {"state": "running", "step": 5, "total": 50, "checkpoint": 5, "time": ""}
     log.status({"state": "saved", "step": np.int32(7), "total": 50, "best": {"value": float("nan"), "other": jnp.float32(0.5)}})
     assert json.loads(status.read_text())["best"] == {"value": None, "other": 0.5}
     before = status.read_bytes()

@@ -53,11 +53,11 @@ def cast(ctx: Context, precision: str, params, extra, batch) -> np.ndarray:
     """The prediction of the same weights by the task of another precision."""
     task = ctx.retask({"precision": precision})
     if precision != "f64":
-        return np.asarray(jax.jit(task.predict, compiler_options=probe.QUICK)(params, extra, batch), np.float64)
+        return np.asarray(jax.jit(task.predict, compiler_options=probe.quick())(params, extra, batch), np.float64)
     with jax.enable_x64(True):
         def wide(tree):
             return jax.tree.map(lambda v: np.asarray(v, np.float64) if jnp.issubdtype(v.dtype, jnp.floating) else np.asarray(v), tree)
-        return np.asarray(jax.jit(task.predict, compiler_options=probe.QUICK)(wide(params), wide(extra), wide(batch)))
+        return np.asarray(jax.jit(task.predict, compiler_options=probe.quick())(wide(params), wide(extra), wide(batch)))
 
 
 def start_loss(ctx: Context, first: dict[str, float]) -> float:

@@ -34,7 +34,7 @@ def diagnose(ctx: Context) -> Result:
     """The solution is read here and in evaluation, never in training."""
     problem, batch = pdes.make(ctx.config.data.problem), jax.device_get(ctx.batch(0))
     fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
-    loss = jax.jit(lambda p: ctx.task.loss(p, fixed, ctx.batch(0), jax.random.key(0))[0]["net"], compiler_options=probe.QUICK)
+    loss = jax.jit(lambda p: ctx.task.loss(p, fixed, ctx.batch(0), jax.random.key(0))[0]["net"], compiler_options=probe.quick())
     state, history = probe.short_run(ctx)
     start, zero = (sum(map(float, loss(p).values())) for p in (ctx.state.params, silenced(ctx.state.params)))
     table = shares(ctx, fixed)
@@ -72,8 +72,8 @@ def shares(ctx: Context, fixed: Fixed) -> list[dict]:
     def terms(params):
         return ctx.task.loss(params, fixed, ctx.batch(0), jax.random.key(0))[0]["net"]
 
-    jacobian = jax.device_get(jax.jit(jax.jacrev(terms), compiler_options=probe.QUICK)(ctx.state.params))
-    values = jax.device_get(jax.jit(terms, compiler_options=probe.QUICK)(ctx.state.params))
+    jacobian = jax.device_get(jax.jit(jax.jacrev(terms), compiler_options=probe.quick())(ctx.state.params))
+    values = jax.device_get(jax.jit(terms, compiler_options=probe.quick())(ctx.state.params))
     return [{"term": name, "weighted": float(values[name]),
              "gradient": float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(jacobian[name]["net"]))))} for name in values]
 

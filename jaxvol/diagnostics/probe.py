@@ -11,9 +11,13 @@ from flax import linen as nn
 
 from jaxvol.types import Array, Batch, Context, Fixed, Key, Params, TrainState
 
-# What is compiled for one or two calls: optimising it takes longer than it saves.
-QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 Path = tuple[str, ...]
+
+
+def quick() -> dict[str, int] | None:
+    """Compiler options of what is called once or twice: optimising it takes longer than it saves.  (No constant: asking for the
+    backend at import would start it before the processes of a run have found each other.)"""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def copy(tree):
@@ -55,7 +59,7 @@ def predict(ctx: Context) -> Callable[[Params, dict, Batch], Array]:
 @functools.lru_cache(maxsize=2)
 def losses(ctx: Context) -> Callable[[Params, Fixed, Batch, Key], dict[str, dict[str, Array]]]:
     """The compiled loss alone: group -> term -> weighted value."""
-    return jax.jit(lambda params, fixed, batch, key: ctx.task.loss(params, fixed, batch, key)[0], compiler_options=QUICK)
+    return jax.jit(lambda params, fixed, batch, key: ctx.task.loss(params, fixed, batch, key)[0], compiler_options=quick())
 
 
 def fixed(ctx: Context, step: int = 0) -> Fixed:
@@ -121,7 +125,7 @@ def gated(ctx: Context, paths: list[Path]) -> Callable[[Params, dict, Batch, Arr
             return jax.tree.map(lambda v: jnp.where(gate, v, (x if np.shape(x) == v.shape else jnp.zeros_like(v)).astype(v.dtype)), y)
         with nn.intercept_methods(replace):
             return ctx.task.predict(params, extra, batch)
-    return jax.jit(forward, compiler_options=QUICK)
+    return jax.jit(forward, compiler_options=quick())
 
 
 def explained(prediction: Array, target: Array, mask: Array | None = None) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from jaxvol import figures
-from jaxvol.diagnostics.run import PASS, Outcome, Verdict, number
+from jaxvol.diagnostics.run import PASS, SIGN, Outcome, Verdict, number
 from jaxvol.types import UserError
 
 COLOUR = {"PASS": "#0a7d3c", "WARN": "#a86500", "FAIL": "#c21f1f", "ERROR": "#8a1fc2", "SKIP": "#666666"}
@@ -108,7 +108,7 @@ def picture(title: str, figure: Any) -> str:
 
 def section(o: Outcome, prefix: str, waived: bool) -> str:
     """One check: what it measured against its limits, its tables and pictures."""
-    measured = [{"metric": name, "value": float(value), "expected": f"{o.limits[name][0]} {number(o.limits[name][1])}" if name in
+    measured = [{"metric": name, "value": float(value), "expected": f"{SIGN[o.limits[name][0]]} {number(o.limits[name][1])}" if name in
                  o.limits else "", "fails at": number(o.limits[name][2]) if name in o.limits else ""}
                 for name, value in o.result.metrics.items()]
     parts = [f'<h2 id="{html.escape(prefix + o.name, quote=True)}">{html.escape(o.name)} {badge(o.status)}'

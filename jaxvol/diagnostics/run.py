@@ -24,6 +24,7 @@ from jaxvol.types import Context, Result, UserError
 PASS, WARN, FAIL, SKIP, ERROR = "PASS", "WARN", "FAIL", "SKIP", "ERROR"
 WORST = (PASS, WARN, FAIL, ERROR)        # in this order
 RED = (FAIL, ERROR)
+SIGN = {"<": "≤", ">": "≥"}
 WATCHED = ("gradients", "prediction", "adversarial")      # whose cheap readings are looked at while training (watch.py)
 
 
@@ -73,7 +74,7 @@ def outcome(name: str, module: ModuleType, result: Result, limits: dict[str, tup
     found = {metric: judge(float(result.metrics[metric]), limit) for metric, limit in limits.items() if metric in result.metrics}
     status = max(found.values(), key=WORST.index, default=PASS)
     bad = sorted((m for m, s in found.items() if s != PASS), key=lambda m: -WORST.index(found[m]))
-    reasons = [f"{metric} is {number(result.metrics[metric])}, expected {limits[metric][0]} "
+    reasons = [f"{metric} is {number(result.metrics[metric])}, expected {SIGN[limits[metric][0]]} "
                f"{number(limits[metric][1 if found[metric] == WARN else 2])}: {module.MEANING[metric][0]}" for metric in bad]
     return Outcome(name, status, result, limits, "; ".join(reasons), "; ".join(dict.fromkeys(module.MEANING[m][1] for m in bad)),
                    seconds)

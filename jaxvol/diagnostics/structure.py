@@ -138,7 +138,7 @@ def idle_weights(ctx: Context, batch) -> tuple[float, list[str]]:
         return jnp.vdot(ctx.task.predict(p, extra, batch), cotangent)
     shape = jax.eval_shape(ctx.task.predict, params, extra, batch)
     rng = np.random.default_rng(1)
-    grads = jax.jit(jax.grad(total), compiler_options=probe.QUICK)(params, jnp.asarray(rng.normal(size=shape.shape), shape.dtype))
+    grads = jax.jit(jax.grad(total), compiler_options=probe.quick())(params, jnp.asarray(rng.normal(size=shape.shape), shape.dtype))
     predicting = predicting_groups(ctx, grads)
     silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(predicting) if not np.any(np.asarray(leaf))]
     idle = [(jax.tree_util.keystr(path), size) for path, size in really_idle(ctx, batch, silent)]
