@@ -99,7 +99,7 @@ LIMITS["prediction"] = {
 }
 
 LIMITS["spectra"] = {
-    "octants": ("<", 2.5, 4.0),              # ratio of standard deviations
+    "octants": ("<", 4.0, 8.0),              # ratio of standard deviations
     "axes": ("<", 2.0, 5.0),                 # ratio of powers
     "patches": ("<", 5.0, 100.0),            # ratio of powers
     "high_k": ("<", 10.0, 1000.0),           # ratio of powers
@@ -141,6 +141,7 @@ LIMITS["adversarial"] = {
 
 LIMITS["vnet"] = {
     "displacement": ("<", 0.25, 0.4),        # voxels
+    "strided_displacement": ("<", 1.5, 3.0), # voxels
     "stats_moved": (">", 1e-6, 0.0),         # absolute
 }
 

@@ -13,6 +13,9 @@ POINTS = 16
 MEANING = {
     "displacement": ("voxels between a change of the input and the middle of what the coarse grids make of it, mean over places",
                      "up-sampled features and skips do not meet: one-sided crop or padding"),
+    "strided_displacement": (
+        "the same where convolutions of stride 2 sit on even voxels, which moves each coarser grid by half a voxel of the finer one",
+        "up-sampled features and skips do not meet by more than the published layout makes them; layout='residual' has no such shift"),
     "stats_moved": ("change of the running statistics over the first updates, relative",
                     "running mean and variance stay at their initial values: evaluation normalises with the wrong numbers"),
 }
@@ -30,7 +33,8 @@ def diagnose(ctx: Context) -> Result:
     if min(ctx.spec.shape) >= 8 and coarse:
         forward = probe.gated(ctx, [coarse])
         mean = np.mean([offset(ctx, forward, seed) for seed in range(POINTS)], 0)
-        metrics["displacement"] = float(np.abs(mean).max())
+        centred = ctx.config.model.name == "vnet" and ctx.config.model.layout == "residual"
+        metrics["displacement" if centred else "strided_displacement"] = float(np.abs(mean).max())
         table = [{"axis": axis, "mean displacement (voxels)": value} for axis, value in zip("DHW", mean)]
     before, after = (running(s) for s in (ctx.state, state))
     if before:
