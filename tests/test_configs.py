@@ -18,7 +18,8 @@ VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS
 NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
 # Small enough for a test; only fields that the config has are set.
 SHRUNK = {"preflight.run": False, "data.grid": 8, "data.boxes.train": 4, "data.boxes.val": 4, "data.boxes.test": 4, "data.fit_examples": 2,
-          "model.width": 4, "model.widths": (4, 8), "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
+          "model.width": 4, "model.widths": (4, 8), "model.blocks": 1, "model.stem_layers": 1, "task.discriminator.width": 4,
+          "task.discriminator.scales": 1, "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
           "total_steps": 2, "optimizer.schedule.warmup_steps": 1, "evaluate.every": 2, "checkpoint.every": 2, "log_every": 1}
 
 

@@ -50,7 +50,10 @@ def first_update(case: str, sizes: tuple[int, int, int]):
         return jax.device_get(step(state, sharding.put(mesh, boxes(0), BATCH), jnp.int32(0)))
 
 
-@pytest.mark.parametrize("case", list(CASES)[1:])
+VARIED = [pytest.param(case, marks=pytest.mark.slow if case == "vit3d-windows" else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", VARIED[1:])
 def test_eight_devices_equal_one(case):
     one, metrics = first_update(case, (1, 1, 1))
     many, found = first_update(case, (2, 2, 2))
@@ -69,7 +72,7 @@ def whole(tree, expected) -> float:
     return max((float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-3 * top)) for a, b in leaves), default=0.0)
 
 
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("case", VARIED)
 def test_a_restart_changes_no_bit(case):
     """Two updates, a checkpoint on disk, two more: as four in a row; and every parameter has moved."""
     chosen, mesh = config(case), make_mesh((1, 1, 1))

@@ -177,7 +177,7 @@ STAGES = {"rar_loss_ratio_lbfgs": {"task__refine__name": "rar", "task__refine__e
                                       "data__resample": 2}}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow if s.endswith("lbfgs") else ()) for s in STAGES])
 def test_resume_is_bitwise(stage, tmp_path, monkeypatch):
     """Stopped in between and started again: the bits of the undisturbed run, added points and weights included."""
     chosen = config(batch_size=8, evaluate__batch_size=8, preflight__run=False, model__widths=(4,), model__degree=3, **STAGES[stage])

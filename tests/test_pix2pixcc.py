@@ -169,6 +169,7 @@ def test_mish_and_its_derivative():
         assert np.isfinite(slope(x)).all()
 
 
+@pytest.mark.slow      # tests/test_models.py has a smaller one
 def test_eight_devices_equal_one():
     """Batch over data and fsdp, parameters over fsdp, depth over space."""
     model, x = generator(periodic=True, width=8), volume(7, 4, 8, 8, 8, 1)

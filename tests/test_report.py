@@ -94,7 +94,7 @@ def test_what_moved_since_a_baseline():
 def test_one_page_for_several_configs(tmp_path):
     out = tmp_path / "page.html"
     done = subprocess.run([sys.executable, ROOT / "launch" / "preflights.py", f"{ROOT}/launch/healthy.py:fno", f"{ROOT}/launch/healthy.py:vit3d",
-                           "--only", "environment", "data", f"--output={out}"], capture_output=True, text=True, cwd=ROOT,
+                           "--only", "environment", f"--output={out}"], capture_output=True, text=True, cwd=ROOT,
                           env={**os.environ, "XLA_FLAGS": ""})
     assert done.returncode == 0, done.stdout + done.stderr
     page = out.read_text()
