@@ -8,4 +8,5 @@ bash launch/install.sh test,nbody
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 # one worker per two forced-device meshes is enough: more than four only compete for memory
 workers=$(.venv/bin/python -c 'import os; print(min(4, os.cpu_count() or 1))')
-exec .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"
+# files in alphabetical order: by number of tests, the few long ones of a file come last and one worker waits for the other
+exec .venv/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
