@@ -62,6 +62,7 @@ LIMITS["gradients"] = {
     "dead": ("<", 0.0, 0.02),                # share of weights
     "imbalance": ("<", 4.0, 7.0),            # powers of ten
     "norm_error": ("<", 1e-3, 0.02),         # relative
+    "update_error": ("<", 0.02, 0.1),        # relative
     "clipped": ("<", 0.9, 0.99),             # share of the norm
     "frozen": ("<", 0.0, 0.001),             # share of weights
     "slope_error": ("<", 0.02, 0.1),         # relative, in float32

@@ -4,7 +4,7 @@
 """
 from configs import base
 
-VARIANTS = ("fno", "vnet", "vit3d", "pix2pixcc", "vnet-batch", "fno-dense", "vit3d-linear")
+VARIANTS = ("fno", "vnet", "vit3d", "pix2pixcc", "vnet-batch", "fno-dense", "vit3d-linear", "fno-bf16", "vit3d-bf16")
 FIELDS = {
     "fno": {"width": 8, "layers": 2, "modes": (6, 6, 6), "factorization": "tucker", "rank": 0.1},
     "fno-dense": {"width": 8, "layers": 2, "modes": (4, 4, 4)},
@@ -14,14 +14,16 @@ FIELDS = {
     "vit3d-linear": {"width": 48, "layers": 2, "heads": 3, "head_features": 16, "embed": "linear", "head": "linear", "position": "learned"},
     "pix2pixcc": {"width": 8, "downs": 1, "blocks": 2, "norm": "group"},
 }
+FIELDS |= {f"{name}-bf16": FIELDS[name] for name in ("fno", "vit3d")}
 RATES = {"fno": 1e-2, "vnet": 2e-3, "vit3d": 2e-3, "pix2pixcc": 2e-3}
 
 
 def get_config(variant: str = "fno"):
     """The config of a variant, one of VARIANTS."""
     fields = base.choose(variant, FIELDS)
-    name = variant.split("-")[0]
+    name, *kind = variant.split("-")
     config = base.common()
+    config.precision = "bf16" if kind == ["bf16"] else "f32"
     config.model, config.task, config.data = getattr(base, name)(), base.regression(), base.cosmology()
     for field, value in fields.items():
         config.model[field] = value

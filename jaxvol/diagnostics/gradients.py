@@ -4,8 +4,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxvol import figures
+from jaxvol import figures, optim
 from jaxvol.diagnostics import probe
 from jaxvol.types import Context, Fixed, Key, Params, Result, TrainState
 
@@ -19,6 +20,9 @@ MEANING = {
                    "the norm is measured after clipping, or of something else: log it before"),
     "frozen": ("share of the weights that get a gradient and are not moved by the first updates",
                "these parameters are not part of what the optimizer updates: they keep their random values"),
+    "update_error": ("difference between how far the first step moved the weights and the update that the config's rule makes of that "
+                     "gradient at the reported rate, relative",
+                     "the step does not apply the update that it reports: wrong sign or size, or weights that are left out"),
     "clipped": ("median share of the gradient's norm that clipping takes away over the first updates",
                 "the clip decides the direction and size of every update: raise optimizer.clip_norm or lower the loss's scale"),
     "slope_error": ("difference between the gradient and a finite difference of the loss along a random direction, relative",
@@ -50,7 +54,8 @@ def diagnose(ctx: Context) -> Result:
     metrics |= {"dead": sum(row["dead weights"] for row in table) / total,
                 "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
                 "norm_error": max(norm_error(history[0], own[0]), reported_error(ctx)),
-                "slope_error": slope_error(ctx, group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state)}
+                "slope_error": slope_error(ctx, group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state),
+                "update_error": update_error(ctx, own[0], history[0])}
     groups = [g for g in ctx.state.params if f"{g}/grad_norm" in history[0]]
     lost = {g: [1 - row[f"{g}/clipped_norm"] / row[f"{g}/grad_norm"] for row in history if row[f"{g}/grad_norm"] > 0] for g in groups}
     metrics["clipped"] = max((float(np.median(values)) for values in lost.values() if values), default=0.0)
@@ -69,7 +74,8 @@ def compiled(ctx: Context, count: int):
     @jax.jit
     def jacobian(params, fixed, batch, key):
         values, pull = jax.vjp(lambda p: jnp.stack(flat(ctx, p, fixed, batch, key)), params)
-        return jax.vmap(lambda one: pull(one)[0])(jnp.eye(count, dtype=values.dtype))
+        # one after the other: a batch of them holds all in memory, and CPUs have no batched products of bfloat16
+        return jax.lax.map(lambda one: pull(one)[0], jnp.eye(count, dtype=values.dtype))
     return jacobian
 
 
@@ -144,6 +150,30 @@ def frozen(ctx: Context, gradients: list[dict], state: TrainState) -> float:
             total += start.size
             still += start.size if np.array_equal(start, end) else 0
     return still / max(total, 1)
+
+
+def update_error(ctx: Context, gradients: dict, reported: dict) -> float:
+    """|movement - textbook update| / |textbook update| of the first step; worst group, groups that wait are left out.
+
+    The textbook update is optax's rule as it stands, built here from the config.  Weights whose gradient is below 3 % of the group's
+    root mean square are left out: rules such as Adam's use its sign, which rounding decides where it is nearly zero.
+    """
+    moved, worst = jax.device_get(probe.run(ctx, 1)[0].params), 0.0
+    for group, gradient in gradients.items():
+        if optim_waits(ctx, group):
+            continue
+        own, start = optim.override(ctx.config.optimizer, group), jax.device_get(ctx.state.params[group])
+        fields = dict(own[own.name])
+        if "weight_decay" in fields:
+            fields["mask"] = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
+        rule = optax.chain(optax.clip_by_global_norm(own.clip_norm or np.inf),
+                           getattr(optax, own.name)(reported[f"{group}/lr"], **fields))
+        expected, _ = rule.update(gradient, rule.init(start), start)
+        least = 0.03 * np.sqrt(dot(gradient, gradient) / sum(g.size for g in jax.tree.leaves(gradient)))
+        wrong, size = ([np.where(np.abs(g) > least, x, 0) for g, x in zip(jax.tree.leaves(gradient), leaves)] for leaves in (
+            [end - begin - e for end, begin, e in zip(*map(jax.tree.leaves, (moved[group], start, expected)))], jax.tree.leaves(expected)))
+        worst = max(worst, (dot(wrong, wrong) / max(dot(size, size), 1e-30)) ** 0.5)
+    return worst
 
 
 def optim_waits(ctx: Context, group: str) -> bool:
