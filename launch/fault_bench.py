@@ -17,9 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from launch import compiler                                    # noqa: E402
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + compiler.quick()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "faults" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("MPLBACKEND", "Agg")
