@@ -72,6 +72,7 @@ LIMITS["gradients"] = {
 
 LIMITS["lr_range"] = {
     "rate_over_divergence": ("<", 0.5, 1.0), # fraction
+    "refused": ("<", 0.0, 0.0),              # share of the first updates
     "rate_over_suggestion": (">", 0.01, 0.0),# fraction
     "fall": (">", 0.05, 0.0),                # share of the loss
 }
@@ -96,6 +97,7 @@ LIMITS["prediction"] = {
     "sharpness": (">", 0.02, 0.0),           # of the target's gradient
     "roughness": ("<", 3.0, 30.0),           # of the target's gradient
     "physical": ("<", 0.1, 0.5),             # |log2|
+    "self_score": ("<", 0.05, 0.2),          # of the prediction's variation
     "correlation": (">", 0.1, 0.0),          # Pearson
 }
 

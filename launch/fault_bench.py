@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
     log = folder / "runs.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(r["fault"], r["strength"]) if r["kind"] == "fault" else (r["run"], r["seed"]) for r in rows}
-    wanted = [(f, s) for f in FAULTS for s in f.strengths
+    wanted = [(f, s) for f in FAULTS for s in f.strengths[-1 if arguments.strongest else 0:]
               if not arguments.faults or any(word in f"{f.name} {f.check} {f.run}" for word in arguments.faults)]
     jobs = [lambda mesh, f=f, s=s: sick(f, s, mesh, arguments.upto) for f, s in wanted if (f.name, repr(s)) not in done]
     jobs += [lambda mesh, v=v, i=i: well(v, i, mesh) for i in range(arguments.seeds) for v in healthy.VARIANTS if (v, i) not in done]
@@ -182,6 +182,7 @@ if __name__ == "__main__":
     parser.add_argument("--faults", nargs="*", default=[], help="words that a fault's name, check or run contains; none: no fault")
     parser.add_argument("--seeds", type=int, default=6, help="healthy runs per variant of launch/healthy.py")
     parser.add_argument("--upto", action="store_true", help="stop each pre-flight after the check that the fault names")
+    parser.add_argument("--strongest", action="store_true", help="each fault at its last strength only")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--folder", default="runs/fault-bench", help="where the runs are noted")
     logging.getLogger("absl").setLevel(logging.WARNING)

@@ -55,7 +55,10 @@ def half_batch(share: float):
     def make(terms):
         def faulty(config, spec):
             rows = terms(config, spec)
-            return lambda pred, batch: {name: value[: max(int(share * value.shape[0]), 1)] for name, value in rows(pred, batch).items()}
+            def part(value):
+                read = max(int(share * value.shape[0]), 1)
+                return jnp.where(jnp.arange(value.shape[0]) < read, value * value.shape[0] / read, 0)
+            return lambda pred, batch: {name: part(value) for name, value in rows(pred, batch).items()}
         return faulty
     return [replaced(scoring, "terms", make)]
 
@@ -132,10 +135,10 @@ FAULTS = (
     Fault("values with a long tail", "fno", "data", (5.0, 9.0), lambda s: ({}, tailed(s)), ("numerics", "overfit", "gradients")),
     Fault("targets that are noise", "fno", "data", (0.9, 1.0), lambda s: ({}, unrelated(s)), ("baselines", "prediction", "overfit")),
     Fault("coarse grids cut off", "vnet", "structure", (0.0,), lambda s: ({}, gate(s)), ("gradients", "vnet")),
-    Fault("update uphill", "fno", "overfit", (-1.0,), lambda s: ({}, sign(s)), ("lr_range", "baselines", "prediction", "numerics")),
-    Fault("updates of half the size", "fno", "schedule", (0.5, 0.01), lambda s: ({}, sign(s)), ("overfit", "prediction")),
+    Fault("update uphill", "fno", "gradients", (-1.0,), lambda s: ({}, sign(s)), ("overfit", "lr_range", "baselines", "prediction", "numerics")),
+    Fault("updates of half the size", "fno", "gradients", (0.5, 0.01), lambda s: ({}, sign(s)), ("overfit", "prediction")),
     Fault("half of the batch is read", "fno", "numerics", (0.5,), lambda s: ({}, half_batch(s)), ("gradients",)),
-    Fault("generator that does not move", "pix2pixcc", "adversarial", ("gen",), lambda s: ({}, lazy_generator(s)), ("gradients", "overfit", "prediction")),
+    Fault("generator that does not move", "pix2pixcc", "gradients", ("gen",), lambda s: ({}, lazy_generator(s)), ("adversarial", "overfit", "prediction")),
     Fault("wrong pairs for the discriminator", "pix2pixcc", "adversarial", ("exchanged", "input twice"), lambda s: ({}, wrong_pairs(s)), ("gradients",)),
     Fault("evaluation with the batch's statistics", "vnet-batch", "structure", ("batch",), lambda s: ({}, statistics_of_the_batch(s)), ("vnet",)),
     Fault("metrics in other units", "fno", "prediction", (0.5, 0.1), lambda s: ({}, scaled_prediction(s)), ("baselines", "state")),

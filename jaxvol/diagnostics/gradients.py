@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxvol import figures, optim
+from jaxvol import figures
 from jaxvol.diagnostics import probe
 from jaxvol.types import Context, Fixed, Key, Params, Result, TrainState
 
@@ -51,11 +51,12 @@ def diagnose(ctx: Context) -> Result:
     norms = [row["rms gradient"] for row in table if row["rms gradient"] > 0]
     total = sum(row["weights"] for row in table)
     state, history = probe.short_run(ctx)
+    expected = textbook(ctx, own[0], history[0])
     metrics |= {"dead": sum(row["dead weights"] for row in table) / total,
                 "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
                 "norm_error": max(norm_error(history[0], own[0]), reported_error(ctx)),
-                "slope_error": slope_error(ctx, group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state),
-                "update_error": update_error(ctx, own[0], history[0])}
+                "slope_error": slope_error(ctx, group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state, expected),
+                "update_error": update_error(ctx, own[0], expected)}
     groups = [g for g in ctx.state.params if f"{g}/grad_norm" in history[0]]
     lost = {g: [1 - row[f"{g}/clipped_norm"] / row[f"{g}/grad_norm"] for row in history if row[f"{g}/grad_norm"] > 0] for g in groups}
     metrics["clipped"] = max((float(np.median(values)) for values in lost.values() if values), default=0.0)
@@ -139,40 +140,60 @@ def reported_error(ctx: Context) -> float:
     return worst
 
 
-def frozen(ctx: Context, gradients: list[dict], state: TrainState) -> float:
-    """Share of the weights, in arrays that get a gradient, that the short run did not move; groups that wait are left out."""
+def frozen(ctx: Context, gradients: list[dict], state: TrainState, expected: dict) -> float:
+    """Share of the weights, in arrays that get a gradient and an update above rounding, that the short run did not move."""
     still = total = 0
-    for (path, start), end in zip(jax.tree_util.tree_leaves_with_path(ctx.state.params), jax.tree.leaves(state.params)):
-        group = path[0].key
-        if group not in gradients[0] or optim_waits(ctx, group):
-            continue
-        if any(np.any(dict(jax.tree_util.tree_leaves_with_path(g))[path]) for g in gradients):
-            total += start.size
-            still += start.size if np.array_equal(start, end) else 0
+    for group, updates in expected.items():
+        reached = [any(np.any(v) for v in leaves) for leaves in zip(*(jax.tree.leaves(g[group]) for g in gradients))]
+        for got, start, end, update in zip(reached, *map(jax.tree.leaves, (ctx.state.params[group], state.params[group], updates))):
+            if got and np.any(np.asarray(start) + update != start):
+                total += start.size
+                still += start.size if np.array_equal(start, end) else 0
     return still / max(total, 1)
 
 
-def update_error(ctx: Context, gradients: dict, reported: dict) -> float:
-    """|movement - textbook update| / |textbook update| of the first step; worst group, groups that wait are left out.
+def textbook(ctx: Context, gradients: dict, reported: dict) -> dict:
+    """group -> the update that optax's rule of the config, as it stands, makes of a gradient at the reported rate in the first step.
 
-    The textbook update is optax's rule as it stands, built here from the config.  Weights whose gradient is below 3 % of the group's
-    root mean square are left out: rules such as Adam's use its sign, which rounding decides where it is nearly zero.
+    Groups that wait for others are left out.
     """
-    moved, worst = jax.device_get(probe.run(ctx, 1)[0].params), 0.0
+    updates = {}
     for group, gradient in gradients.items():
         if optim_waits(ctx, group):
             continue
-        own, start = optim.override(ctx.config.optimizer, group), jax.device_get(ctx.state.params[group])
-        fields = dict(own[own.name])
+        name, clip, fields = rule_of(ctx, group)
+        start = jax.device_get(ctx.state.params[group])
         if "weight_decay" in fields:
             fields["mask"] = lambda params: jax.tree.map(lambda p: p.ndim >= 2, params)
-        rule = optax.chain(optax.clip_by_global_norm(own.clip_norm or np.inf),
-                           getattr(optax, own.name)(reported[f"{group}/lr"], **fields))
-        expected, _ = rule.update(gradient, rule.init(start), start)
-        least = 0.03 * np.sqrt(dot(gradient, gradient) / sum(g.size for g in jax.tree.leaves(gradient)))
-        wrong, size = ([np.where(np.abs(g) > least, x, 0) for g, x in zip(jax.tree.leaves(gradient), leaves)] for leaves in (
-            [end - begin - e for end, begin, e in zip(*map(jax.tree.leaves, (moved[group], start, expected)))], jax.tree.leaves(expected)))
-        worst = max(worst, (dot(wrong, wrong) / max(dot(size, size), 1e-30)) ** 0.5)
+        rule = optax.chain(optax.clip_by_global_norm(clip or np.inf), getattr(optax, name)(reported[f"{group}/lr"], **fields))
+        updates[group] = jax.device_get(rule.update(gradient, rule.init(start), start)[0])
+    return updates
+
+
+def rule_of(ctx: Context, group: str) -> tuple[str, float, dict]:
+    """(name, clip norm, fields) of the config's rule for a group."""
+    every, groups = ctx.config.optimizer, ctx.config.optimizer.groups
+    own = groups[group] if group in groups else {}
+    name = own["name"] if "name" in own else every.name
+    return name, own["clip_norm"] if "clip_norm" in own else every.clip_norm, {**every[name], **(own[name] if name in own else {})}
+
+
+def update_error(ctx: Context, gradients: dict, expected: dict) -> float:
+    """|movement - textbook update| / |textbook update| of the first step, both rounded to the weights' precision; worst group.
+
+    Weights whose gradient is below 3 % of the group's root mean square are left out: rules such as Adam's use its sign, which
+    rounding decides where it is nearly zero.
+    """
+    moved, worst = jax.device_get(probe.run(ctx, 1)[0].params), 0.0
+    for group, updates in expected.items():
+        wrong = size = 0.0
+        least = 0.03 * np.sqrt(dot(gradients[group], gradients[group]) / sum(g.size for g in jax.tree.leaves(gradients[group])))
+        for g, start, end, update in zip(*map(jax.tree.leaves, (gradients[group], ctx.state.params[group], moved[group], updates))):
+            start, seen = np.asarray(start), np.abs(g) > least
+            wanted = (start + update).astype(start.dtype)[seen].astype(np.float64) - start[seen]
+            wrong += float(np.square(end[seen].astype(np.float64) - start[seen] - wanted).sum())
+            size += float(np.square(wanted).sum())
+        worst = max(worst, (wrong / max(size, 1e-30)) ** 0.5)
     return worst
 
 

@@ -13,13 +13,15 @@ from jaxvol import figures
 from jaxvol.diagnostics import probe
 from jaxvol.types import Context, Result
 
-RANK = 60
+RANK = 46
 SPAN = 1e4               # highest over lowest rate; the config's rate lies at a tenth of the highest
 MEANING = {
     "rate_over_divergence": ("the config's rate as a fraction of the rate at which the loss blows up",
                              "lower optimizer.learning_rate, see the suggestions"),
     "rate_over_suggestion": ("the config's rate as a fraction of the median suggestion",
                              "the rate is much lower than the loss can bear: training will be slow; see the suggestions"),
+    "refused": ("share of the run's own first updates, after a finite first one, that were refused because something was not finite",
+                "training diverges at once: lower optimizer.learning_rate or warm up for longer"),
     "fall": ("share of the loss that falls during the range test", "no rate makes the loss fall: look at gradients and structure"),
 }
 
@@ -51,7 +53,8 @@ def diagnose(ctx: Context) -> Result:
     found = suggestions(rates, losses)
     smooth = smoothed(losses)
     blown = rates[-1] if len(losses) < steps else np.inf
-    metrics = {"rate_over_divergence": base / blown, "fall": 1 - smooth.min() / max(smooth[0], 1e-30)}
+    bad = [any(not np.isfinite(v) for v in row.values()) for row in probe.short_run(ctx)[1]]
+    metrics = {"rate_over_divergence": base / blown, "refused": 0.0 if bad[0] else float(np.mean(bad)), "fall": 1 - smooth.min() / max(smooth[0], 1e-30)}
     if found:
         metrics["rate_over_suggestion"] = base / float(np.median(list(found.values())))
     table = [{"rule": rule, "learning rate": rate, "override": f"--config.optimizer.learning_rate={rate:.2g}"}

@@ -18,8 +18,8 @@ MEANING = {
                    "the first predictions are far too large: scale the last layer down; many updates go into undoing them"),
     "loss_error": ("difference between the loss that the first update reports and that of its prediction, relative",
                    "the loss is averaged over the wrong number of voxels, examples or devices, or is another one than its name says"),
-    "not_finite": ("share of the first updates that were refused because something was not finite",
-                   "see the message of the run; lower the learning rate"),
+    "not_finite": ("whether the first update, of weights that nothing has moved yet, is refused because something is not finite",
+                   "the message of the run names the tensors: look at normalisers, masks, divisions and roots in the loss"),
 }
 
 
@@ -44,8 +44,7 @@ def diagnose(ctx: Context) -> Result:
     metrics["start_loss"] = start_loss(ctx, history[0])
     if (error := loss_error(ctx, history[0])) is not None:
         metrics["loss_error"] = error
-    bad = [any(not np.isfinite(v) for v in row.values()) for row in history]
-    metrics["not_finite"] = float(np.mean(bad))
+    metrics["not_finite"] = float(any(not np.isfinite(v) for v in history[0].values()))
     return Result(metrics, absent=tuple(set(MEANING) - set(metrics)))
 
 

@@ -18,6 +18,8 @@ MEANING = {
     "roughness": ("mean gradient of the prediction over that of the target", "the prediction is noise or has artefacts"),
     "physical": ("scale of the metrics' physical units against the normalised residual's, |log2|",
                  "metrics or predictions are not in physical units: the normaliser is not undone"),
+    "self_score": ("RMSE that evaluation gives to a prediction held against itself, relative to its variation",
+                   "what is scored is not what is predicted: units, clipping or order differ between the two"),
     "correlation": ("correlation of prediction and target", "what the short run learned has nothing to do with the target"),
 }
 
@@ -40,6 +42,8 @@ def diagnose(ctx: Context) -> Result:
     metrics = shape(y, target)
     if (physical := physical_units(ctx, params, extra, y, target)) is not None:
         metrics["physical"] = physical
+    if (own := self_score(ctx, params, extra, batch)) is not None:
+        metrics["self_score"] = own
     drawn = {name: np.asarray(normalise.inverse(ctx.spec.fields["input" if name == "input" else "target"].normaliser, v))[0, ..., 0]
              for name, v in (("input", x), ("target", target), ("prediction", y))}
     pictures = {"slices": figures.slices(*drawn.values(), spacing=ctx.spec.spacing, length_unit=ctx.spec.unit)}
@@ -71,6 +75,18 @@ def physical_units(ctx: Context, params, extra, y: np.ndarray, target: np.ndarra
         return None
     own = unit_scale(ctx.spec.fields["target"].normaliser, y, target)
     return abs(float(np.log2(max(metrics["rmse"], 1e-30) / max(own, 1e-30))))
+
+
+def self_score(ctx: Context, params, extra, batch) -> float | None:
+    """RMSE of evaluation where the target is the prediction, over the prediction's standard deviation; None without that metric."""
+    clean = {name: v for name, v in batch.items() if name[0] != "_"}
+    y = probe.predict(ctx)(params, extra, clean).astype(batch["target"].dtype)
+    rows = ctx.evaluate(params, extra, {**batch, "target": y}, jax.random.key(0))
+    if "rmse" not in rows:
+        return None
+    physical = np.asarray(normalise.inverse(ctx.spec.fields["target"].normaliser, np.asarray(y, np.float64)))
+    real = np.asarray(batch["_mask"]) > 0
+    return float(np.sqrt((np.asarray(rows["rmse"], np.float64)[real] ** 2).mean()) / max(float(physical[real].std()), 1e-12))
 
 
 def unit_scale(fitted: tuple[dict, ...], y: np.ndarray, target: np.ndarray) -> float:

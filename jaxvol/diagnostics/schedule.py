@@ -51,6 +51,7 @@ def diagnose(ctx: Context) -> Result:
     """The worst group of each metric."""
     steps = ctx.config.phases[0][1] if ctx.config.phases else ctx.config.total_steps
     _, history = probe.short_run(ctx)
+    history = history[:next((i for i, row in enumerate(history) if not np.isfinite(list(row.values())).all()), len(history))] or history[:1]
     found: dict[str, list[float]] = {name: [] for name in MEANING}
     table, drawn = [], {}
     for group in ctx.state.params:

@@ -80,7 +80,10 @@ def difference(a: PyTree, b: PyTree) -> float:
 
 
 def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
-    """|EMA - its definition| / |EMA's definition - start|, over all parameters; decay min(d, (1 + t) / (10 + t))."""
+    """|EMA - its definition| / |EMA's definition - start|, over all parameters; decay min(d, (1 + t) / (10 + t)).
+
+    A movement below 1e-5 of the weights counts as that much: rounding is not the average's fault.
+    """
     top = wrong = 0.0
     for path, start in jax.tree_util.tree_leaves_with_path(jax.device_get(ctx.state.params)):
         values = [dict(jax.tree_util.tree_leaves_with_path(p))[path] for p in trail]
@@ -92,7 +95,7 @@ def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
             mean, moves = decay * mean + (1 - decay) * value, moves + 1
         found = np.asarray(dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema["params"])))[path], np.float64)
         wrong += float(((found - mean) ** 2).sum())
-        top += float(((mean - start) ** 2).sum())
+        top += float(np.maximum(np.square(mean - start), np.square(1e-5 * np.asarray(start, np.float64))).sum())
     return float(np.sqrt(wrong / max(top, 1e-30)))
 
 
