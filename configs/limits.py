@@ -42,6 +42,7 @@ LIMITS["state"] = {
     "ema": ("<", 1e-3, 0.02),                # relative to the distance moved
     "same_noise": ("<", 0.0, 0.0),           # 1 = the same random numbers in every update
     "validated": ("<", 1e-5, 1e-4),          # relative
+    "selected": ("<", 0.0, 0.0),             # the better of two scores is kept: 0
 }
 
 LIMITS["schedule"] = {

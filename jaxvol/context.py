@@ -112,7 +112,7 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
         parts=own, steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task,
         optimizers=own.optimizers, init=lambda: train.start(own), state=state, step=own.step, evaluate=own.evaluate,
         readings=optim.readings, batch=batch_of, batches=batches, put=put, score=score, validate=validate,
-        baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
+        better=lambda value, best: train.improves(config, value, best), baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
 
 
 def with_task(context: Context, task: Task) -> Context:

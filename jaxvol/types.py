@@ -172,6 +172,7 @@ class Context:
     put: Callable[[dict[str, np.ndarray]], Batch]            # an evaluation batch onto the mesh
     score: Callable[[Params, Extra, str, int], tuple[Metrics, Rows]]   # what validation reports: (params, extra, split, examples)
     validate: Callable[[TrainState, int], Metrics]           # what the train loop's validation reports of a state
+    better: Callable[[float, float], bool]                   # whether training would keep the first value as best, not the second
     baselines: Callable[[], dict[str, Metrics]]              # {"mean", "identity", "wiener": what they score in validation}
     lower: Callable[[int], Any]                              # batch size -> the lowered train step
     save_restore: Callable[[TrainState], TrainState]         # through a checkpoint on disk and back

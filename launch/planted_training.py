@@ -161,6 +161,11 @@ def random_step(size: float):
     return [replaced(context, "compiled", make)]
 
 
+def turned(metric: str):
+    """The best checkpoint is chosen in the wrong direction."""
+    return {"checkpoint.best_metric": metric, "checkpoint.best_mode": "max" if metric == "vrmse" else "min"}, []
+
+
 def terms_of(weight: float):
     """Two losses, one of which is decoration."""
     return {"task.losses": (("mse", 1.0), ("l1", weight))}, []
@@ -188,6 +193,7 @@ FAULTS = (
     Fault("restore that skips the optimizer", "fno", "state", ("counter", "moments"), lambda s: ({}, forgetful(s))),
     Fault("restore that skips the averages", "vnet", "state", ("averages",), lambda s: ({}, forgetful(s))),
     Fault("a step that is not deterministic", "fno", "state", (1e-5, 1e-2), lambda s: ({}, random_step(s))),
+    Fault("best checkpoint chosen in the wrong direction", "fno", "state", ("pearson", "vrmse"), turned),
     Fault("one loss term at 98 % of the gradient", "fno", "gradients", (0.01, 1e-4), terms_of),
     Fault("learning rate far too high", "fno", "lr_range", (30.0, 1000.0), lambda s: ({"optimizer.learning_rate": 1e-2 * s}, []),
           ("overfit", "baselines", "prediction", "numerics", "state", "structure", "spectra", "fno", "schedule", "gradients")),

@@ -8,7 +8,7 @@ from launch import planted, planted_data, planted_model, planted_later, planted_
 
 FAULTS = {fault.name: fault for fault in planted_data.FAULTS + planted_model.FAULTS + planted_training.FAULTS + planted_later.FAULTS}
 QUICK = ("input and target shuffled", "augmentation on the input only", "NaN in the normalised input", "overlapping train and validation crops",
-         "schedule that never reaches its maximum")
+         "schedule that never reaches its maximum", "best checkpoint chosen in the wrong direction", "updates of half the size")
 
 
 def status(fault, strength, folder) -> run.Outcome:

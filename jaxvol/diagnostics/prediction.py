@@ -79,14 +79,11 @@ def physical_units(ctx: Context, params, extra, y: np.ndarray, target: np.ndarra
 
 def self_score(ctx: Context, params, extra, batch) -> float | None:
     """RMSE of evaluation where the target is the prediction, over the prediction's standard deviation; None without that metric."""
-    clean = {name: v for name, v in batch.items() if name[0] != "_"}
-    y = probe.predict(ctx)(params, extra, clean).astype(batch["target"].dtype)
-    rows = ctx.evaluate(params, extra, {**batch, "target": y}, jax.random.key(0))
+    rows, y = probe.against_itself(ctx, params, extra, batch)
     if "rmse" not in rows:
         return None
-    physical = np.asarray(normalise.inverse(ctx.spec.fields["target"].normaliser, np.asarray(y, np.float64)))
-    real = np.asarray(batch["_mask"]) > 0
-    return float(np.sqrt((np.asarray(rows["rmse"], np.float64)[real] ** 2).mean()) / max(float(physical[real].std()), 1e-12))
+    physical = np.asarray(normalise.inverse(ctx.spec.fields["target"].normaliser, y.astype(np.float64)))
+    return float(np.sqrt((rows["rmse"].astype(np.float64) ** 2).mean()) / max(float(physical.std()), 1e-12))
 
 
 def unit_scale(fitted: tuple[dict, ...], y: np.ndarray, target: np.ndarray) -> float:

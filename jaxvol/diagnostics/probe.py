@@ -72,6 +72,15 @@ def key(ctx: Context, part: int = 0) -> Key:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(ctx.config.seed), 0), part)
 
 
+def against_itself(ctx: Context, params: Params, extra: dict, batch: Batch, noise: float = 0.0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(rows of evaluation where the target is the prediction itself, plus noise of that many standard deviations; the prediction)."""
+    clean = {name: v for name, v in batch.items() if name[0] != "_"}
+    y = predict(ctx)(params, extra, clean).astype(batch["target"].dtype)
+    moved = y + noise * y.std() * jax.random.normal(jax.random.key(0), y.shape, y.dtype) if noise else y
+    rows, real = ctx.evaluate(params, extra, {**batch, "target": moved}, jax.random.key(0)), np.asarray(batch["_mask"]) > 0
+    return {name: np.asarray(v)[real] for name, v in rows.items()}, np.asarray(y)[real]
+
+
 def weights_of(ctx: Context) -> dict[str, float]:
     """Named voxel loss of the config -> its weight."""
     return {name: weight for name, weight in ctx.config.task.losses} if "losses" in ctx.config.task else {}

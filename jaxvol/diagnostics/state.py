@@ -23,6 +23,8 @@ MEANING = {
                    "dropout, noise or sampled points never change: the key has to be a function of the step"),
     "validated": ("difference of the validation metric from the one of the weights that evaluate.weights names, relative",
                   "validation, and with it the best checkpoint, uses other weights than the config says"),
+    "selected": ("a nearly perfect prediction would not be kept as the best one, or a NaN would",
+                 "the best checkpoint is the worst: check checkpoint.best_mode against the direction of checkpoint.best_metric"),
 }
 
 
@@ -41,6 +43,8 @@ def diagnose(ctx: Context) -> Result:
                "ema": ema_error(ctx, trail, straight), "validated": validated(ctx, straight)}
     if (same := same_noise(ctx)) is not None:
         metrics["same_noise"] = same
+    if (wrong := selected(ctx, straight)) is not None:
+        metrics["selected"] = wrong
     return Result(metrics, {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {},
                   absent=tuple(set(MEANING) - set(metrics)))
 
@@ -107,3 +111,16 @@ def validated(ctx: Context, state: TrainState) -> float:
     asked = ctx.score(*probe.pair(state, ctx.config.evaluate.weights), "val", examples)[0][name]
     found = ctx.validate(state, examples)[name]
     return abs(found - asked) / max(abs(asked), 1e-30)
+
+
+def selected(ctx: Context, state: TrainState) -> float | None:
+    """1 unless training keeps the score of a prediction that misses its target by a thousandth of its variation, and not today's."""
+    host = ctx.batches("val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size)[0]
+    if "target" not in host or not ctx.dataset.sizes["val"]:
+        return None
+    weights, name = probe.pair(state, ctx.config.evaluate.weights), ctx.config.checkpoint.best_metric
+    perfect = ctx.task.summarize(probe.against_itself(ctx, *weights, ctx.put(host), 1e-3)[0])[name]
+    today = ctx.score(*weights, "val", ctx.config.preflight.examples)[0][name]
+    if abs(perfect - today) <= ctx.config.early_stopping.min_delta:
+        return None
+    return float(not ctx.better(perfect, today) or ctx.better(today, perfect) or ctx.better(float("nan"), today))
