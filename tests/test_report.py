@@ -15,7 +15,7 @@ from configs.limits import LIMITS
 from jaxvol import figures, preflight
 from jaxvol.diagnostics import baseline, report, run, watch
 from jaxvol.types import Result
-from launch import check_docs
+from launch import check_docs, compiler
 
 ROOT = Path(__file__).parents[1]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -101,12 +101,14 @@ def test_one_page_for_several_configs(tmp_path):
     assert page.count("<h1>") == 3 and "healthy.py:fno" in page and "healthy.py:vit3d" in page
 
 
-def test_a_notebook_runs_and_shows_pictures(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", ["fno", "vnet", "vit3d", "pix2pixcc"])
+def test_a_notebook_runs_and_shows_pictures(model, tmp_path, monkeypatch):
+    """Two checks of each model; launch/notebooks/ has all."""
     pytest.importorskip("nbclient", reason="the extra 'notebooks' is not installed")
     from launch import notebooks
-    monkeypatch.setenv("XLA_FLAGS", "")          # one device, as a notebook has
-    monkeypatch.setitem(notebooks.MODELS, "fno", ("FNO", ("data", "spectra")))
-    book = json.loads(notebooks.make("fno", tmp_path).read_text())
+    monkeypatch.setenv("XLA_FLAGS", compiler.quick())          # one device, as a notebook has
+    monkeypatch.setitem(notebooks.MODELS, model, (notebooks.MODELS[model][0], ("data", "prediction")))
+    book = json.loads(notebooks.make(model, tmp_path).read_text())
     shown = json.dumps(book)
     assert "Pre-flight verdict: PASS" in shown and shown.count("data:image/png;base64,") >= 1
     assert all(out["output_type"] != "error" for cell in book["cells"] if cell["cell_type"] == "code" for out in cell["outputs"])

@@ -103,7 +103,7 @@ def picture(title: str, figure: Any) -> str:
     figure.savefig(out, format="png", dpi=110)
     data = base64.b64encode(out.getvalue()).decode()
     name = html.escape(title, quote=True)
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
+    return f'<figure><img style="max-width:100%" alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
 
 
 def section(o: Outcome, prefix: str, waived: bool) -> str:
