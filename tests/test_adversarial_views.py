@@ -1,9 +1,14 @@
 """What the discriminator is shown: noise, translations, intensities, missing voxels; and the ramp of its weight."""
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvol.diagnostics import adversarial as checks
+from jaxvol.models.discriminator import discriminator
+from jaxvol.ops import adversarial as ops
 from jaxvol.tasks import adversarial
 from tests import test_adversarial, toys
 from tests.test_adversarial import SPEC, N, settings, start, terms_at
@@ -52,3 +57,17 @@ def test_views_move_the_pair_together_and_hide_missing_voxels():
     batch = {**batch, "mask": mask[:2]}
     torn = {**batch, "target": batch["target"].at[:, 2].set(jnp.nan)}
     jax.tree.map(np.testing.assert_array_equal, terms_at(task, state, batch)(0)[0], terms_at(task, state, torn)(0)[0])
+
+
+def test_the_check_shows_what_the_discriminator_itself_says():
+    """Real before generated, every scale and layer, from inside the loss."""
+    config = settings(task__discriminator__scales=2)
+    task, batch, _, state = start(config)
+    ctx = types.SimpleNamespace(task=task, config=config, state=state, batch=lambda step: batch)
+    image = task.predict(state.params, state.extra, batch)
+    critic = discriminator(config.task.discriminator, SPEC, config.precision)
+    for found, y in zip(checks.features(ctx, state), (batch["target"], image)):
+        own = critic.apply({"params": state.params["disc"], **state.extra["stats"]["disc"]}, ops.pair(batch["input"], y, 0), train=False)
+        assert [len(scale) for scale in found] == [2, 2]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), tuple(map(tuple, found)), tuple(map(tuple, own)))
+    assert [row["rms difference / rms real"] for row in checks.compare(found, found)] == [0, 0, 0, 0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from jaxvol import figures
 from jaxvol.diagnostics import probe
 from jaxvol.ops import adversarial as ops
-from jaxvol.types import Context, Result
+from jaxvol.types import Context, Result, TrainState
 
 RANK = 49
 MEANING = {
@@ -44,8 +45,10 @@ def diagnose(ctx: Context) -> Result:
     table = [{"term": name.removeprefix("gen/share_"), "share of the value, first update": history[0][name],
               "last update": history[-1][name]} for name in terms if name.startswith("gen/share_")]
     advice = advise(late, sides)
-    return Result(metrics, {"generator's terms": table, "balance": [{"advice": line} for line in advice]},
-                  {"players": draw(history)}, absent=tuple(set(MEANING) - set(metrics)))
+    real, fake = features(ctx, state)
+    tables = {"generator's terms": table, "balance": [{"advice": line} for line in advice], "features": compare(real, fake)}
+    return Result(metrics, tables, {"players": draw(history), "features of the first example": draw_features(real, fake)},
+                  absent=tuple(set(MEANING) - set(metrics)))
 
 
 def leak(ctx: Context, history: list[dict]) -> float:
@@ -73,6 +76,61 @@ def pairs(ctx: Context) -> float:
     found = [int(v) for v in np.asarray(ops.pair(x, y, balance))[0, 0, 0, 0]]
     wrong += len(found) != len(wanted) or found != wanted
     return float(wrong)
+
+
+def features(ctx: Context, state: TrainState) -> tuple[list, list]:
+    """What every layer of the discriminator says to real and to generated images of the first batch: [scale][layer] -> [B, d, h, w, C]."""
+    def shown(params, fixed, batch, key):
+        found = []
+
+        def note(call, arguments, keywords, context):
+            y = call(*arguments, **keywords)
+            if not context.module.path and isinstance(y, tuple):
+                found.append(y)
+            return y
+        with nn.intercept_methods(note):
+            ctx.task.loss(params, fixed, batch, key)
+        return found[:2]                        # the loss judges the real images first
+    real, fake = jax.jit(shown, compiler_options=probe.quick())(state.params, probe.fixed(ctx, ctx.config.preflight.steps), ctx.batch(0),
+                                                                probe.key(ctx))
+    return jax.device_get((real, fake))
+
+
+def compare(real: list, fake: list) -> list[dict]:
+    """How much of a feature's variation the difference between real and generated is, per scale and layer."""
+    return [{"scale": s, "layer": layer, "voxels": "x".join(map(str, a.shape[1:4])), "channels": a.shape[-1],
+             "rms real": rms(a), "rms generated": rms(b), "rms difference / rms real": rms(a - b) / max(rms(a), 1e-30)}
+            for s, pair in enumerate(zip(real, fake)) for layer, (a, b) in enumerate(zip(*pair))]
+
+
+def rms(x: np.ndarray) -> float:
+    """Root mean square, in float64."""
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
+
+
+def draw_features(real: list, fake: list):
+    """Middle slices of the channel that differs most between a real and a generated image, one column per layer."""
+    columns = max(len(scale) for scale in real)
+    figure = figures.canvas(1.7 * columns + 0.6, 3.5 * len(real))
+    figure.suptitle("middle slices; a real and a generated image share one colour scale", fontsize=8)
+    panels = figure.subplots(2 * len(real), columns, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.axis("off")
+    for s, pair in enumerate(zip(real, fake)):
+        for layer, (a, b) in enumerate(zip(*pair)):
+            a, b = (np.asarray(v[0, v.shape[1] // 2], np.float32) for v in (a, b))
+            channel = int(np.square(a - b).sum((0, 1)).argmax())
+            bounds = {"vmin": min(v[..., channel].min() for v in (a, b)), "vmax": max(v[..., channel].max() for v in (a, b))}
+            for row, (v, kind) in enumerate(((a, "real"), (b, "generated"))):
+                panel = panels[2 * s + row, layer]
+                panel.axis("on")
+                panel.imshow(v[..., channel], cmap="viridis", **bounds)
+                panel.set_title(f"scale {s}, layer {layer}" if row == 0 else "", fontsize=8)
+                if layer == 0:
+                    panel.set_ylabel(kind, fontsize=8)
+    return figure
 
 
 def advise(late: list[dict], sides: np.ndarray) -> list[str]:
