@@ -81,14 +81,14 @@ LIMITS["lr_range"] = {
 LIMITS["structure"] = {
     "nonlinearity": (">", 0.01, 1e-3),       # relative
     "idle_blocks": ("<", 0.0, 0.0),          # blocks
-    "weakest_block": (">", 1e-4, 0.0),       # relative
+    "weakest_block": (">", 1e-4, 1e-8),      # relative
     "range_low": ("<", 0.001, 0.02),         # share of the target's voxels
     "range_high": ("<", 0.001, 0.02),        # share of the target's voxels
     "idle_weights": ("<", 0.0, 0.001),       # share of the weights
     "batch_leak": ("<", 1e-4, 1e-2),         # relative
     "mode_gap": ("<", 1e-5, 1e-3),           # relative
     "position": ("<", 1.0, 1e9),             # relative; a warning only: augmentation can teach it away
-    "reach": (">", 0.01, 0.0),               # share of the voxels
+    "reach": (">", 0.01, 1e-6),              # share of the voxels
     "pretrained_moved": ("<", 1e-6, 1e-3),   # relative, with init_from only
 }
 
@@ -140,13 +140,13 @@ LIMITS["adversarial"] = {
     "response": (">", 1e-4, 1e-6),           # logits
     "one_sided": ("<", 0.9, 1.0),            # accuracies
     "pairs": ("<", 0.0, 0.0),                # wrong or not
-    "generator_moves": (">", 1e-6, 0.0),     # relative
+    "generator_moves": (">", 1e-6, 1e-9),    # relative
 }
 
 LIMITS["vnet"] = {
     "displacement": ("<", 0.25, 0.4),        # voxels
     "strided_displacement": ("<", 1.5, 3.0), # voxels
-    "stats_moved": (">", 1e-6, 0.0),         # absolute
+    "stats_moved": (">", 1e-4, 1e-7),        # absolute
 }
 
 LIMITS["fno"] = {

@@ -94,30 +94,12 @@ def statistics_of_the_batch(kind: str):
     return [replaced(layers.Norm, "running", patch)]
 
 
-def scaled_prediction(factor: float):
-    """Metrics see the prediction in other units than it is trained in."""
+def other_prediction(change):
+    """What is scored and returned is change(normalised, physical prediction)."""
     def make(network):
         def faulty(config, spec, model, group):
             predict = network(config, spec, model, group)
-
-            def other(params, extra, batch):
-                y, physical = predict(params, extra, batch)
-                return y, factor * physical
-            return other
-        return faulty
-    return [replaced(scoring, "network", make)]
-
-
-def clipped(bound: float):
-    """Predictions end at a bound."""
-    def make(network):
-        def faulty(config, spec, model, group):
-            predict = network(config, spec, model, group)
-
-            def other(params, extra, batch):
-                y, physical = predict(params, extra, batch)
-                return jnp.clip(y, -bound, bound), physical
-            return other
+            return lambda params, extra, batch: change(*predict(params, extra, batch))
         return faulty
     return [replaced(scoring, "network", make)]
 
@@ -141,7 +123,8 @@ FAULTS = (
     Fault("generator that does not move", "pix2pixcc", "gradients", ("gen",), lambda s: ({}, lazy_generator(s)), ("adversarial", "overfit", "prediction")),
     Fault("wrong pairs for the discriminator", "pix2pixcc", "adversarial", ("exchanged", "input twice"), lambda s: ({}, wrong_pairs(s)), ("gradients",)),
     Fault("evaluation with the batch's statistics", "vnet-batch", "structure", ("batch",), lambda s: ({}, statistics_of_the_batch(s)), ("vnet",)),
-    Fault("metrics in other units", "fno", "prediction", (0.5, 0.1), lambda s: ({}, scaled_prediction(s)), ("baselines", "state")),
-    Fault("prediction clipped", "fno", "structure", (1.0, 0.3), lambda s: ({}, clipped(s)), ("prediction", "overfit")),
+    Fault("metrics in other units", "fno", "prediction", (0.5, 0.1), lambda s: ({}, other_prediction(lambda y, physical: (y, s * physical))), ("baselines", "state")),
+    Fault("prediction clipped", "fno", "structure", (1.0, 0.3), lambda s: (
+        {}, other_prediction(lambda y, physical: (jnp.clip(y, -s, s), physical))), ("prediction", "overfit")),
     Fault("averages that lag behind", "fno", "state", (1.5, 10), lambda s: ({}, old_average(s))),
 )
