@@ -45,7 +45,8 @@ def recorded(ctx: Context) -> tuple[list[dict[str, float]], dict[str, list[float
     if short_run.cache_info().currsize == 0:
         return [], {}
     state, history = short_run(ctx)
-    batch = {name: v for name, v in ctx.batch(0).items()}
+    host = ctx.batches("val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size)[0]
+    batch = {name: v for name, v in ctx.put(host).items() if name[0] != "_"}
     y = np.asarray(jax.device_get(predict(ctx)(*pair(state, "raw"), batch)), np.float64).reshape(len(next(iter(batch.values()))), -1)
     return history, {f"example {i}": row[:: max(row.size // 16, 1)].tolist() for i, row in enumerate(y[:2])}
 
