@@ -125,16 +125,18 @@ def draw(rows: list[dict]):
     for i, name in enumerate(names):
         own = [r for r in sick_rows if r["fault"] == name]
         for j, check in enumerate(checks):
-            share[i, j] = np.mean([r["status"].get(check) in diagnostics.RED for r in own])
+            ran = [r["status"][check] in diagnostics.RED for r in own if check in r["status"]]      # some runs end at the named check
+            share[i, j] = np.mean(ran) if ran else 0
     figure = figures.canvas(9.0, 1.6 + 0.21 * len(names))
     panel = figure.subplots()
     drawn = panel.imshow(share, cmap="Reds", vmin=0, vmax=1, aspect="auto")
     for i, name in enumerate(names):
         wanted = next(r["check"] for r in sick_rows if r["fault"] == name)
-        panel.plot(checks.index(wanted), i, "o", markerfacecolor="none", markeredgecolor="black", markersize=7)
+        for colour, size in (("black", 7.5), ("white", 6)):
+            panel.plot(checks.index(wanted), i, "o", markerfacecolor="none", markeredgecolor=colour, markersize=size)
     panel.set_xticks(range(len(checks)), checks, rotation=60, ha="right", fontsize=8)
     panel.set_yticks(range(len(names)), names, fontsize=7)
-    figure.colorbar(drawn, ax=panel, label="share of strengths at which the check is red (ring: the check named)", fraction=0.03)
+    figure.colorbar(drawn, ax=panel, label="share of the runs of this check in which it is red (ring: the check named)", fraction=0.03)
     return figure
 
 
