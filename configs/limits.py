@@ -55,8 +55,8 @@ LIMITS["schedule"] = {
 }
 
 LIMITS["overfit"] = {
-    "explained": (">", 0.3, 0.1),            # share of the variance
-    "gain": (">", 0.3, 0.1),                 # share of the variance
+    "explained": (">", 0.15, 0.05),          # share of the variance
+    "gain": (">", 0.15, 0.05),               # share of the variance
 }
 
 LIMITS["gradients"] = {
@@ -144,7 +144,7 @@ LIMITS["adversarial"] = {
 }
 
 LIMITS["vnet"] = {
-    "displacement": ("<", 0.25, 0.4),        # voxels
+    "displacement": ("<", 0.05, 0.25),       # voxels
     "strided_displacement": ("<", 1.5, 3.0), # voxels
     "stats_moved": (">", 1e-4, 1e-7),        # absolute
 }

@@ -9,7 +9,7 @@ from jaxvol.diagnostics import probe
 from jaxvol.types import Context, Result
 
 RANK = 42
-POINTS = 16
+POINTS = 4
 MEANING = {
     "displacement": ("voxels between a change of the input and the middle of what the coarse grids make of it, mean over places",
                      "up-sampled features and skips do not meet: one-sided crop or padding"),
@@ -55,13 +55,22 @@ def running(state) -> dict:
 
 
 def offset(ctx: Context, forward, seed: int) -> np.ndarray:
-    """Centroid of the squared response around a random inner voxel, in voxels along D, H, W; only what the coarse grids add."""
-    rng = np.random.default_rng(seed)
-    batch = {name: v for name, v in ctx.batch(seed).items()}
+    """Displacement of the response around a random inner voxel, in voxels along D, H, W.
+
+    Measured twice: with the weights, and in a mirror, with mirrored kernels, input and voxel.  What single kernels prefer is
+    opposite in the two and drops out of their mean; a network that displaces features does so in both.
+    """
+    batch, (params, extra) = ctx.batch(seed), probe.pair(ctx.state, "raw")
     shape = np.array(batch["input"].shape[1:4])
-    at = rng.integers(shape // 4, shape - shape // 4)
-    params, extra = probe.pair(ctx.state, "raw")
-    change = 0.0
+    at = np.random.default_rng(seed).integers(shape // 4, shape - shape // 4)
+    mirrored = jax.tree.map(lambda p: jnp.flip(p, (0, 1, 2)) if p.ndim == 5 else p, params)
+    turned = {**batch, "input": jnp.flip(batch["input"], (1, 2, 3))}
+    return (centroid(ctx, forward, params, extra, batch, at) + centroid(ctx, forward, mirrored, extra, turned, shape - 1 - at)) / 2
+
+
+def centroid(ctx: Context, forward, params, extra, batch, at: np.ndarray) -> np.ndarray:
+    """Centroid of the squared response to a change of the voxel `at`, relative to it; only what the coarse grids add."""
+    shape, change = batch["input"].shape[1:4], 0.0
     for gate, sign in ((1, 1), (0, -1)):
         y = [np.asarray(forward(params, extra, {**batch, "input": batch["input"].at[(slice(None), *at)].add(s)}, jnp.full(1, gate)), np.float64)
              for s in (1.0, -1.0)]
