@@ -43,18 +43,17 @@ def common():
     config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"
     config.checkpoint.best_metric = "loss"
     config.optimizer.name, config.optimizer.learning_rate = "adam", 2e-3
-    config.optimizer.lbfgs.memory_size = 50
     config.preflight.only = ("environment", "physics")
     two_phases(config, 2000, 1500)
     return config
 
 
-def two_phases(config, adam: int, lbfgs: int) -> None:
-    """So many updates of Adam, then of L-BFGS."""
-    search = {"optimizer.name": "lbfgs", "optimizer.clip_norm": 0.0, "optimizer.schedule.name": "constant",
+def two_phases(config, adam: int, second: int) -> None:
+    """So many updates of Adam, then of the self-scaled Broyden method."""
+    search = {"optimizer.name": "broyden", "optimizer.clip_norm": 0.0, "optimizer.schedule.name": "constant",
               "optimizer.schedule.warmup_steps": 0}
-    config.phases = (("adam", adam, {}), ("lbfgs", lbfgs, search))
-    config.total_steps = adam + lbfgs
+    config.phases = (("adam", adam, {}), ("broyden", second, search))
+    config.total_steps = adam + second
     config.evaluate.every = config.checkpoint.every = max(config.total_steps // 8, 1)
     config.log_every = 100
 
@@ -86,9 +85,9 @@ def poisson(config, dimension: int) -> None:
 def diffusion(config) -> None:
     """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine in half the domain."""
     config.data.problem = physics.diffusion()
-    config.data.points.interior, config.data.points.initial = 1500, 256
-    weights(config, 0.1, 1.0)
-    config.model.degree = 8
+    config.data.points.interior = 1500
+    config.task.constraints = "hard"
+    weights(config, 1.0, 1.0)
 
 
 def published(config) -> None:

@@ -84,7 +84,7 @@ def recording(monkeypatch):
 def unread(config, seen, prefix="") -> list[str]:
     """Dotted leaves of `config` that nobody read; of alternatives chosen by name only the chosen one counts."""
     found = []
-    alternatives = {"optimizer": ("adamw", "adam", "sgd", "lion", "lbfgs"), "optimizer.schedule":
+    alternatives = {"optimizer": ("adamw", "adam", "sgd", "lion", "lbfgs", "broyden"), "optimizer.schedule":
                     ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau"), "task.balance":
                     ("loss_ratio", "gradnorm", "ntk", "relobralo")}.get(prefix.rstrip("."), ())
     with contextlib.ExitStack():
