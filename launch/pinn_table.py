@@ -31,7 +31,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" 
 from jaxvol import figures, main as jaxvol_main, writer  # noqa: E402
 from launch import sweep  # noqa: E402
 
-MANY = ("diffusion-published", "diffusion", "helmholtz", "poisson3d")        # five seeds
+MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")        # five seeds
 PROBLEMS = (*MANY, "poisson1d", "poisson2d", "helmholtz2d", "helmholtz3d", "wave", "burgers", "allen-cahn", "reaction-diffusion",
             "inverse", "taylor-green")
 MODELS = {"cPIKAN": ("", ()), "MLP": ("-mlp", ()), "cPIKAN, unscaled": ("", ("--config.model.scaling=none",))}
