@@ -4,7 +4,7 @@
     python -m jaxvol.main --config=configs/pinn.py:poisson1d             u'' + f = 0, hard boundary        2.7e-7    45 s
     python -m jaxvol.main --config=configs/pinn.py:diffusion             Adam, then L-BFGS                 1.9e-3   155 s
     python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.9e-2    72 s
-    python launch/sweep.py --config=configs/pinn.py:diffusion            the weightings of the loss, five seeds each
+    python launch/sweep.py --config=configs/pinn.py:diffusion-published  ablations, five seeds each
 
 `<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none leaves the domain as it is.
 """
@@ -103,16 +103,17 @@ def published(config) -> None:
 
 
 def wave(config) -> None:
-    """u_tt = 4 u_xx on the unit square."""
+    """u_tt = 4 u_xx on the unit square, initial and boundary values met exactly."""
     config.data.problem = physics.wave()
+    config.task.constraints = "hard"
     weights(config, 1e-3, 1.0)
 
 
 def burgers(config) -> None:
-    """u_t + u u_x = 0.01 / pi u_xx: a front forms."""
+    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are added there; initial and boundary values met exactly."""
     config.data.problem = physics.burgers()
     config.data.points.interior = 2000
-    config.task.refine.name, config.task.refine.cap = "rar", 500
+    config.task.constraints, config.task.refine.name, config.task.refine.cap = "hard", "rar", 500
     weights(config, 0.1, 1.0)
 
 
@@ -152,6 +153,12 @@ def quick(config) -> None:
 
 
 def sweep() -> list[dict]:
-    """The weightings of the loss, five seeds each, with equal points and updates."""
-    return [{"task.balance.name": rule, "seed": seed} for rule in ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
-            for seed in range(5)]
+    """Ablations, one factor at a time, five seeds each, with equal updates: weightings of the loss, adaptive points, clipping,
+    precision, schedules, initialisations.  Meant for a variant with soft conditions: diffusion-published."""
+    balances = ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
+    factors = [{"task.balance.name": b} for b in balances]
+    factors += [{"task.refine.name": r, "task.refine.every": 2000} for r in ("rar", "rad")]
+    factors += [{"optimizer.clip_norm": c} for c in (0.5, 1.0, 2.0)] + [{"precision": p} for p in ("bf16", "f64")]
+    factors += [{"optimizer.schedule.name": s} for s in ("cosine", "exponential")]
+    factors += [{"model.init": i} for i in ("kaiming", "orthogonal", "small")]
+    return [{**factor, "seed": seed} for seed in range(5) for factor in factors]

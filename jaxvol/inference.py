@@ -126,7 +126,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     text = evaluate.report(folder, scores, dataset.names(asked.split), info) + told
     title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
     if shown and on_coordinates(spec):
-        title = f"{config.data.problem.name.replace('_', ' ')}, {config.model.name}"
+        title = f"{config.data.problem.name.replace('_', ' ')}, {evaluate.pretty(config.model.name)}"
         found = solution(spec, shown, residual(config, spec, task, params, extra, shown["input"]))
         figures.save(solutions.draw(found, title), folder / "solution.png")
         solutions.animate(found, folder / "solution.gif", title)

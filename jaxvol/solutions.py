@@ -117,6 +117,7 @@ def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     readings = ("lr", "grad_norm", "clipped_norm", "clipped_fraction", "update_norm", "points")
     terms = [t for t in sorted(found) if t.startswith("train/net/") and t.split("/")[-1] not in readings
              and not t.split("/")[-1].startswith(("weight_", "residual_"))]
+    terms = [t for t in terms if len(terms) > 2 or not t.endswith("/loss")]        # with one term the sum says nothing new
     figure = canvas(10.5, 4.0)
     panels = figure.subplots(1, 2, sharex=True)
     for panel, head, tags in zip(panels, ("weighted terms of the loss", "relative L2 error on the grid"), (terms, ["val/relative_l2"])):
