@@ -53,8 +53,9 @@ def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
 
 
 def on_coordinates(spec: Spec) -> bool:
-    """Whether the input is the coordinates of the grid, as for differential equations."""
-    return set(spec.fields["input"].channels) <= set("xyzt")
+    """Whether the input is the coordinates of the grid, scaled from the bounds of a domain, as for differential equations."""
+    field = spec.fields["input"]
+    return set(field.channels) <= set("xyzt") and [step["name"] for step in field.normaliser] == ["linear"]
 
 
 def solution(spec: Spec, shown: dict[str, np.ndarray], residual: np.ndarray | None = None) -> solutions.Solution:
