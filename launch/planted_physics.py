@@ -96,14 +96,13 @@ def alike(spread: float):
     return [replaced(cheb_kan, "initialiser", make)]
 
 
-def one_input(gain: float):
-    """Neurons of a layer hear the first neuron before them, the others times `gain`."""
+def constant(spread: float):
+    """All coefficients of one degree start with one value, up to a spread: neurons can never differ."""
     def make(old):
         def faulty(name):
             def draw(key, shape, dtype):
                 value = old(name)(key, shape, dtype)
-                heard = jnp.where((jnp.arange(shape[0])[:, None] == 1) & (jnp.arange(shape[1])[None] == 0), 1.0, gain)
-                return value * heard[..., None]
+                return value[:, :1, :1] + spread * (value - value[:, :1, :1])
             return draw
         return faulty
     return [replaced(cheb_kan, "initialiser", make)]
@@ -135,7 +134,7 @@ FAULTS = (
     Fault("domain not scaled", "pinn", "physics", ("none",), lambda s: ({"model.scaling": s}, [])),
     Fault("bounds of another domain", "pinn", "physics", (1.5, 3.0), lambda s: ({}, bounds(s))),
     Fault("neurons that start alike", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, alike(s))),
-    Fault("neurons that hear one input", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, one_input(s))),
+    Fault("coefficients that start equal", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, constant(s))),
     Fault("initial values lost", "pinn", "physics", (1e-3, 0.0), lambda s: ({}, no_start(s))),
     Fault("lift of exact conditions lost", "pinn", "physics", (1e-3, 0.0), lambda s: (HARD, no_lift(s))),
     Fault("learning rate far too high", "pinn", "physics", (0.3, 3.0), lambda s: ({"optimizer.learning_rate": s}, [])),
