@@ -142,6 +142,8 @@ def main(args: argparse.Namespace, extra: list[str]) -> None:
     folder, end = Path(args.folder), time.monotonic() + 3600 * args.budget
     folder.mkdir(parents=True, exist_ok=True)
     points = [point(job, folder, extra) for job in jobs(args)]
+    # The table has what earlier commands left as well.
+    everything = [point(job, folder, extra) for job in jobs(argparse.Namespace(only=[], models=[], seeds=max(args.seeds, SEEDS)))]
     running = sweep.Running((sys.executable, "-m", "jaxvol.main"))
     for number in sweep.SIGNALS:
         signal.signal(number, lambda *_: sweep.stop(running))
@@ -152,8 +154,8 @@ def main(args: argparse.Namespace, extra: list[str]) -> None:
         if running.stopping.is_set() or time.monotonic() >= end:
             break
         train(one, running)
-        write(points, folder)
-    print(write(points, folder))
+        write(everything, folder)
+    print(write(everything, folder))
 
 
 if __name__ == "__main__":
