@@ -116,7 +116,7 @@ def draw(results: dict[tuple[str, str], list[dict]]):
         panel.plot(*zip(*dots) if dots else ((), ()), marker, color=figures.COLOURS[i], label=model, markersize=5, alpha=0.85)
     panel.set(xscale="log", xlabel="relative L2 error on the grid (u = 0 has 1)")
     panel.set_yticks(range(len(shown)), shown)
-    panel.invert_yaxis()
+    panel.set_ylim(len(shown) - 0.5, -0.5)
     panel.axvline(1.0, color=figures.TRUTH, linewidth=0.8, linestyle="--")
     panel.grid(axis="x", alpha=0.25)
     panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(MODELS), frameon=False, fontsize=9)
