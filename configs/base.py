@@ -96,7 +96,7 @@ def evaluation() -> ConfigDict:
 def optimizer() -> ConfigDict:
     """The update rule; `groups` overrides fields for one parameter group, e.g. {"disc": {"learning_rate": 1e-4}}."""
     return ConfigDict({
-        "name": "adamw",               # adamw | adam | sgd | lion | lbfgs (optax names)
+        "name": "adamw",               # adamw | adam | sgd | lion | lbfgs (optax names) | broyden (ops/quasi_newton.py)
         "learning_rate": 1e-3,         # peak rate, reached at the end of the warm-up
         "clip_norm": 1.0,              # clip the group's gradient to this global norm; 0 = off
         "every": 1,                    # move the group at every k-th step only; its moments, schedule and average wait with it
@@ -108,6 +108,7 @@ def optimizer() -> ConfigDict:
         "sgd": ConfigDict({"momentum": 0.0, "nesterov": False}),
         "lion": ConfigDict({"b1": 0.9, "b2": 0.99, "weight_decay": 1e-3}),   # same mask as adamw
         "lbfgs": ConfigDict({"memory_size": 10, "max_linesearch_steps": 20}),
+        "broyden": ConfigDict({"max_linesearch_steps": 20}),
         "groups": ConfigDict(),        # group -> {field: value}; a group that is not named uses the fields above
     })
 

@@ -168,7 +168,7 @@ LIMITS["physics"] = {
     "uncovered": ("<", 0.0, 0.0),            # faces
     "silent": ("<", 0.0, 0.0),               # terms
     "reach": ("<", 1.001, 2.5),              # half widths of the domain
-    "rank": (">", 0.2, 0.05),                # of the full rank
+    "rank": (">", 0.5, 0.25),                # of the full rank
     "zero_loss": (">", 1e-3, 1e-8),          # of the loss at the start
     "progress": ("<", 1.0, 10.0),            # of the loss of u = 0
 }

@@ -52,20 +52,6 @@ def slices(input: np.ndarray, target: np.ndarray, prediction: np.ndarray, spacin
     return figure
 
 
-def profile(x: np.ndarray, target: np.ndarray, prediction: np.ndarray, label: str = "x", title: str = "") -> Figure:
-    """Target and prediction over one coordinate, all [n], and below them their difference."""
-    figure = canvas(8.0, 4.6)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    upper.plot(x, target, color=TRUTH, linewidth=3.0, label="target")
-    upper.plot(x, prediction, color=COLOURS[0], linestyle="--", linewidth=1.6, label="prediction")
-    upper.legend(loc="upper right", fontsize=9)
-    lower.plot(x, prediction - target, color=COLOURS[1], linewidth=1.2)
-    lower.set(xlabel=label, ylabel="prediction − target")
-    lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    upper.set_title(title, fontsize=12)
-    return figure
-
-
 def spectra(found: Mapping[str, Mapping[str, Any]], length_unit: str = "Mpc/h") -> Figure:
     """P(k), T(k) = sqrt(P_pred / P_true) and r(k) of the model and the baselines, bands of one standard deviation over boxes.
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from jaxvol import build, evaluate, figures, predict, sharding, tta
-from jaxvol.ops import normalise
+from jaxvol import build, evaluate, figures, pdes, predict, sharding, solutions, tta
+from jaxvol.ops import laplacian, normalise
 from jaxvol.types import Dataset, Extra, Metrics, Params, Spec, Task
 
 FIT_BATCHES = 64      # training batches that the baselines are fitted on
@@ -44,12 +44,38 @@ def label(spec: Spec, name: str) -> str:
 
 
 def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
-    """Mid-depth slices of the first channel of `example`'s fields; curves where only one axis is longer than 1."""
-    if sum(n > 1 for n in spec.shape) == 1:
-        return figures.profile(*(shown[name][..., 0].ravel() for name in ("input", "target", "prediction")), label(spec, "input"), title)
+    """Mid-depth slices of the first channel of `example`'s fields; the fields over their coordinates where those are the input."""
+    if on_coordinates(spec):
+        return solutions.draw(solution(spec, shown), title)
     return figures.slices(*(shown[name][..., 0] for name in ("input", "target", "prediction")), spacing=spec.spacing,
                           length_unit=spec.unit, title=title,
                           units={name: label(spec, name) for name in ("input", "target")})
+
+
+def on_coordinates(spec: Spec) -> bool:
+    """Whether the input is the coordinates of the grid, scaled from the bounds of a domain, as for differential equations."""
+    field = spec.fields["input"]
+    return set(field.channels) <= set("xyzt") and [step["name"] for step in field.normaliser] == ["linear"]
+
+
+def solution(spec: Spec, shown: dict[str, np.ndarray], residual: np.ndarray | None = None) -> solutions.Solution:
+    """`example`'s fields over their coordinates."""
+    return solutions.Solution(shown["input"], shown["target"], shown["prediction"], residual, spec.fields["input"].channels,
+                              spec.fields["target"].channels)
+
+
+def residual(config: ConfigDict, spec: Spec, task: Task, params: Params, extra: Extra, x: np.ndarray) -> np.ndarray:
+    """What is left of the equation at the points x [.., d], [.., equations]."""
+    problem, scale = pdes.make(config.data.problem), spec.fields["input"].normaliser
+    unknown = params["net"]["unknown"] if problem.unknown else {}
+
+    @jax.jit
+    def equation(points):
+        f = lambda p: task.predict(params, extra, {"input": normalise.forward(scale, p)})
+        return problem.residual(points, *laplacian.second_order(f, problem.weights, "diagonal")(points), unknown)
+
+    points = x.reshape(-1, x.shape[-1])
+    return np.asarray(equation(points)).reshape(*x.shape[:-1], -1)
 
 
 def example_figure(parts, params: Params, extra: Extra, put: Callable, rows: slice, size: int) -> dict[str, Figure]:
@@ -99,9 +125,15 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     if jax.process_index() > 0:
         return ""
     text = evaluate.report(folder, scores, dataset.names(asked.split), info) + told
-    if shown:
-        draw(folder, workdir, spec, shown, scores, f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}",
-             config)
+    title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
+    if shown and on_coordinates(spec):
+        title = f"{config.data.problem.name.replace('_', ' ')}, {evaluate.pretty(config.model.name)}"
+        found = solution(spec, shown, residual(config, spec, task, params, extra, shown["input"]))
+        figures.save(solutions.draw(found, title), folder / "solution.png")
+        solutions.animate(found, folder / "solution.gif", title)
+        figures.save(solutions.history(figures.read_curves(workdir / "metrics.csv")), folder / "curves.png")
+    elif shown:
+        draw(folder, workdir, spec, shown, scores, title, config)
     return f"{text}\n\nTables and pictures are in {folder}/."
 
 

@@ -13,11 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from optax import contrib
 
+from jaxvol.ops import quasi_newton
 from jaxvol.types import Array, PyTree, UserError
 
-RULES = ("adamw", "adam", "sgd", "lion", "lbfgs")
+RULES = ("adamw", "adam", "sgd", "lion", "lbfgs", "broyden")
+SEARCHED = ("lbfgs", "broyden")     # choose their own step length
+LARGEST = 20_000                    # parameters of a group that Broyden moves; its float64 matrix has 3.2 GB then
 SCHEDULES = ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")
 
 
@@ -61,19 +65,19 @@ def waited(state: OptimizerState | WaitingState) -> Array | int:
 def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArgs:
     """Optimizer of parameter group `group` for a phase of `steps` steps, from `config.optimizer`.
 
-    update(grads, state, params, *, value=None, grad=None, value_fn=None, monitor=None) -> (updates, state).  L-BFGS needs
-    value, grad and value_fn and chooses its own step length (its lr reads 1; the rate and schedule of the config are not
-    used); the plateau schedule needs monitor = {"value": last validation metric, smaller is better, "count": number of
+    update(grads, state, params, *, value=None, grad=None, value_fn=None, monitor=None) -> (updates, state).  L-BFGS
+    and Broyden need value, grad and value_fn and choose their own step length (the lr reads 1; the rate and schedule of the config
+    are not used); the plateau schedule needs monitor = {"value": last validation metric, smaller is better, "count": number of
     evaluations}.  Moments, norms and clipping are at least float32.
 
     A group with `every` > 1 or `delay` > 0 waits (`waiting`), and its schedule is as long as it has updates.
-    Raises UserError for an unknown rule, schedule or overridden field, and for L-BFGS with clipping.
+    Raises UserError for an unknown rule, schedule or overridden field, and for clipping with a line search.
     """
     config = override(config, group)
     if config.every < 1 or config.delay < 0:
         raise UserError(f"config.optimizer has every={config.every} and delay={config.delay} for the group {group!r}; expected "
                         "every >= 1 (1 = move it at every step) and delay >= 0.")
-    rule, searched = make_rule(config), config.name == "lbfgs"
+    rule, searched = make_rule(config), config.name in SEARCHED
     moves = max(-(-(steps - config.delay) // config.every), 1)
     rate = (lambda count: 1.0) if searched else schedule(config, moves)
     on_plateau = config.schedule.name == "plateau" and not searched
@@ -168,7 +172,8 @@ def make_rule(config) -> optax.GradientTransformationExtraArgs:
     """The optax rule `config.name` with learning rate 1; weight decay reaches arrays with two or more axes only.
 
     AdamW: Loshchilov & Hutter, arXiv:1711.05101; Adam: Kingma & Ba, arXiv:1412.6980; Lion: Chen et al., arXiv:2302.06675;
-    L-BFGS with a zoom line search: Nocedal & Wright, Numerical Optimization, algorithms 7.4 and 3.5-3.6.
+    L-BFGS with a zoom line search: Nocedal & Wright, Numerical Optimization, algorithms 7.4 and 3.5-3.6; Broyden: the whole
+    inverse Hessian, self-scaled, for some thousand parameters (ops/quasi_newton.py).
     """
     def matrices(params: PyTree) -> PyTree:
         return jax.tree.map(lambda p: p.ndim >= 2, params)
@@ -184,16 +189,37 @@ def make_rule(config) -> optax.GradientTransformationExtraArgs:
         case "lion":
             own = config.lion
             rule = optax.lion(1.0, b1=own.b1, b2=own.b2, weight_decay=own.weight_decay, mask=matrices)
-        case "lbfgs":
+        case "lbfgs" | "broyden":
             if config.clip_norm > 0:
-                raise UserError(f"config.optimizer.clip_norm is {config.clip_norm} with name='lbfgs'; a clipped gradient is not "
+                raise UserError(f"config.optimizer.clip_norm is {config.clip_norm} with name={config.name!r}; a clipped gradient is not "
                                 "that of the loss its line search evaluates. Set config.optimizer.clip_norm=0.")
             # A quasi-Newton step has length 1 near the minimum, so every search starts there.
-            search = optax.scale_by_zoom_linesearch(config.lbfgs.max_linesearch_steps, initial_guess_strategy="one")
-            rule = optax.lbfgs(memory_size=config.lbfgs.memory_size, linesearch=search)
+            own = config[config.name]
+            search = optax.scale_by_zoom_linesearch(own.max_linesearch_steps, initial_guess_strategy="one")
+            if config.name == "lbfgs":
+                rule = optax.lbfgs(memory_size=own.memory_size, linesearch=search)
+            else:
+                rule = optax.chain(scale_by_broyden(), search)
         case _:
             raise UserError(f"config.optimizer.name is {config.name!r}. Use one of {', '.join(RULES)}.")
     return optax.with_extra_args_support(rule)
+
+
+def scale_by_broyden() -> optax.GradientTransformation:
+    """The direction of ops/quasi_newton.py; UserError for a group that is too large for its matrix."""
+    def init(params: PyTree) -> quasi_newton.State:
+        flat = ravel_pytree(params)[0]
+        if flat.size > LARGEST:
+            raise UserError(f"config.optimizer.name='broyden' keeps a matrix of {flat.size:,} x {flat.size:,} numbers for this group; "
+                            f"it is meant for at most {LARGEST:,} parameters. Use 'lbfgs'.")
+        return quasi_newton.start(flat)
+
+    def update(grads: PyTree, state: quasi_newton.State, params: PyTree) -> tuple[PyTree, quasi_newton.State]:
+        grad, restore = ravel_pytree(grads)
+        direction, state = quasi_newton.descend(state, ravel_pytree(params)[0], grad)
+        return restore(direction), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def schedule(config, steps: int) -> Callable[[Array], Array]:

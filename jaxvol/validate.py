@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxvol import build
 from jaxvol.data.augment import KNOWN
-from jaxvol.optim import RULES, SCHEDULES
+from jaxvol.optim import RULES, SCHEDULES, SEARCHED
 from jaxvol.tta import TRANSFORMS
 from jaxvol.types import UserError
 
@@ -71,11 +71,11 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
                         (shape.name == "plateau" and not 0 < shape.plateau.factor < 1, "plateau.factor is not in (0, 1)")):
         if wrong:
             found.append(f"{label}.schedule.{what}.")
-    if block.name == "lbfgs":
+    if block.name in SEARCHED:
         for wrong, what in ((block.clip_norm > 0, "clip_norm > 0"), (config.precision == "bf16", "precision='bf16'"),
                             (config.ema_decay > 0, "ema_decay > 0"), (block.schedule.name != "constant", "a schedule")):
             if wrong:
-                found.append(f"{label}.name='lbfgs' does not work with {what}: its line search needs the exact objective; "
+                found.append(f"{label}.name={block.name!r} does not work with {what}: its line search needs the exact objective; "
                              "use clip_norm=0, ema_decay=0, schedule.name='constant', precision f32 or f64.")
     unknown = set(block.groups) and [f"{g}.{k}" for g, over in block.groups.items() for k in over if k not in block]
     if unknown:
@@ -129,7 +129,7 @@ def doubts(config: ConfigDict) -> list[str]:
     if cycle.name == "cyclic" and cycle.cyclic.period // 2 > config.total_steps:
         found.append(f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never reached in "
                      f"{config.total_steps} steps.")
-    if config.optimizer.clip_norm == 0 and config.optimizer.name != "lbfgs":
+    if config.optimizer.clip_norm == 0 and config.optimizer.name not in SEARCHED:
         found.append("optimizer.clip_norm is 0: a single bad batch can throw the weights far away.")
     if config.evaluate.every > config.total_steps:
         found.append("evaluate.every is larger than total_steps: only the first and the last weights are validated.")

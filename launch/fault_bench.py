@@ -34,9 +34,9 @@ from tqdm import tqdm                                          # noqa: E402
 from jaxvol import build, context, figures, main, preflight, sharding      # noqa: E402
 from jaxvol.diagnostics import run as diagnostics              # noqa: E402
 from jaxvol.types import UserError                             # noqa: E402
-from launch import planted, planted_data, planted_model, planted_later, planted_training, healthy      # noqa: E402
+from launch import planted, planted_data, planted_model, planted_later, planted_physics, planted_training, healthy      # noqa: E402
 
-FAULTS = planted_data.FAULTS + planted_model.FAULTS + planted_training.FAULTS + planted_later.FAULTS
+FAULTS = planted_data.FAULTS + planted_model.FAULTS + planted_training.FAULTS + planted_later.FAULTS + planted_physics.FAULTS
 LEFT_OUT = ("environment", "memory")       # of the machine, not of the run
 
 

@@ -2,9 +2,9 @@
 
     python -m jaxvol.main --config=launch/healthy.py:fno --mode=preflight         half a minute on 2 CPU cores
 """
-from configs import base
+from configs import base, pinn
 
-VARIANTS = ("fno", "vnet", "vit3d", "pix2pixcc", "vnet-batch", "fno-dense", "vit3d-linear", "fno-bf16", "vit3d-bf16")
+VARIANTS = ("fno", "vnet", "vit3d", "pix2pixcc", "vnet-batch", "fno-dense", "vit3d-linear", "fno-bf16", "vit3d-bf16", "pinn")
 FIELDS = {
     "fno": {"width": 8, "layers": 2, "modes": (6, 6, 6), "factorization": "tucker", "rank": 0.1},
     "fno-dense": {"width": 8, "layers": 2, "modes": (4, 4, 4)},
@@ -20,6 +20,8 @@ RATES = {"fno": 1e-2, "vnet": 2e-3, "vit3d": 2e-3, "pix2pixcc": 2e-3}
 
 def get_config(variant: str = "fno"):
     """The config of a variant, one of VARIANTS."""
+    if variant == "pinn":
+        return physics_informed()
     fields = base.choose(variant, FIELDS)
     name, *kind = variant.split("-")
     config = base.common()
@@ -41,4 +43,13 @@ def get_config(variant: str = "fno"):
     config.total_steps, config.ema_decay = 200, 0.98
     config.optimizer.learning_rate = RATES[name]
     config.optimizer.schedule.warmup_steps = 10
+    return config
+
+
+def physics_informed():
+    """The diffusion equation in the published size and with a fifth of its points; the check of physics alone."""
+    config = pinn.get_config("diffusion-published")
+    config.data.points.interior, config.data.points.initial, config.data.points.boundary = 400, 100, 40
+    config.total_steps, config.evaluate.every, config.checkpoint.every = 200, 100, 100
+    config.preflight.only = ("physics",)
     return config

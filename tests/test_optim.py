@@ -9,6 +9,7 @@ import pytest
 
 from configs import base
 from jaxvol import optim
+from jaxvol.ops import quasi_newton
 from jaxvol.types import UserError
 
 PARAMS = {"kernel": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "bias": np.array([0.5, -2.0, 1.0], np.float32)}
@@ -101,7 +102,8 @@ def test_half_precision_gradients_are_normed_and_squared_in_float32():
 def test_float64_stays_float64_and_the_state_keeps_its_types():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
-        for config in (settings(), settings(schedule__name="plateau"), settings(name="lbfgs", clip_norm=0.0)):
+        for config in (settings(), settings(schedule__name="plateau"), settings(name="lbfgs", clip_norm=0.0),
+                       settings(name="broyden", clip_norm=0.0)):
             optimizer = optim.make(config, "net", 3)
             before = jax.eval_shape(optimizer.init, params)
             monitor = {"value": jnp.float32(1), "count": jnp.int32(1)}
@@ -160,9 +162,9 @@ def test_plateau_counts_evaluations_not_updates():
     assert plateau_rates([0.0] * 12, 1, schedule__plateau__min_factor=0.2)[-1] == pytest.approx(0.2)
 
 
-def solve(function, start, steps):
-    """L-BFGS in float64: parameters and the function's values."""
-    optimizer = optim.make(settings(name="lbfgs", clip_norm=0.0), "net", steps)
+def solve(function, start, steps, name="lbfgs"):
+    """A quasi-Newton method in float64: the parameters."""
+    optimizer = optim.make(settings(name=name, clip_norm=0.0), "net", steps)
 
     @jax.jit
     def one(params, state):
@@ -177,13 +179,38 @@ def solve(function, start, steps):
     return params
 
 
-def test_lbfgs_solves_a_quadratic_and_rosenbrock():
+@pytest.mark.parametrize("name", ["lbfgs", "broyden"])
+def test_quasi_newton_solves_a_quadratic_and_rosenbrock(name):
     with jax.enable_x64(True):
         scales, target = jnp.array([1.0, 10.0, 100.0]), jnp.array([3.0, -1.0, 0.5])
-        found = solve(lambda p: 0.5 * jnp.sum(scales * (p["x"] - target)**2), {"x": jnp.zeros(3)}, 20)
+        found = solve(lambda p: 0.5 * jnp.sum(scales * (p["x"] - target)**2), {"x": jnp.zeros(3)}, 20, name)
         np.testing.assert_allclose(found["x"], target, atol=1e-10)
-        found = solve(lambda p: 100 * (p["x"][1] - p["x"][0]**2)**2 + (1 - p["x"][0])**2, {"x": jnp.array([-1.2, 1.0])}, 50)
+        found = solve(lambda p: 100 * (p["x"][1] - p["x"][0]**2)**2 + (1 - p["x"][0])**2, {"x": jnp.array([-1.2, 1.0])}, 50, name)
         np.testing.assert_allclose(found["x"], 1.0, atol=1e-8)
+
+
+def test_broyden_updates_meet_the_secant_equation_and_stay_positive():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        curvature = np.diag([1.0, 1e2, 1e4, 1e6])
+        root = rng.normal(size=(4, 4))
+        s, direction = rng.normal(size=4), rng.normal(size=4)
+        inverse, s = root @ root.T, 0.3 * direction
+        grad = -np.linalg.solve(inverse, direction)
+        state = quasi_newton.State(*map(jnp.asarray, (inverse, 0 * s, grad, direction)), jnp.int32(2))
+        found, newton = quasi_newton.renewed(state, jnp.asarray(s), jnp.asarray(curvature @ s), jnp.ones(4), jnp.bool_(True))
+        np.testing.assert_allclose(found @ (curvature @ s), s, rtol=1e-6)
+        np.testing.assert_allclose(found, found.T, rtol=1e-6)
+        np.testing.assert_allclose(newton, -found @ np.ones(4), rtol=1e-6)
+        assert np.linalg.eigvalsh(found).min() > 0
+        tau, phi = quasi_newton.factors(jnp.float64(1.0), jnp.float64(1.0 + 1e-12), 4)      # the model was right: plain BFGS
+        np.testing.assert_allclose((tau, phi), 1.0, atol=1e-5)
+
+
+def test_broyden_refuses_a_network_that_is_too_large():
+    optimizer = optim.make(settings(name="broyden", clip_norm=0.0), "net", 3)
+    with pytest.raises(UserError, match="lbfgs"):
+        jax.eval_shape(optimizer.init, {"x": jnp.zeros(optim.LARGEST + 1)})
 
 
 def test_groups_override_their_own_fields_only():
@@ -199,9 +226,10 @@ def test_groups_override_their_own_fields_only():
 
 
 @pytest.mark.parametrize("fields, names", [
-    (dict(name="adan"), "adamw, adam, sgd, lion, lbfgs"),
+    (dict(name="adan"), "adamw, adam, sgd, lion, lbfgs, broyden"),
     (dict(schedule__name="cosin"), "constant, cosine, exponential, step, onecycle, cyclic, plateau"),
     (dict(name="lbfgs", clip_norm=1.0), "clip_norm=0"),
+    (dict(name="broyden", clip_norm=1.0), "clip_norm=0"),
     (dict(groups={"net": {"learning_rat": 1.0}}), "learning_rate"),
     (dict(groups={"net": {"schedule": {"warmup": 3}}}), "warmup_steps"),
     (dict(groups={"net": {"learning_rate": "fast"}}), "float"),

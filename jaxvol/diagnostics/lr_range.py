@@ -27,7 +27,7 @@ MEANING = {
 
 
 def applies(config) -> bool:
-    return config.optimizer.name != "lbfgs"
+    return config.optimizer.name not in probe.SEARCHED
 
 
 def diagnose(ctx: Context) -> Result:

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxvol.types import Array, Batch, Context, Fixed, Key, Params, TrainState
 
 Path = tuple[str, ...]
+SEARCHED = ("lbfgs", "broyden")        # rules that choose their own step length: no rate, no schedule
 
 
 def quick() -> dict[str, int] | None:

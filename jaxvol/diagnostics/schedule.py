@@ -31,7 +31,7 @@ MEANING = {
 
 
 def applies(config) -> bool:
-    return config.optimizer.name != "lbfgs"
+    return config.optimizer.name not in probe.SEARCHED
 
 
 def rates(ctx: Context, group: str, steps: int) -> np.ndarray:
