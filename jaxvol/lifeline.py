@@ -23,7 +23,8 @@ from jaxvol.health import UNFINISHED
 
 CONNECT_S = 10            # for a connection to process 0
 GRACE_S = 5               # for the message that a process has of its own when another one ended with an error
-SETTLE_S = 45             # for process 0 when another one is gone: it saves, and tells more than is known here
+SETTLE_S = 15             # for process 0 when another one is gone: it may know more; it may also wait for a save that cannot end,
+                          # and after config.distributed.heartbeat_seconds XLA aborts it
 HELLO = struct.Struct("!ii")          # (token, number of the process): a stranger who finds the port is not taken for a process
 
 _held: dict[int, socket.socket] = {}  # by the number of the process at the other end
