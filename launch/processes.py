@@ -1,6 +1,6 @@
 """Several processes train like one: undisturbed, after a kill of all of them, and when four go on as two and two as one.
 
-    python launch/processes.py [--out=FILE.md]         some minutes on two idle cores
+    python launch/processes.py [--only=0,3] [--out=FILE.md]         some minutes on two idle cores
 
 Real processes of one CPU device each (launch/multihost.sh), the tiny training of tests/tiny.py, against the same run of one process.
 "Logged": the largest difference of a value of metrics.csv (losses, gradient norms, validation), relative to it.  "Parameters": the
@@ -35,14 +35,14 @@ class Stage(NamedTuple):
 
 FOUR = ("--config.mesh.data=2", "--config.mesh.space=2")
 CASES: dict[str, tuple[tuple[str, ...], list[Stage]]] = {
-    "2 processes, 5 SGD steps": (SGD, [Stage(2)]),
-    "4 processes (2 × 2 in space), 5 SGD steps": (SGD, [Stage(4, FOUR)]),
-    "2 processes": ((), [Stage(2)]),
-    "4 processes (2 × 2 in space)": ((), [Stage(4, FOUR)]),
-    "2, all killed, 2": ((), [Stage(2, (), 17), Stage(2)]),
-    "4, all killed, 4": ((), [Stage(4, FOUR, 17), Stage(4, FOUR)]),
     "4, all killed, 2 on another mesh, all killed, 1": ((), [Stage(4, FOUR, 17), Stage(2, ("--config.mesh.fsdp=2", "--config.mesh.data=1"), 35),
                                                              Stage(1)]),
+    "2 processes": ((), [Stage(2)]),
+    "4 processes (2 × 2 in space)": ((), [Stage(4, FOUR)]),
+    "2 processes, 5 SGD steps": (SGD, [Stage(2)]),
+    "4 processes (2 × 2 in space), 5 SGD steps": (SGD, [Stage(4, FOUR)]),
+    "2, all killed, 2": ((), [Stage(2, (), 17), Stage(2)]),
+    "4, all killed, 4": ((), [Stage(4, FOUR, 17), Stage(4, FOUR)]),
 }
 
 
@@ -132,10 +132,12 @@ def run(case: str, folder: Path) -> Row:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--out", default="", help="file for the table")
+    arguments.add_argument("--only", default="", help="numbers of cases: 0,3")
     chosen = arguments.parse_args()
+    wanted = [list(CASES)[int(n)] for n in chosen.only.split(",") if n] or list(CASES)
     lines, good = ["| processes | went on from step | logged values | parameters |", "|---|---|---|---|"], True
     with tempfile.TemporaryDirectory(prefix="jaxvol-processes-") as folder:
-        for case in CASES:
+        for case in wanted:
             row = run(case, Path(folder))
             good = good and row.good
             resumed = ", ".join(map(str, row.resumed)) or "–"
