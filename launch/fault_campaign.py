@@ -37,7 +37,7 @@ from fault_lab import Lab, Try                                                 #
 
 # fault -> (function, tries of the campaign, tries of the short version)
 FAULTS = {
-    "SIGKILL at random steps": (own.sigkill_at_random, 50, 2),
+    "SIGKILL at random steps": (own.sigkill_at_random, 50, 1),
     "SIGKILL at every phase of a save": (own.sigkill_in_a_save, 16, 1),
     "SIGKILL while it resumes": (own.sigkill_while_resuming, 4, 0),
     "SIGTERM, SIGUSR1": (own.signals, 4, 0),

@@ -98,6 +98,8 @@ def parameters(workdir: Path) -> dict:
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
+    from absl import logging
+    logging.set_verbosity(logging.ERROR)        # Orbax misses a file that the manager keeps one folder above
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     reader, folder = ocp.PyTreeCheckpointer(), (workdir / "checkpoints" / str(last) / "state").absolute()
     tree = reader.metadata(folder).item_metadata.tree
