@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxvol import lifeline
 from jaxvol.types import UserError, WorkdirLocked
 
 CONNECT_S = 180           # for all processes to find one another
@@ -123,6 +124,7 @@ def start(asked) -> Group | None:
         raise UserError(f"process {group.process} of {group.processes} ({group.source}) could not join the others at "
                         f"{group.coordinator} within {CONNECT_S} s ({str(error).splitlines()[0][:200]}). Is process 0 running there, "
                         "is the port open and free, and is the number of processes right?") from error
+    lifeline.start(group.process, group.coordinator.rpartition(":")[0].strip("[]"), agree)
     return group
 
 
@@ -197,9 +199,10 @@ def _lock(workdir: Path):
 
 
 def leave(status: int) -> None:
-    """End this process now, without the goodbye that would wait for processes which may be stuck or gone."""
+    """End this process now, without JAX's goodbye, which would wait for processes that may be stuck or gone."""
     sys.stdout.flush()
     sys.stderr.flush()
+    lifeline.goodbye(status)
     os._exit(status)
 
 

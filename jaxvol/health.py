@@ -93,11 +93,11 @@ def watched(dataset: Dataset, watchdog: Watchdog) -> Dataset:
         batches=lambda split, size, rows, limit: over(dataset.batches(split, size, rows, limit), f"the split {split!r}"))
 
 
-def end_stalled(why: str, settle: Callable[[], object]) -> None:
+def end_stalled(why: str, settle: Callable[[], object], leave: Callable[[int], None]) -> None:
     """Let what is being saved finish, tell, and end the process with status 75."""
     settle()
     print(f"\njaxvol: stopped, because {why}. What was saved is sound; run the same command again to go on.", file=sys.stderr, flush=True)
-    os._exit(UNFINISHED)
+    leave(UNFINISHED)
 
 
 def loosen(board) -> None:

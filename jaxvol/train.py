@@ -177,7 +177,7 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
     steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
     waited, clock, since, programs = 0.0, time.monotonic(), start, health.programs(parts.step)
     watchdog = health.Watchdog(60 * config.stall_minutes, lambda why: health.end_stalled(
-        why, lambda: distributed.finish(run.store.manager.wait_until_finished)))
+        why, lambda: distributed.finish(run.store.manager.wait_until_finished), distributed.leave))
     parts = dataclasses.replace(parts, dataset=health.watched(parts.dataset, watchdog))
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
     try:

@@ -252,7 +252,7 @@ def no_checkpoint_left(lab: Lab, tries: int) -> Iterator[Try]:
     for number in range(tries):
         run = lab.fresh("none-left")
         lab.broken(run, 12)
-        for step in (run / "checkpoints").glob("[0-9]*"):
+        for step in [p for p in (run / "checkpoints").iterdir() if p.name.isdigit()]:       # what was being saved stays: half a step is none
             shutil.rmtree(step if number % 2 == 0 else step / "state")
         child = lab.start(run)
         status, said = child.wait(), child.said()

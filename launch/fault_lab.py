@@ -25,7 +25,7 @@ from jaxvol.data import cosmology                                              #
 from jaxvol.models import fno                                                  # noqa: E402, F401
 from jaxvol.tasks import regression                                            # noqa: E402, F401
 
-LIMIT_S = 120             # a run that takes longer counts as hung
+LIMIT_S = 240             # a run that takes longer counts as hung
 STEPS = 60
 
 

@@ -45,8 +45,9 @@ once() {
     for pid in "${pids[@]}"; do if [[ $pid != "$ended" ]]; then left+=("$pid"); fi; done
     pids=("${left[@]+"${left[@]}"}")
     if (( status && (worst == 0 || worst == 75) )); then worst=$status; fi
+    if (( status )); then echo "multihost.sh: process $ended ended with status $status" >&2; fi
     if (( status && status != 75 && deadline == 0 && ${#pids[@]} )); then
-      echo "multihost.sh: process $ended ended with status $status; the others have 90 seconds to end" >&2
+      echo "multihost.sh: the others have 90 seconds to end" >&2
       deadline=1
       ( sleep 90; kill -KILL "${pids[@]}" || true ) >/dev/null 2>&1 &
       reaper=$!

@@ -18,14 +18,14 @@ TEXTS = {".py", ".sh", ".md", ".cfg", ".toml", ".txt", ".cff", ".yml", ".yaml", 
 BASE = {"types", "ops"}
 SCIENCE = {"losses", "metrics", "pdes", "models", "data"}
 FILES = {"files", "containers"}
-ENGINE = BASE | FILES | {"distributed", "faults", "health", "step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
+ENGINE = BASE | FILES | {"distributed", "lifeline", "faults", "health", "step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
 EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "solutions", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"}, "solutions": {"types", "figures"},
     "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES | {"pdes"},
     "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE | {"distributed"},
-    "distributed": {"types"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},
+    "distributed": {"types", "lifeline"}, "lifeline": {"health"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},
     "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
     "train": ENGINE, "compare": ENGINE,
     "weights": {"types", "containers"}, "converters": BASE | {"models"}, "tta": BASE,

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "launch"))
+import processes                                                                # noqa: E402
 
 
 def command(workdir, cache, *more):
@@ -58,6 +60,7 @@ def wait_and(process, moment, what, number, limit=200):
     process.send_signal(number)
 
 
+@pytest.mark.slow                     # CI kills runs in tests/test_campaigns.py, where they start faster
 def test_sigkill_at_three_moments_one_in_a_save(undisturbed, tmp_path):
     run, rng = tmp_path / "run", random.Random(11)
     first, second = rng.randint(4, 14), rng.randint(20, 30)
@@ -148,17 +151,20 @@ def commandline(file):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes under /proc")
-def test_one_of_two_processes_is_killed_the_other_ends_and_both_go_on_like_one(undisturbed, tmp_path):
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_one_of_two_processes_is_killed_the_other_ends_and_both_go_on_like_one(undisturbed, tmp_path, victim):
+    """Process 0 is the one that XLA coordinates with: the other tells of its end before XLA would abort it (status 134)."""
     run = tmp_path / "run"
     launcher = together(2, run, undisturbed / "cache")
     end = time.monotonic() + 200
     while steps_logged(run) < 7:
         assert launcher.poll() is None and time.monotonic() < end, launcher.stdout.read()
         time.sleep(0.01)
-    began = time.monotonic()
-    os.kill(members(launcher, 2)[1], signal.SIGKILL)
+    began, pids = time.monotonic(), members(launcher, 2)
+    os.kill(pids[victim], signal.SIGKILL)
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 128 + signal.SIGKILL and time.monotonic() - began < 60
+    assert f"process {pids[1 - victim]} ended with status 75" in output, output
     assert "another process of this run ended" in output and "run the same command again in all processes" in output, output
     assert all_gone(run)
     launcher = together(2, run, undisturbed / "cache")
@@ -186,3 +192,13 @@ def test_four_processes_are_stopped_and_go_on_as_two_and_as_one(undisturbed, tmp
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and f"resumed from step {status['step']}" in output, output
     assert_like(run, undisturbed / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(processes.CASES))
+def test_several_processes_train_like_one_also_after_a_kill_of_all(tmp_path_factory, case):
+    folder = tmp_path_factory.getbasetemp() / "processes"       # the runs of one process are made once for all cases
+    folder.mkdir(exist_ok=True)
+    row = processes.run(case, folder)
+    assert row.good and len(row.resumed) == case.count("killed"), row
+    assert all(step > 0 for step in row.resumed) and row.resumed == sorted(row.resumed), row

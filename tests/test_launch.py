@@ -82,7 +82,7 @@ def test_first_run_installs_later_runs_do_not_and_a_new_setup_cfg_does(checkout)
 
 def test_tests_add_their_extras_and_pass_arguments_on(checkout):
     checkout.run("launch/quickstart.sh")
-    pytest_run = "-m pytest -n 2 --dist loadfile"
+    pytest_run = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
     assert checkout.run("launch/test.sh", "-k", "a or b")[1] == [install("test,nbody"), f"{pytest_run} -k a or b"]
     assert checkout.run(".ci/run")[1] == [pytest_run]
     assert checkout.run("launch/quickstart.sh")[1] == ["-m jaxvol.main --config=configs/fno.py"]

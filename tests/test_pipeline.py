@@ -125,8 +125,9 @@ def test_evaluation_runs_in_order_and_masks_the_padding():
             d.batches(split, 2, ALL, 0)
 
 
-def test_reads_are_retried_with_the_same_draws():
-    source, reads = failing({("train", 2)}, times=2)
+@pytest.mark.parametrize("kind", [OSError, SystemError])
+def test_reads_are_retried_with_the_same_draws(kind):
+    source, reads = failing({("train", 2)}, times=2, error=kind)
     d = pipeline.dataset(source, make_config(batch_size=7))
     assert sorted(which(d.batch(0, ALL))) == list(range(7)) and d.skipped() == []
     draws = [r[2] for r in reads if r[1] == 2]

@@ -13,10 +13,10 @@ from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 from tests import toys
 
 
-def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial=None):
+def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial=None, mesh=None):
     """Train a toy in `workdir`; a signal arrives while batch `interrupt_at` is read.  (why, Run)."""
     dataset, task = dataset or toys.dataset(), task or toys.regression_task()
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh or sharding.make_mesh(config.mesh)
     plan = train.phases(config)
     if interrupt_at is not None:
         def stream(start, stop, rows, inner=dataset.stream):

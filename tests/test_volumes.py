@@ -191,9 +191,11 @@ def test_bad_manifests(patients, tmp_path):
                           (text.replace("p2,val", "p2,valid"), "line 6 has split 'valid', expected train, val or test"),
                           (text.replace("cta1a.nii.gz", ""), "line 4 has nothing under truth"),
                           (text.splitlines()[0], "no rows"), ("", "columns found: none"),
+                          (text.replace("p2,val", "p0,val"), "a group or file lies in one split only; found in several: 'p0'"),
                           (text.replace("cta1a", "none"), "none.nii.gz: No such file")):
         table.write_text(new)
-        assert expected in error(volumes.source, config_of(base.volumes(), **patients))
+        told = error(volumes.source, config_of(base.volumes(), **patients))
+        assert expected in told and str(table) in told             # the table is what has to be mended
     table.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read as a CSV manifest" in error(volumes.source, config_of(base.volumes(), **patients))
 

@@ -26,7 +26,8 @@ from jaxvol.types import Dataset, Field, Spec, UserError
 
 BACKOFF_S = (0.1, 0.4)                # waits between the tries of one read: three tries in all
 # what a truncated, locked or vanished file raises; numpy reports a short .npy as ValueError
-READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile)
+# SystemError: numpy parses headers with ast, which failed in a reader thread of Python 3.11 on a sound file ("recursion depth mismatch")
+READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, SystemError)
 FIT_VOXELS = 2 ** 24                  # a normaliser is fitted on at most this many voxels (64 volumes of 64^3)
 ORDER, READ, AUGMENT, FIT = range(4)  # what a random stream is for: the second word of its seed
 

@@ -59,8 +59,13 @@ def source(config) -> Source:
     fields = {"input": layout.field(data.input), "target": layout.field(data.target)}
     items = from_manifest(data) if data.manifest.path else from_globs(data)
     channels = {leaf: len(field.channels) for leaf, field in fields.items()} | {"mask": 1}
-    sound = check_items(items, data, channels)
-    rows = divide_rows(sound, data)
+    try:
+        sound = check_items(items, data, channels)
+        rows = divide_rows(sound, data)
+    except UserError as error:
+        if not data.manifest.path:
+            raise
+        raise UserError(f"{data.manifest.path}: {error}") from None         # a cell of it may name a file elsewhere
     first = sound[0].leaves["input"]
     stacked = data.layout == "stacked"
 
