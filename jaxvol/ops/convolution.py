@@ -43,7 +43,7 @@ def conv(x: Array, kernel: Array, stride: int, widths: Widths, padding: str, imp
     """
     if chosen(implementation) == "planes":
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return planes.correlate(pad(x, widths, padding).astype(wide), kernel.astype(wide), stride).astype(x.dtype)
+        return planes.convolve(pad(x, widths, padding).astype(wide), kernel.astype(wide), stride).astype(x.dtype)
     low_high = tuple(widths) if padding == "zero" else ((0, 0),) * 3
     x = x if padding == "zero" else pad(x, widths, padding)
     return lax.conv_general_dilated(x, kernel, (stride,) * 3, low_high, dimension_numbers=NDHWC)

@@ -6,6 +6,9 @@ Given a slab of planes whose copy stays in the cache, it runs near the speed of 
     direct:    the planes under the kernel's taps are laid side by side on the channel axis
     winograd:  F(4, 3) of Winograd (Lavin & Gray 2015, arXiv:1509.09308): 4 planes of the output from 6 of the input by 6 products
                instead of 12,  y = A m,  m_i = conv2(B_i x, (G w)_i);  the rounding error is about ten times that of `direct`
+    late sum:  few channels of the output make `direct` a matrix times a few vectors, and every window is copied once per tap; here
+               each plane is convolved with all taps at once, as channels, and shifted planes are added,  y(d) = sum_t m_t(d + t):
+               50 times faster for the 24 -> 1 channels of a 7^3 kernel, 10 times with its gradient
 
 A convolution, its adjoint in x and the one in the kernel are bilinear, and the derivatives of each are the other two: hence three
 functions, and derivatives of every order in reverse mode.  They are written as NHWC convolutions because XLA finds fast code for
@@ -106,6 +109,16 @@ def adjoint(function: Callable, *shape: int, dtype) -> Callable:
     """The transpose of a linear map of an array of this shape."""
     transposed = jax.linear_transpose(function, jax.ShapeDtypeStruct(shape, dtype))
     return lambda y: transposed(y)[0]
+
+
+def convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """`correlate`, with the sum over the depth of the kernel left for the end where the output has few channels."""
+    kd, kh, kw, c, k = kernel.shape
+    if stride > 1 or kd == 1 or k >= NARROW or kd * k > 2 * c:
+        return correlate(x, kernel, stride)
+    taps = correlate(x, kernel.transpose(1, 2, 3, 0, 4).reshape(1, kh, kw, c, kd * k), 1)
+    taps, planes = taps.reshape(*taps.shape[:4], kd, k), x.shape[1] - kd + 1
+    return sum(lax.slice_in_dim(taps[..., t, :], t, t + planes, axis=1) for t in range(kd))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
