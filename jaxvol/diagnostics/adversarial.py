@@ -60,7 +60,7 @@ def leak(ctx: Context, history: list[dict]) -> float:
     def own(disc):
         terms, _ = ctx.task.loss({**ctx.state.params, "disc": disc}, fixed, batch, key)
         return sum(terms["disc"].values())
-    grad = jax.jit(jax.grad(own))(ctx.state.params["disc"])
+    grad = jax.jit(jax.grad(own), compiler_options=probe.quick())(ctx.state.params["disc"])
     norm = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(grad))))
     return abs(history[0]["disc/grad_norm"] - norm) / max(norm, 1e-30)
 

@@ -123,9 +123,10 @@ def modules(ctx: Context, depth: int = 1) -> list[Path]:
     return list(shapes(ctx, depth))
 
 
-def gated(ctx: Context, paths: list[Path]) -> Callable[[Params, dict, Batch, Array], Array]:
+def gated(ctx: Context, paths: list[Path], often: bool = False) -> Callable[[Params, dict, Batch, Array], Array]:
     """The prediction with a gate per submodule, compiled once: gates [n] of 1 change nothing, a gate of 0 replaces the output of
-    its submodule by its input where the shapes agree, and by zero where they do not."""
+    its submodule by its input where the shapes agree, and by zero where they do not.  often: called so many times that compiling it
+    as a whole pays."""
     def forward(params, extra, batch, gates):
         def replace(call, arguments, keywords, context):
             y = call(*arguments, **keywords)
@@ -136,7 +137,7 @@ def gated(ctx: Context, paths: list[Path]) -> Callable[[Params, dict, Batch, Arr
             return jax.tree.map(lambda v: jnp.where(gate, v, (x if np.shape(x) == v.shape else jnp.zeros_like(v)).astype(v.dtype)), y)
         with nn.intercept_methods(replace):
             return ctx.task.predict(params, extra, batch)
-    return jax.jit(forward, compiler_options=quick())
+    return jax.jit(forward, compiler_options=None if often else quick())
 
 
 def explained(prediction: Array, target: Array, mask: Array | None = None) -> float:

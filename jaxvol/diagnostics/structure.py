@@ -121,7 +121,7 @@ def ablation(ctx: Context, blocks: list, batch, scale: float) -> list[dict]:
     """Change of the output, relative to its variation, when a submodule is replaced by the identity or zero."""
     if not blocks:
         return []
-    forward, (params, extra) = probe.gated(ctx, blocks), probe.pair(ctx.state, "raw")
+    forward, (params, extra) = probe.gated(ctx, blocks, often=len(blocks) > 8), probe.pair(ctx.state, "raw")
     whole = np.asarray(forward(params, extra, batch, jnp.ones(len(blocks))), np.float64)
     rows = []
     for i, path in enumerate(blocks):
