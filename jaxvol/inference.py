@@ -45,17 +45,11 @@ def label(spec: Spec, name: str) -> str:
 
 def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
     """Mid-depth slices of the first channel of `example`'s fields; the fields over their coordinates where those are the input."""
-    if on_coordinates(spec):
+    if spec.fields["input"].kind == "coordinates":
         return solutions.draw(solution(spec, shown), title)
     return figures.slices(*(shown[name][..., 0] for name in ("input", "target", "prediction")), spacing=spec.spacing,
                           length_unit=spec.unit, title=title,
                           units={name: label(spec, name) for name in ("input", "target")})
-
-
-def on_coordinates(spec: Spec) -> bool:
-    """Whether the input is the coordinates of the grid, scaled from the bounds of a domain, as for differential equations."""
-    field = spec.fields["input"]
-    return set(field.channels) <= set("xyzt") and [step["name"] for step in field.normaliser] == ["linear"]
 
 
 def solution(spec: Spec, shown: dict[str, np.ndarray], residual: np.ndarray | None = None) -> solutions.Solution:
@@ -126,7 +120,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     text = evaluate.report(folder, scores, dataset.names(asked.split), info) + told
     title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
-    if shown and on_coordinates(spec):
+    if shown and spec.fields["input"].kind == "coordinates":
         title = f"{config.data.problem.name.replace('_', ' ')}, {evaluate.pretty(config.model.name)}"
         found = solution(spec, shown, residual(config, spec, task, params, extra, shown["input"]))
         figures.save(solutions.draw(found, title), folder / "solution.png")

@@ -83,7 +83,7 @@ class TrainState:
 class Field:
     """One leaf of a batch: its channels, how it transforms under the cube group, and its fitted normaliser."""
     channels: tuple[str, ...]                # names, one per channel
-    kind: str = "scalar"                     # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2>
+    kind: str = "scalar"                     # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates
     unit: str = ""                           # physical unit of the values, for labels
     normaliser: tuple[dict, ...] = ()        # fitted steps, see ops/normalise.py; applied left to right
 

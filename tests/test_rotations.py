@@ -70,6 +70,7 @@ def test_jax_equals_numpy_with_a_static_element():
     ((8, 7, 6), (1, 1, 1), ("scalar",), (True,) * 3, 8),                   # a cuboid
     ((8, 8, 8), (1, 1, 1), ("line_of_sight=2", "scalar"), (True,) * 3, 16),
     ((8, 8, 8), (1, 1, 1), ("line_of_sight=2", "line_of_sight=0"), (True,) * 3, 8),
+    ((8, 8, 8), (1, 1, 1), ("coordinates", "scalar"), (True,) * 3, 1),
     ((8, 8, 8), (1, 1, 1), ("scalar",), (False, True, True), 16),
     ((1, 8, 8), (1, 1, 1), ("scalar",), (False,) * 3, 8),                  # a square: no flip of the flat axis
     ((1, 1, 8), (1, 1, 1), ("scalar",), (False,) * 3, 2),
@@ -94,3 +95,7 @@ def test_wrong_kinds_name_what_is_known():
         rotations.allowed((4, 4, 4), (1, 1, 1), ("tensor",))
     with pytest.raises(UserError, match="2 channels"):
         rotations.apply(rotations.ELEMENTS[5], volume(4, 4, 4, 2), "vector")
+    with pytest.raises(UserError, match="neither turned nor mirrored"):
+        rotations.apply(rotations.ELEMENTS[5], volume(4, 4, 4, 3), "coordinates")
+    x = volume(4, 4, 4, 3)
+    np.testing.assert_array_equal(rotations.apply(rotations.IDENTITY, x, "coordinates"), x)
