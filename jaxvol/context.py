@@ -66,10 +66,10 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
     if config.init_from:
         state = train.adopt(config, state, *initial(config, mesh))
 
-    def lower(batch_size: int):
+    def trace(batch_size: int):
         batch = {name: jax.ShapeDtypeStruct((batch_size, *s.shape[1:]), s.dtype, sharding=s.sharding)
                  for name, s in batch_of(0).items()}
-        return own.step.lower(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        return own.step.trace(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
 
     def batch_of(step: int) -> Batch:
         size = config.batch_size
@@ -112,7 +112,7 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
         parts=own, steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task,
         optimizers=own.optimizers, init=lambda: train.start(own), state=state, step=own.step, evaluate=own.evaluate,
         readings=optim.readings, batch=batch_of, batches=batches, put=put, score=score, validate=validate,
-        better=lambda value, best: train.improves(config, value, best), baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
+        better=lambda value, best: train.improves(config, value, best), baselines=scored_baselines, trace=trace, save_restore=save_restore, retask=retask, rebuild=rebuild)
 
 
 def with_task(context: Context, task: Task) -> Context:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from jaxvol import build, evaluate, figures, pdes, predict, sharding, solutions, tta
-from jaxvol.ops import laplacian, normalise
+from jaxvol.ops import flops, laplacian, normalise
 from jaxvol.types import Dataset, Extra, Metrics, Params, Spec, Task
 
 FIT_BATCHES = 64      # training batches that the baselines are fitted on
@@ -106,7 +106,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             "checkpoint": asked.checkpoint, "step": meta["step"], "seed": config.seed, "config_hash": meta["config_hash"],
             "data_hash": dataset.hash, "versions": meta["versions"], "unit": spec.unit,
             "parameters": ", ".join(f"{group} {sum(x.size for x in jax.tree.leaves(tree)):,}" for group, tree in params.items()),
-            "gflop": forward_gflop(task, params, extra, put(next(dataset.batches(asked.split, size, rows, 1))), size),
+            "gflop_per_prediction": forward_gflop(task, params, extra, put(next(dataset.batches(asked.split, size, rows, 1))), size),
             "steps_per_sec": steps_per_second(workdir)}
     folder, told = workdir / "evaluation", ""
     if asked.tta != "none":
@@ -132,9 +132,8 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def forward_gflop(task: Task, params: Params, extra: Extra, batch: dict, size: int) -> float:
-    """Floating-point operations of one example's prediction in 1e9, as the compiler counts them (FFTs and loops once)."""
-    cost = jax.jit(task.predict).lower(params, extra, batch).compile().cost_analysis() or {}
-    return float(cost["flops"]) / size / 1e9 if "flops" in cost else float("nan")
+    """Floating-point operations of one example's prediction in 1e9, those of products and FFTs (ops/flops.py)."""
+    return flops.count(task.predict, params, extra, batch) / size / 1e9
 
 
 def steps_per_second(workdir: Path) -> float:

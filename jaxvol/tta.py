@@ -78,8 +78,8 @@ def wrap(module: Any, name: str, spec: Spec) -> Any:
         return module
     for leaf, field in spec.fields.items():
         if field.kind == rotations.COORDINATES:
-            raise UserError(f"evaluate.tta is {name!r}, but the field {leaf!r} holds coordinates, which are neither turned nor mirrored; "
-                            "use tta 'none'.")
+            raise UserError(f"evaluate.tta is {name!r}, but the field {leaf!r} holds coordinates, which are neither turned nor "
+                            "mirrored; use tta 'none'.")
         steps = [step["name"] for step in field.normaliser if not _turns(step)]
         if field.kind == "vector" and steps:
             raise UserError(f"evaluate.tta is {name!r}, but the vector field {leaf!r} is normalised by {', '.join(steps)}, which "

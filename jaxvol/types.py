@@ -174,7 +174,7 @@ class Context:
     validate: Callable[[TrainState, int], Metrics]           # what the train loop's validation reports of a state
     better: Callable[[float, float], bool]                   # whether training would keep the first value as best, not the second
     baselines: Callable[[], dict[str, Metrics]]              # {"mean", "identity", "wiener": what they score in validation}
-    lower: Callable[[int], Any]                              # batch size -> the lowered train step
+    trace: Callable[[int], Any]                              # batch size -> the traced train step: `.jaxpr`, `.lower()`
     save_restore: Callable[[TrainState], TrainState]         # through a checkpoint on disk and back
     retask: Callable[[dict[str, Any]], Task]                 # the task of a config with overrides {"a.b": value}
     rebuild: Callable[[dict[str, Any]], Context]             # all of this for such a config
