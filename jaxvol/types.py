@@ -154,7 +154,6 @@ class Context:
     A check calls these fields and nothing behind them, so that it measures what the run would do.  `step` donates its
     state: call it with `probe.copy(state)`.  Hashed by identity, so that what several checks need is computed once.
     """
-    parts: Parts                                             # what the fields below are made of
     steps: int                                               # updates of the phase
     config: Any                                              # ConfigDict, locked
     workdir: Any                                             # Path
@@ -177,7 +176,6 @@ class Context:
     trace: Callable[[int], Any]                              # batch size -> the traced train step: `.jaxpr`, `.lower()`
     save_restore: Callable[[TrainState], TrainState]         # through a checkpoint on disk and back
     retask: Callable[[dict[str, Any]], Task]                 # the task of a config with overrides {"a.b": value}
-    rebuild: Callable[[dict[str, Any]], Context]             # all of this for such a config
 
     @property
     def spec(self) -> Spec:

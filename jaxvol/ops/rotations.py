@@ -35,22 +35,10 @@ def matrix(element: Element) -> np.ndarray:
     return m
 
 
-def compose(after: Element, before: Element) -> Element:
-    """The element that does `before`, then `after`: its matrix is M(after) M(before)."""
-    return Element(tuple(before.axes[a] for a in after.axes),
-                   tuple(flip != before.flips[a] for a, flip in zip(after.axes, after.flips)))
-
-
 def inverse(element: Element) -> Element:
     """The element that undoes this one."""
     axes = tuple(element.axes.index(i) for i in range(3))
     return Element(axes, tuple(element.flips[a] for a in axes))
-
-
-def composition_table() -> np.ndarray:
-    """Indices into ELEMENTS [48, 48]: entry [a, b] is "b, then a"."""
-    index = {element: i for i, element in enumerate(ELEMENTS)}
-    return np.array([[index[compose(a, b)] for b in ELEMENTS] for a in ELEMENTS])
 
 
 def apply(element: Element, x, kind: str = "scalar"):
