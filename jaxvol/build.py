@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -149,6 +150,13 @@ def load(workdir: str | Path, which: str = "best", kind: str = "ema",
     return predict, config, spec
 
 
+def today(config: ConfigDict, spec: Spec) -> Spec:
+    """A spec from disk in today's words: points of equations were saved as a scalar field before there was the kind "coordinates"."""
+    if config.data.name != "collocation":
+        return spec
+    return dataclasses.replace(spec, fields={**spec.fields, "input": dataclasses.replace(spec.fields["input"], kind="coordinates")})
+
+
 def restore(workdir: str | Path, which: str, kind: str, mesh=None,
             transforms: str = "none") -> tuple[Task, Params, dict, ConfigDict, Spec, dict]:
     """(task, params, extra, config, spec, meta) of a checkpoint, with the config and the spec stored in it."""
@@ -156,7 +164,8 @@ def restore(workdir: str | Path, which: str, kind: str, mesh=None,
         raise UserError(f"{workdir} has no folder checkpoints/: it is not the workdir of a jaxvol run, or nothing was saved yet.")
     store = checkpoint.open_store(workdir, read_only=True)
     _, meta = checkpoint.resolve(store, which)
-    config, spec = config_from(meta["config"]), Spec.from_json(meta["spec"])
+    config = config_from(meta["config"])
+    spec = today(config, Spec.from_json(meta["spec"]))
     if config.precision == "f64":
         jax.config.update("jax_enable_x64", True)
     _, struct = state_template(config, spec, meta["steps"], sharding.one_device() if mesh is None else mesh)

@@ -197,7 +197,7 @@ def facts(found: Line) -> dict[str, Any]:
     def listed(key: str) -> str:
         return " ".join(dict.fromkeys(str(run.scored[key]) for run in found.runs if key in run.scored))
     return {"seeds": " ".join(str(run.seed) for run in found.runs), "runs": " ".join(str(run.workdir) for run in found.runs),
-            **{key: listed(key) for key in ("parameters", "gflop", "steps_per_sec", "checkpoint", "weights", "step", "split", "data_hash")}}
+            **{key: listed(key) for key in ("parameters", "gflop_per_prediction", "steps_per_sec", "checkpoint", "weights", "step", "split", "data_hash")}}
 
 
 def as_csv(lines: Mapping[str, Line]) -> str:
@@ -232,7 +232,7 @@ def as_markdown(lines: Mapping[str, Line], suffixes: Mapping[str, Mapping[str, s
     columns = list(dict.fromkeys(c for found in lines.values() for c in found.values))
     arrow = {1: " ↑", -1: " ↓", 0: ""}
     best = {c: evaluate.winners({who: found.values for who, found in lines.items()}, c) for c in columns}
-    costs = {"parameters": "parameters", "gflop": "GFLOP per prediction", "steps_per_sec": "steps/s"}
+    costs = {"parameters": "parameters", "gflop_per_prediction": "GFLOP per prediction", "steps_per_sec": "steps/s"}
     text = ["| model | " + " | ".join([*(c + arrow[evaluate.direction(c)] for c in columns), *costs.values()]) + " |",
             "|---|" + "---|" * (len(columns) + len(costs))]
     for who, found in lines.items():

@@ -1,7 +1,6 @@
 """The parts of a run, made once: for the train loop, and as the Context that the checks of the pre-flight look at."""
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import tempfile
 from collections.abc import Callable
@@ -66,10 +65,10 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
     if config.init_from:
         state = train.adopt(config, state, *initial(config, mesh))
 
-    def lower(batch_size: int):
+    def trace(batch_size: int):
         batch = {name: jax.ShapeDtypeStruct((batch_size, *s.shape[1:]), s.dtype, sharding=s.sharding)
                  for name, s in batch_of(0).items()}
-        return own.step.lower(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        return own.step.trace(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
 
     def batch_of(step: int) -> Batch:
         size = config.batch_size
@@ -97,27 +96,14 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
                                      sharding.rows(mesh, size), "val", examples)[0]
                 for name, (task, params, extra) in build.baselines(config, own.dataset.spec, fit).items()}
 
-    def changed(overrides: dict[str, Any]) -> ConfigDict:
+    def retask(overrides: dict[str, Any]) -> Task:
         other = ConfigDict(config.to_dict())
         other.update_from_flattened_dict(overrides)
-        return other.lock()
-
-    def retask(overrides: dict[str, Any]) -> Task:
-        return build.task(changed(overrides), own.dataset.spec)
-
-    def rebuild(overrides: dict[str, Any]) -> Context:
-        return make(changed(overrides), mesh, workdir, steps)
+        return build.task(other.lock(), own.dataset.spec)
 
     return Context(
-        parts=own, steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task,
+        steps=steps, config=config, workdir=workdir, mesh=mesh, dataset=own.dataset, task=own.task,
         optimizers=own.optimizers, init=lambda: train.start(own), state=state, step=own.step, evaluate=own.evaluate,
         readings=optim.readings, batch=batch_of, batches=batches, put=put, score=score, validate=validate,
-        better=lambda value, best: train.improves(config, value, best), baselines=scored_baselines, lower=lower, save_restore=save_restore, retask=retask, rebuild=rebuild)
-
-
-def with_task(context: Context, task: Task) -> Context:
-    """The Context of the same run with another task: what a planted fault, or an ablation, would train and score."""
-    own = context.parts
-    step, scorer = compiled(context.config, context.mesh, task, own.optimizers, own.struct)
-    parts = dataclasses.replace(own, task=task, step=step, evaluate=scorer)
-    return make(context.config, context.mesh, context.workdir, context.steps, parts)
+        better=lambda value, best: train.improves(config, value, best), baselines=scored_baselines, trace=trace,
+        save_restore=save_restore, retask=retask)

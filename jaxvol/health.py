@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import faulthandler
 import json
-import os
 import sys
 import threading
 import time

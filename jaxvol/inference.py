@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from jaxvol import build, evaluate, figures, pdes, predict, sharding, solutions, tta
-from jaxvol.ops import laplacian, normalise
+from jaxvol.ops import flops, laplacian, normalise
 from jaxvol.types import Dataset, Extra, Metrics, Params, Spec, Task
 
 FIT_BATCHES = 64      # training batches that the baselines are fitted on
@@ -45,17 +45,11 @@ def label(spec: Spec, name: str) -> str:
 
 def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
     """Mid-depth slices of the first channel of `example`'s fields; the fields over their coordinates where those are the input."""
-    if on_coordinates(spec):
+    if spec.fields["input"].kind == "coordinates":
         return solutions.draw(solution(spec, shown), title)
     return figures.slices(*(shown[name][..., 0] for name in ("input", "target", "prediction")), spacing=spec.spacing,
                           length_unit=spec.unit, title=title,
                           units={name: label(spec, name) for name in ("input", "target")})
-
-
-def on_coordinates(spec: Spec) -> bool:
-    """Whether the input is the coordinates of the grid, scaled from the bounds of a domain, as for differential equations."""
-    field = spec.fields["input"]
-    return set(field.channels) <= set("xyzt") and [step["name"] for step in field.normaliser] == ["linear"]
 
 
 def solution(spec: Spec, shown: dict[str, np.ndarray], residual: np.ndarray | None = None) -> solutions.Solution:
@@ -112,7 +106,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             "checkpoint": asked.checkpoint, "step": meta["step"], "seed": config.seed, "config_hash": meta["config_hash"],
             "data_hash": dataset.hash, "versions": meta["versions"], "unit": spec.unit,
             "parameters": ", ".join(f"{group} {sum(x.size for x in jax.tree.leaves(tree)):,}" for group, tree in params.items()),
-            "gflop": forward_gflop(task, params, extra, put(next(dataset.batches(asked.split, size, rows, 1))), size),
+            "gflop_per_prediction": forward_gflop(task, params, extra, put(next(dataset.batches(asked.split, size, rows, 1))), size),
             "steps_per_sec": steps_per_second(workdir)}
     folder, told = workdir / "evaluation", ""
     if asked.tta != "none":
@@ -126,7 +120,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         return ""
     text = evaluate.report(folder, scores, dataset.names(asked.split), info) + told
     title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
-    if shown and on_coordinates(spec):
+    if shown and spec.fields["input"].kind == "coordinates":
         title = f"{config.data.problem.name.replace('_', ' ')}, {evaluate.pretty(config.model.name)}"
         found = solution(spec, shown, residual(config, spec, task, params, extra, shown["input"]))
         figures.save(solutions.draw(found, title), folder / "solution.png")
@@ -138,9 +132,8 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
 
 
 def forward_gflop(task: Task, params: Params, extra: Extra, batch: dict, size: int) -> float:
-    """Floating-point operations of one example's prediction in 1e9, as the compiler counts them (FFTs and loops once)."""
-    cost = jax.jit(task.predict).lower(params, extra, batch).compile().cost_analysis() or {}
-    return float(cost["flops"]) / size / 1e9 if "flops" in cost else float("nan")
+    """Floating-point operations of one example's prediction in 1e9, those of products and FFTs (ops/flops.py)."""
+    return flops.count(task.predict, params, extra, batch) / size / 1e9
 
 
 def steps_per_second(workdir: Path) -> float:

@@ -20,7 +20,6 @@ from jaxvol.ops import quasi_newton
 from jaxvol.types import Array, PyTree, UserError
 
 RULES = ("adamw", "adam", "sgd", "lion", "lbfgs", "broyden")
-SEARCHED = ("lbfgs", "broyden")     # choose their own step length
 LARGEST = 20_000                    # parameters of a group that Broyden moves; its float64 matrix has 3.2 GB then
 SCHEDULES = ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")
 
@@ -77,7 +76,7 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
     if config.every < 1 or config.delay < 0:
         raise UserError(f"config.optimizer has every={config.every} and delay={config.delay} for the group {group!r}; expected "
                         "every >= 1 (1 = move it at every step) and delay >= 0.")
-    rule, searched = make_rule(config), config.name in SEARCHED
+    rule, searched = make_rule(config), config.name in quasi_newton.SEARCHED
     moves = max(-(-(steps - config.delay) // config.every), 1)
     rate = (lambda count: 1.0) if searched else schedule(config, moves)
     on_plateau = config.schedule.name == "plateau" and not searched

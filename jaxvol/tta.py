@@ -70,13 +70,16 @@ class Averaged:
 def wrap(module: Any, name: str, spec: Spec) -> Any:
     """The module itself for "none", else its average over the named transforms.
 
-    UserError: unknown name; a vector whose normaliser treats its components differently, as normalised values do not turn then.
+    UserError: unknown name; coordinates, which have no symmetry; a vector whose normaliser treats its components differently, as normalised values do not turn then.
     """
     if name not in TRANSFORMS:
         raise UserError(f"evaluate.tta is {name!r}; it has to be one of {', '.join(TRANSFORMS)}.")
     if name == "none":
         return module
     for leaf, field in spec.fields.items():
+        if field.kind == rotations.COORDINATES:
+            raise UserError(f"evaluate.tta is {name!r}, but the field {leaf!r} holds coordinates, which are neither turned nor "
+                            "mirrored; use tta 'none'.")
         steps = [step["name"] for step in field.normaliser if not _turns(step)]
         if field.kind == "vector" and steps:
             raise UserError(f"evaluate.tta is {name!r}, but the vector field {leaf!r} is normalised by {', '.join(steps)}, which "
@@ -98,7 +101,10 @@ def transforms(name: str, spec: Spec, shape: tuple[int, int, int]) -> tuple[Tran
 
 def turning_axes(spec: Spec, shape: tuple[int, int, int]) -> tuple[int, ...]:
     """Axes about which volumes of `shape` may be turned by any angle."""
-    sights = {rotations.line_of_sight(field.kind) for field in spec.fields.values()} - {None}
+    kinds = {field.kind for field in spec.fields.values()}
+    if rotations.COORDINATES in kinds:
+        return ()
+    sights = {rotations.line_of_sight(kind) for kind in kinds} - {None}
 
     def fits(axis: int) -> bool:
         i, j = (axis + 1) % 3, (axis + 2) % 3

@@ -83,7 +83,7 @@ class TrainState:
 class Field:
     """One leaf of a batch: its channels, how it transforms under the cube group, and its fitted normaliser."""
     channels: tuple[str, ...]                # names, one per channel
-    kind: str = "scalar"                     # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2>
+    kind: str = "scalar"                     # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates
     unit: str = ""                           # physical unit of the values, for labels
     normaliser: tuple[dict, ...] = ()        # fitted steps, see ops/normalise.py; applied left to right
 
@@ -154,7 +154,6 @@ class Context:
     A check calls these fields and nothing behind them, so that it measures what the run would do.  `step` donates its
     state: call it with `probe.copy(state)`.  Hashed by identity, so that what several checks need is computed once.
     """
-    parts: Parts                                             # what the fields below are made of
     steps: int                                               # updates of the phase
     config: Any                                              # ConfigDict, locked
     workdir: Any                                             # Path
@@ -174,10 +173,9 @@ class Context:
     validate: Callable[[TrainState, int], Metrics]           # what the train loop's validation reports of a state
     better: Callable[[float, float], bool]                   # whether training would keep the first value as best, not the second
     baselines: Callable[[], dict[str, Metrics]]              # {"mean", "identity", "wiener": what they score in validation}
-    lower: Callable[[int], Any]                              # batch size -> the lowered train step
+    trace: Callable[[int], Any]                              # batch size -> the traced train step: `.jaxpr`, `.lower()`
     save_restore: Callable[[TrainState], TrainState]         # through a checkpoint on disk and back
     retask: Callable[[dict[str, Any]], Task]                 # the task of a config with overrides {"a.b": value}
-    rebuild: Callable[[dict[str, Any]], Context]             # all of this for such a config
 
     @property
     def spec(self) -> Spec:

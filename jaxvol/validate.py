@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxvol import build
 from jaxvol.data.augment import KNOWN
-from jaxvol.optim import RULES, SCHEDULES, SEARCHED
+from jaxvol.ops.quasi_newton import SEARCHED
+from jaxvol.optim import RULES, SCHEDULES
 from jaxvol.tta import TRANSFORMS
 from jaxvol.types import UserError
 

@@ -257,11 +257,3 @@ def killed_while_waiting(lab: Lab, tries: int) -> Iterator[Try]:
         codes = [both[1].wait(), both[0].wait(BOUND_S)][::-1]
         yield two_go_on(lab, run, "" if codes[1] == -signal.SIGKILL and codes[0] == 75 else str(codes))
         lab.tidy(run)
-
-
-def nothing(lab: Lab, tries: int) -> Iterator[Try]:
-    """No fault: what the table is compared with."""
-    for _ in range(tries):
-        run = lab.fresh("calm")
-        yield lab.goes_on(run)
-        lab.tidy(run)

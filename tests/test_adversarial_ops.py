@@ -11,6 +11,7 @@ from jaxvol import losses
 from jaxvol.converters import pix2pixcc as convert
 from jaxvol.ops import adversarial
 from jaxvol.types import UserError
+from launch import compiler
 
 DATA = Path(__file__).parent / "data"
 
@@ -60,10 +61,10 @@ def test_published_pix2pixcc_losses(name):
     np.testing.assert_allclose(gradient[:, ::2, ::2, ::2], expected, atol=2e-4 * expected.std())
     for one in ("PCC", "CCC"):
         mean = jax.jit(lambda p, t, n, kind=one.lower(): adversarial.correlation(p, t, n, kind, "batch", count_padding=True)[0],
-                       static_argnums=2)
+                       static_argnums=2, compiler_options=compiler.usual())
         pyramid = [float(mean(fake, target, n)) * n for n in (1, 2, 3)]
         single = [pyramid[0], *np.diff(pyramid)]
-        np.testing.assert_allclose(single, [arrays[f"output/cc_loss_{one}_scale{i}"] for i in range(3)], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(single, [arrays[f"output/cc_loss_{one}_scale{i}"] for i in range(3)], rtol=1e-5)
 
 
 def test_published_pix2pixhd_losses():

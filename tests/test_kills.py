@@ -60,7 +60,6 @@ def wait_and(process, moment, what, number, limit=200):
     process.send_signal(number)
 
 
-@pytest.mark.slow                     # CI kills runs in tests/test_campaigns.py, where they start faster
 def test_sigkill_at_three_moments_one_in_a_save(undisturbed, tmp_path):
     run, rng = tmp_path / "run", random.Random(11)
     first, second = rng.randint(4, 14), rng.randint(20, 30)

@@ -80,6 +80,10 @@ def test_compare_puts_seeds_together(trained, capsys):
         assert call(trained, f"--workdir={trained}/{run}", "--mode=evaluate") == 0
     assert call(trained, "--mode=compare", f"--config.compare.runs={trained}/run0,{trained}/run1", f"--workdir={trained}/both") == 0
     assert "±" in capsys.readouterr().out and (trained / "both/comparison/table.csv").exists()
+    counted = json.loads((trained / "run0/evaluation/metrics.json").read_text())["gflop_per_prediction"]
+    own, column = (trained / "both/comparison/table.md").read_text().splitlines(), "GFLOP per prediction"
+    told = float(own[2].split("|")[own[0].split("|").index(f" {column} ")])
+    assert told == pytest.approx(counted, rel=0.01) and 0 < counted < 0.1
 
 
 def test_init_from_starts_at_the_other_runs_averaged_weights(trained):

@@ -1,4 +1,5 @@
 """Physics-informed training: terms and gradients by hand, points as functions of (seed, step), resume to the bit, a solved problem."""
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base, physics, pinn
-from jaxvol import build, main, step, train, validate
+from jaxvol import build, inference, main, pdes, step, train, validate
 from jaxvol.data import collocation
 from jaxvol.tasks import physics as task_of
 from jaxvol.types import Fixed, UserError
@@ -194,6 +195,29 @@ def test_resume_is_bitwise(stage, tmp_path, monkeypatch):
     assert main.do_train(chosen, tmp_path / "stopped") == 0
     assert checksums(tmp_path / "stopped") == checksums(tmp_path / "straight")
     assert (tmp_path / "stopped/metrics.csv").read_bytes() == (tmp_path / "straight/metrics.csv").read_bytes()
+
+
+def test_a_run_from_before_the_kind_coordinates_is_read_as_one_of_coordinates(tmp_path, monkeypatch):
+    """It was saved as a scalar field; prediction and pictures are those of an equation, and nothing turns its coordinates."""
+    chosen = config(preflight__run=False, total_steps=2, batch_size=8, evaluate__batch_size=8, model__widths=(4,), model__degree=3)
+    now = collocation.specify
+
+    def before(problem):
+        spec = now(problem)
+        return dataclasses.replace(spec, fields={n: dataclasses.replace(f, kind="scalar") for n, f in spec.fields.items()})
+
+    monkeypatch.setattr(collocation, "specify", before)
+    assert main.do_train(chosen, tmp_path) == 0
+    monkeypatch.undo()
+    predict, _, spec = build.load(tmp_path, "final")
+    assert {name: field.kind for name, field in spec.fields.items()} == {"input": "coordinates", "target": "scalar"}
+    x = pdes.make(chosen.data.problem).mesh
+    u = predict(x[None, None])[0]
+    assert u.shape == (1, *x.shape[:-1], 1)
+    drawn = inference.slices(spec, {"input": x[None], "target": u, "prediction": u}, "a")
+    assert [a.get_xlabel() for a in drawn.axes if a.images] == ["t"] * 3
+    with pytest.raises(UserError, match="holds coordinates"):
+        build.load(tmp_path, "final", transforms="flips")
 
 
 @pytest.mark.slow

@@ -241,6 +241,8 @@ def test_augmentation_keeps_to_the_group_and_the_periodic_axes():
     assert seen == images
     with pytest.raises(UserError, match="no axis of the volumes .* is periodic"):
         pipeline.dataset(make_source(spec=make_spec(periodic=(False,) * 3)), make_config(augment=("shift",)))
+    with pytest.raises(UserError, match="'input' has the kind 'coordinates'.*collocation"):
+        pipeline.dataset(make_source(spec=make_spec(kind="coordinates")), make_config(augment=("cube",)))
     with pytest.raises(UserError, match="names out of cube, transpose, shift"):
         pipeline.dataset(make_source(), make_config(augment=("rotate",)))
 

@@ -102,6 +102,10 @@ def test_only_what_the_data_allow():
     assert views("rotations", periodic=(True,) * 3) == (8, ())
     assert views("rotations", periodic=(True, False, False)) == (8 + 2, (0,))
     assert views("cube", shape=(1, 4, 4))[0] == 8 and views("rotations", shape=(1, 4, 4)) == (4 + 2, (0,))
+    for name in ("cube", "flips", "rotations"):
+        assert views(name, kinds=("coordinates", "scalar")) == (1, ())
+        with pytest.raises(UserError, match="'input' holds coordinates"):
+            tta.wrap(Any(1), name, make_spec(kinds=("coordinates", "scalar")))
     spec = make_spec()                       # a tile that is no cube keeps its shape
     assert len(tta.transforms("cube", spec, (4, 4, 6))) == 16
 

@@ -55,6 +55,6 @@ def cheb_kan(tensors: Mapping[str, np.ndarray], original: Mapping[str, Any]) -> 
     bounds = [np.asarray(tensors[f"domain_{side}"], float).tolist() if not published else [at] * widths[0]
               for side, at in (("min", -1.0), ("max", 1.0))]
     scaled = {"name": "linear", "low": bounds[0], "high": bounds[1], "clip": False}
-    fields = {"input": Field(tuple(f"x{i}" for i in range(widths[0])), normaliser=(scaled,)),
+    fields = {"input": Field(tuple(f"x{i}" for i in range(widths[0])), "coordinates", normaliser=(scaled,)),
               "target": Field(tuple(f"u{i}" for i in range(widths[-1])))}
     return model.make(ConfigDict({"precision": "f32", "model": m}), Spec(fields, (1, 1, 1), (1.0,) * 3)), {"params": params}

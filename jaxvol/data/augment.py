@@ -12,7 +12,7 @@ KNOWN = ("cube", "transpose", "shift")
 
 
 def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
-    """UserError when a name is unknown, a field's kind is, or `shift` is asked for where no axis is periodic."""
+    """UserError when a name is unknown, a field's kind is (or is not one of volumes), or `shift` is asked for where no axis is periodic."""
     if unknown := [name for name in names if name not in KNOWN]:
         raise UserError(f"data.augment has {', '.join(map(repr, unknown))}: expected names out of {', '.join(KNOWN)}")
     if "shift" in names and not _periodic_axes(spec):
@@ -20,6 +20,9 @@ def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
                         "expected a periodic dataset; remove 'shift' from data.augment")
     for name, field in spec.fields.items():
         rotations.line_of_sight(field.kind)
+        if field.kind == rotations.COORDINATES:
+            raise UserError(f"the field {name!r} has the kind 'coordinates', which is for points of equations (data.name='collocation'): "
+                            "expected scalar, vector or line_of_sight=<0, 1 or 2>")
         if field.kind == "vector" and len(field.channels) % 3:
             raise UserError(f"the field {name!r} is a vector with {len(field.channels)} channels {field.channels}: "
                             "expected a multiple of 3 (components along d, h, w)")

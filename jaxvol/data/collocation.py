@@ -90,7 +90,7 @@ def specify(problem: pdes.Problem) -> Spec:
     low, high, d = np.array(problem.low), np.array(problem.high), len(problem.low)
     scaled = {"name": "linear", "low": low.tolist(), "high": high.tolist(), "clip": False}
     spacing = (high - low) / (np.array(problem.grid) - 1)
-    return Spec({"input": Field(problem.coordinates, normaliser=(scaled,)), "target": Field(problem.fields)},
+    return Spec({"input": Field(problem.coordinates, "coordinates", normaliser=(scaled,)), "target": Field(problem.fields)},
                 (1,) * (3 - d) + tuple(problem.grid), (1.0,) * (3 - d) + tuple(map(float, spacing)))
 
 

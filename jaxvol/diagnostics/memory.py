@@ -1,6 +1,7 @@
 """Memory, time and work of the compiled train step over batch sizes, from the compiler's own analysis: nothing has to run out of it.
 
-Temporary memory is affine in the batch: two sizes give the line, and the line gives the largest safe batch.
+Temporary memory is affine in the batch: two sizes give the line, and the line gives the largest safe batch.  The share of the roofline is
+the time that the products need at the device's peak, or the least traffic at its bandwidth, over the time of a step: a low estimate.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.ops import flops
 from jaxvol.types import Context, Result
 
 RANK = 55
@@ -46,7 +48,7 @@ def diagnose(ctx: Context) -> Result:
            "GFLOP/s": found[size]["flops"] / seconds / 1e9}
     peak = next((limits for name, limits in ROOFLINE.items() if name in jax.local_devices()[0].device_kind), None)
     if peak:
-        row["share of the roofline"] = max(found[size]["flops"] / peak[0], found[size]["bytes"] / peak[1]) / seconds
+        row["share of the roofline"] = max(found[size]["flops"] / ctx.mesh.size / peak[0], found[size]["traffic"] / peak[1]) / seconds
     metrics = {"head_room" if what == "device" else "host_head_room": capacity / need, "largest_batch": float(largest),
                "examples_per_second": size / seconds, "recompiled": recompiled(ctx)}
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -61,13 +63,16 @@ def diagnose(ctx: Context) -> Result:
 
 
 def analysis(ctx: Context, size: int) -> dict[str, float]:
-    """Bytes and FLOPs of the compiled step; compiled without optimisation except for the run's own batch, which is at hand."""
-    lowered = ctx.lower(size)
-    compiled = lowered.compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    """Bytes per device, and FLOPs of all devices (products and FFTs, ops/flops.py), of the compiled step for a batch of `size`.
+
+    traffic: the least that moves through memory, every argument and result once and every temporary byte written and read.  XLA's own
+    counts of operations and of bytes take the body of a loop once.
+    """
+    traced = ctx.trace(size)
+    memory = traced.lower().compile().memory_analysis()
     return {"temporary": float(memory.temp_size_in_bytes), "arguments": float(memory.argument_size_in_bytes),
-            "flops": float(cost["flops"]) if "flops" in cost else np.nan,
-            "bytes": float(cost["bytes accessed"]) if "bytes accessed" in cost else np.nan}
+            "flops": flops.total(traced.jaxpr),
+            "traffic": float(memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes)}
 
 
 def evaluation_memory(ctx: Context) -> float:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxvol.ops.quasi_newton import SEARCHED        # noqa: F401: for the checks that such a rule has no use for
 from jaxvol.types import Array, Batch, Context, Fixed, Key, Params, TrainState
 
 Path = tuple[str, ...]
-SEARCHED = ("lbfgs", "broyden")        # rules that choose their own step length: no rate, no schedule
 
 
 def quick() -> dict[str, int] | None:

@@ -15,10 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxvol.models.coordinates import enter, leave, scaling
-from jaxvol.models.fno import COMPUTE
+from jaxvol.models.coordinates import enter, fields, leave
 from jaxvol.ops import chebyshev, taylor
-from jaxvol.types import Array, Spec, UserError
+from jaxvol.types import Array, Spec
 
 FORMS = ("tanh", "layer_norm")
 INITS = ("xavier", "kaiming", "orthogonal", "small")
@@ -39,15 +38,10 @@ def rules(config) -> list[str]:
 def make(config, spec: Spec) -> nn.Module:
     """The Chebyshev KAN of `config.model`: physical coordinates [.., d] -> fields [.., channels], Taylor operands likewise.
 
-    Raises UserError for widths that are no positive numbers, and for data that are no points of a domain.
+    Raises UserError, see `coordinates.fields`.
     """
     m = config.model
-    if not m.widths or min(m.widths) < 1:
-        raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of neurons per hidden layer.")
-    factor, shift = scaling(m.scaling, spec)
-    return ChebKAN(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), degree=m.degree, form=m.form, initial=m.init,
-                   factor=factor, shift=shift, dtype=COMPUTE[config.precision],
-                   param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+    return ChebKAN(**fields(config, spec), degree=m.degree, form=m.form, initial=m.init)
 
 
 class ChebKAN(nn.Module):

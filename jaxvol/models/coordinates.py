@@ -6,13 +6,29 @@ Derivatives with respect to the physical x are taken through it, so that equatio
 """
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvol.models.fno import COMPUTE
 from jaxvol.ops import taylor
 from jaxvol.types import Array, Spec, UserError
 
 SCALINGS = ("affine", "space", "none")
+
+
+def fields(config, spec: Spec) -> dict[str, Any]:
+    """What every network of coordinates is made of: channels, widths, scaling and precision, from `config.model`.
+
+    Raises UserError for widths that are no positive numbers, and for data that are no points of a domain.
+    """
+    m = config.model
+    if not m.widths or min(m.widths) < 1:
+        raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of neurons per hidden layer.")
+    factor, shift = scaling(m.scaling, spec)
+    return {"channels": len(spec.fields["target"].channels), "widths": tuple(m.widths), "factor": factor, "shift": shift,
+            "dtype": COMPUTE[config.precision], "param_dtype": jnp.float64 if config.precision == "f64" else jnp.float32}
 
 
 def scaling(kind: str, spec: Spec) -> tuple[tuple[float, ...], tuple[float, ...]]:

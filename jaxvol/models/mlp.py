@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.models.coordinates import enter, leave, scaling
-from jaxvol.models.fno import COMPUTE
+from jaxvol.models.coordinates import enter, fields, leave
 from jaxvol.ops import taylor
-from jaxvol.types import Array, Spec, UserError
+from jaxvol.types import Array, Spec
 
 KINDS = ("tanh", "sine", "fourier")
 
@@ -34,15 +33,10 @@ def rules(config) -> list[str]:
 def make(config, spec: Spec) -> nn.Module:
     """The MLP of `config.model`: physical coordinates [.., d] -> fields [.., channels], Taylor operands likewise.
 
-    Raises UserError for widths that are no positive numbers, and for data that are no points of a domain.
+    Raises UserError, see `coordinates.fields`.
     """
     m = config.model
-    if not m.widths or min(m.widths) < 1:
-        raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of neurons per hidden layer.")
-    factor, shift = scaling(m.scaling, spec)
-    return MLP(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), kind=m.kind, omega=m.omega,
-               fourier_features=m.fourier_features, fourier_scale=m.fourier_scale, factor=factor, shift=shift,
-               dtype=COMPUTE[config.precision], param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+    return MLP(**fields(config, spec), kind=m.kind, omega=m.omega, fourier_features=m.fourier_features, fourier_scale=m.fourier_scale)
 
 
 class MLP(nn.Module):

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 from jaxvol.types import Array
 
+SEARCHED = ("lbfgs", "broyden")        # rules that choose their own step length: no rate, no schedule
+
 
 class State(NamedTuple):
     """Of the last step; `inverse` is H."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxvol.types import UserError
 
 LINE_OF_SIGHT = "line_of_sight="
+COORDINATES = "coordinates"         # where a point lies in the domain of an equation: nothing that could be turned
 
 
 class Element(NamedTuple):
@@ -34,31 +35,21 @@ def matrix(element: Element) -> np.ndarray:
     return m
 
 
-def compose(after: Element, before: Element) -> Element:
-    """The element that does `before`, then `after`: its matrix is M(after) M(before)."""
-    return Element(tuple(before.axes[a] for a in after.axes),
-                   tuple(flip != before.flips[a] for a, flip in zip(after.axes, after.flips)))
-
-
 def inverse(element: Element) -> Element:
     """The element that undoes this one."""
     axes = tuple(element.axes.index(i) for i in range(3))
     return Element(axes, tuple(element.flips[a] for a in axes))
 
 
-def composition_table() -> np.ndarray:
-    """Indices into ELEMENTS [48, 48]: entry [a, b] is "b, then a"."""
-    index = {element: i for i, element in enumerate(ELEMENTS)}
-    return np.array([[index[compose(a, b)] for b in ELEMENTS] for a in ELEMENTS])
-
-
 def apply(element: Element, x, kind: str = "scalar"):
     """The volume x [..., D, H, W, C] moved by the element.
 
     kind: "scalar", "vector" (channels in threes, the components along d, h, w), or "line_of_sight=<axis>", which moves like
-          a scalar and is meant for elements that `allowed` with that kind returned.
-    Raises UserError: unknown kind; a vector whose channels do not come in threes.
+          a scalar and is meant for elements that `allowed` with that kind returned; "coordinates" stay where they are.
+    Raises UserError: unknown kind; a vector whose channels do not come in threes; coordinates and not the identity.
     """
+    if kind == COORDINATES and element != IDENTITY:
+        raise UserError("a field of coordinates is neither turned nor mirrored: its values say where they are")
     line_of_sight(kind)                    # refuses an unknown kind
     lead = x.ndim - 4
     x = x.transpose(*range(lead), *(lead + a for a in element.axes), lead + 3)
@@ -79,8 +70,11 @@ def allowed(shape: tuple[int, int, int], spacing: tuple[float, float, float], ki
 
     Axes of different size, spacing or periodicity do not swap; an axis of size 1 neither swaps nor flips; a line of sight
     stays on its axis and may flip (redshift-space distortions are symmetric under a change of sign of the velocity axis).
+    Coordinates leave the identity alone, as the equation that is solved on them need not have the symmetry of its grid.
     The identity comes first.
     """
+    if COORDINATES in kinds:
+        return (IDENTITY,)
     fixed = {line_of_sight(kind) for kind in kinds}
     flat = {i for i in range(3) if shape[i] == 1}
     alike = [(shape[i], round(spacing[i] / max(spacing), 9), periodic[i]) for i in range(3)]
@@ -94,8 +88,8 @@ def allowed(shape: tuple[int, int, int], spacing: tuple[float, float, float], ki
 
 
 def line_of_sight(kind: str) -> int | None:
-    """The axis of a field of kind "line_of_sight=<axis>", None for "scalar" and "vector"; UserError for anything else."""
-    if kind in ("scalar", "vector"):
+    """The axis of a field of kind "line_of_sight=<axis>", None for the others; UserError for an unknown kind."""
+    if kind in ("scalar", "vector", COORDINATES):
         return None
     if kind in tuple(f"{LINE_OF_SIGHT}{axis}" for axis in range(3)):
         return int(kind[len(LINE_OF_SIGHT):])
