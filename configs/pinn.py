@@ -72,6 +72,8 @@ def helmholtz(config, frequencies=(4,), wavenumber=4 * math.pi) -> None:
     config.data.points.interior = 512 if len(frequencies) == 1 else 1500
     config.task.constraints = "soft" if len(frequencies) == 1 else "hard"
     weights(config, 1e-3, 10.0)
+    if len(frequencies) > 1:
+        two_phases(config, 600, 3000)
 
 
 def poisson(config, dimension: int) -> None:
@@ -108,6 +110,7 @@ def wave(config) -> None:
     config.data.problem = physics.wave()
     config.task.constraints = "hard"
     weights(config, 1e-3, 1.0)
+    two_phases(config, 600, 4000)
 
 
 def burgers(config) -> None:
@@ -124,6 +127,7 @@ def allen_cahn(config) -> None:
     config.data.points.interior = 2000
     config.task.constraints = "hard"
     config.task.weights.pde = 1.0
+    two_phases(config, 600, 4000)
 
 
 def reaction_diffusion(config) -> None:
