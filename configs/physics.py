@@ -77,6 +77,32 @@ def taylor_green() -> ConfigDict:
     return ConfigDict({"name": "taylor_green", "viscosity": 0.1})      # nu
 
 
+def optics() -> ConfigDict:
+    """What the interferometer is, and where its images come from; for the points of `interferometry` and the images of `fringes`."""
+    return ConfigDict({
+        "wavelengths": (5.0, 5.5, 6.05, 6.655),    # um; each with phase steps 0, pi/2, pi and 3 pi/2
+        "centre": 12.0,                # um, the middle of where heights are looked for; `unwrapping` finds those within 16.6 um of it
+        "background": 128.0,           # of the images, in grey levels of 0 .. 255
+        "modulation": 100.0,           # their amplitude
+        "folder": "",                  # of users' stacks (jaxvol/stacks.py); "" = simulated
+        "size": 128,                   # simulated: pixels along a side
+        "noise": 5.0,                  # simulated: standard deviation of the camera's noise, in grey levels
+        "bits": 8,                     # simulated: of a pixel; 0 = neither rounded nor clipped
+        "simulation_seed": 0,          # of the noise, and of random surfaces; config.seed is for training
+    })
+
+
+def interferometry() -> ConfigDict:
+    """Height of a surface from fringe images, as a function of coordinates (jaxvol/pdes/optics.py)."""
+    return ConfigDict({
+        "name": "interferometry",
+        **optics(),
+        "sample": "sample_0000",       # which of the folder's stacks
+        "match": (),                   # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
+        "scale": 15.0,                 # um per unit of the network's output
+    })
+
+
 def collocation() -> ConfigDict:
     """Point sets of a problem (jaxvol/data/collocation.py); config.batch_size counts sets, one is enough on one device."""
     return ConfigDict({
