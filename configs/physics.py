@@ -1,6 +1,8 @@
 """Fields of the components of physics-informed networks, as configs/base.py has those of the others."""
 from ml_collections import ConfigDict
 
+from configs import base
+
 
 def cheb_kan() -> ConfigDict:
     """Chebyshev KAN; form="tanh", init="xavier", degree=5 is Scaled-cPIKAN's, form="layer_norm", init="kaiming" its port's."""
@@ -100,6 +102,35 @@ def interferometry() -> ConfigDict:
         "sample": "sample_0000",       # which of the folder's stacks
         "match": (),                   # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
         "scale": 15.0,                 # um per unit of the network's output
+    })
+
+
+def fringe_images() -> ConfigDict:
+    """Stacks of fringe images as volumes of depth 1 (jaxvol/data/fringes.py)."""
+    config = base.data()
+    config.name = "fringes"
+    config.optics = optics()
+    config.surfaces = ConfigDict({"train": 256, "val": 16, "test": 1})     # simulated: random ones; the first of test is the published one
+    config.fractions = (0.8, 0.1, 0.1) # of a folder's samples: train, val, test
+    config.augment = ()
+    config.input_normaliser = (("linear", {"low": 0.0, "high": 255.0}),)
+    config.target_normaliser = (("standardise", {}),)
+    return config
+
+
+def fringes() -> ConfigDict:
+    """Height from fringe images, learned without heights (jaxvol/tasks/fringes.py)."""
+    return ConfigDict({
+        "name": "fringes",
+        "start": "unwrapping",         # what the network adds to: unwrapping (the classical solution) | constant (data.optics.centre)
+        "scale": 0.1,                  # um per unit of the network's output
+        "match": (),                   # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
+        "weights": ConfigDict({        # of the mean squares
+            "data": 1e-4,              # in grey levels: 1 / modulation^2
+            "smooth": 3.0,             # of the five-point Laplacian in um per squared pixel; published: 1e-4 of the weight above
+        }),
+        "metrics": ("relative_l2", "rmse", "mae", "mape"),     # names in jaxvol/metrics.py
+        "spectra": False,              # images have none
     })
 
 

@@ -32,6 +32,15 @@ STEPS = (0.0, math.pi / 2, math.pi, 3 * math.pi / 2)
 Combination = tuple[int, ...]
 
 
+def check(wavelengths: Sequence[float], modulation: float, size: int, noise: float, bits: int) -> None:
+    """UserError for settings of an interferometer or a simulated camera that make no sense."""
+    if not wavelengths or min(wavelengths) <= 0 or len(wavelengths) < 2:
+        raise UserError(f"wavelengths is {tuple(wavelengths)}; expected two or more positive numbers in um.")
+    if size < 3 or bits not in range(17) or noise < 0 or modulation <= 0:
+        raise UserError(f"found size={size}, bits={bits}, noise={noise}, modulation={modulation} for the fringe images; expected size >= 3, "
+                        "bits 0 to 16, noise >= 0, modulation > 0.")
+
+
 def render(height: Array, wavelengths: Sequence[float], background: float, modulation: float) -> Array:
     """Images [.., 4 W] in grey levels of heights [..]: channel 4 w + s has wavelength w and phase step s."""
     xp = np if isinstance(height, np.ndarray) else jnp
@@ -106,6 +115,50 @@ def unwrap(images: Array, wavelengths: Sequence[float], centre: float, chain: tu
         height = nearest(height, combined(wrapped, combination), equivalent(wavelengths, combination))
     total = sum(1 / w ** 2 for w in wavelengths)
     return sum(nearest(height, wrapped[..., i], w) / w ** 2 for i, w in enumerate(wavelengths)) / total
+
+
+def compared(images: Array, wavelengths: Sequence[float], match: tuple[Combination, ...], modulation: float) -> Array:
+    """What of images [.., 4 W] is compared with a height, [.., k], scaled so that squares summed over k are a mean over images.
+
+    match = (): the images themselves, the published loss; every fringe is a local minimum of it.
+    match = combinations n: b cos(psi_n), b sin(psi_n) of their phases psi_n, so that the squared difference is
+
+        b^2 / 2 mean_n |exp(4 pi i h / Lambda_n) - exp(i psi_n)|^2
+
+    unimodal within the range Lambda_n / 2; for n = unit vectors it is the images' but for noise that no height explains.
+    """
+    if not match:
+        return images / math.sqrt(images.shape[-1])
+    wrapped = phases(images)
+    return waves([combined(wrapped, n) for n in match], modulation)
+
+
+def modelled(height: Array, wavelengths: Sequence[float], match: tuple[Combination, ...], background: float, modulation: float) -> Array:
+    """What `compared` gives for images of the heights [..] without noise, [.., k]."""
+    if not match:
+        return render(height, wavelengths, background, modulation) / math.sqrt(len(STEPS) * len(wavelengths))
+    return waves([4 * math.pi / equivalent(wavelengths, n) * height for n in match], modulation)
+
+
+def waves(psi: Sequence[Array], modulation: float) -> Array:
+    """b / sqrt(2 n) [cos psi_1 .. cos psi_n, sin psi_1 .. sin psi_n] of n phases [..], [.., 2 n]."""
+    xp = np if isinstance(psi[0], np.ndarray) else jnp
+    stacked = xp.stack(psi, -1)
+    return xp.concatenate([xp.cos(stacked), xp.sin(stacked)], -1) * modulation / math.sqrt(2 * len(psi))
+
+
+def smoothed(height: Array) -> Array:
+    """Heights [.., H, W] averaged with the weights 1, 4, 6, 4, 1 along both axes, which leaves 0.27 of their noise.
+
+    Beyond the edges the surface goes on as its point reflection, so that a plane stays one.
+    """
+    xp = np if isinstance(height, np.ndarray) else jnp
+    for axis in (-2, -1):
+        inner = xp.moveaxis(height, axis, -1)
+        before, behind = 2 * inner[..., :1] - inner[..., 2:0:-1], 2 * inner[..., -1:] - inner[..., -2:-4:-1]
+        wide, n = xp.concatenate([before, inner, behind], -1), inner.shape[-1]
+        height = xp.moveaxis(sum(c * wide[..., i:i + n] for i, c in enumerate((1, 4, 6, 4, 1))) / 16, -1, axis)
+    return height
 
 
 def stencil(height: Array) -> Array:
