@@ -7,6 +7,7 @@ A folder's samples are divided among the splits; those without a ground truth ar
 """
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -18,6 +19,8 @@ from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source
 from jaxvol.ops import fringes
 from jaxvol.types import Dataset, Field, Spec, UserError
+
+INSIDE = 0.9            # of the unambiguous range is used by random surfaces: noise would carry heights at its ends to the other one
 
 
 def rules(config: ConfigDict) -> list[str]:
@@ -45,7 +48,7 @@ def specify(data: ConfigDict, shape: tuple[int, int]) -> Spec:
 def simulated(data: ConfigDict) -> Source:
     """Random surfaces, and the published one as the first of the split "test"."""
     o, sizes = data.optics, {split: data.surfaces[split] for split in SPLITS}
-    axis, span = np.linspace(-1, 1, o.size), fringes.reach(o.wavelengths, fringes.beats(o.wavelengths)[0])
+    axis, reach = np.linspace(-1, 1, o.size), INSIDE * fringes.reach(o.wavelengths, fringes.beats(o.wavelengths)[0])
     y, x = np.meshgrid(axis, axis, indexing="ij")           # rows along y, from -1
     points = np.stack([x, y], -1)
 
@@ -54,14 +57,14 @@ def simulated(data: ConfigDict) -> Source:
         if split == "test" and index == 0:
             own, height = np.random.default_rng([o.simulation_seed, 0]), fringes.published(points)
         else:
-            height = fringes.smooth(own, points, o.centre - span / 2, o.centre + span / 2)
+            height = fringes.smooth(own, points, o.centre - reach / 2, o.centre + reach / 2)
         images = fringes.expose(rng or own, height, o.wavelengths, o.background, o.modulation, o.noise, o.bits)
         return {"input": images[None], "target": height[None, ..., None]}
 
     def names(split: str) -> list[str]:
         return ["published" if split == "test" and i == 0 else f"surface_{i:04d}" for i in range(sizes[split])]
 
-    return Source(specify(data, (o.size, o.size)), sizes, read, names, layout.digest("simulated", o.to_json(), sizes))
+    return Source(specify(data, (o.size, o.size)), sizes, read, names, layout.digest("simulated", settings(o), sizes))
 
 
 def from_folder(data: ConfigDict) -> Source:
@@ -87,4 +90,9 @@ def from_folder(data: ConfigDict) -> Source:
 
     prints = [(name, stacks.fingerprint(*pair)) for name, pair in loaded.items()]
     return Source(specify(data, shape), {split: len(splits[split]) for split in SPLITS}, read, lambda split: splits[split],
-                  layout.digest(prints, splits, o.to_json()))
+                  layout.digest(prints, splits, settings(o)))
+
+
+def settings(optics: ConfigDict) -> str:
+    """The fields as text that is the same after a round trip through a checkpoint."""
+    return json.dumps(json.loads(optics.to_json()), sort_keys=True)
