@@ -35,6 +35,7 @@ def make(config: ConfigDict) -> Dataset:
     """Dataset of `config.data`; UserError for a file that cannot be used and for settings that make no sense."""
     o = config.data.optics
     fringes.check(o.wavelengths, o.modulation, o.size, o.noise, o.bits)
+    layout.check_fractions(config.data.fractions)
     return pipeline.dataset(from_folder(config.data) if o.folder else simulated(config.data), config)
 
 

@@ -18,7 +18,9 @@ def interferometry(p) -> Problem:
     """h(x, y) in um on [-1, 1]^2 from W times four images (ops/fringes.py), measured on the pixels that are the evaluation grid.
 
     L = w_data mean |f(h) - f(I)|^2 + w_pde mean (lap h)^2,   f = `modelled` and `compared` of ops/fringes.py
-    The Laplacian is a penalty on roughness: h does not make it vanish.  With task.constraints="hard" h = centre + scale network.  x runs along the columns of an image, y along its rows, from the first one at -1.
+    The Laplacian is a penalty on roughness: h does not make it vanish.  With task.constraints="hard" h = centre + scale network.
+    x runs along the columns of an image, y along its rows, from the first one at -1.  Raises UserError for settings that make no sense
+    and for files that cannot be used.
     """
     fringes.check(p.wavelengths, p.modulation, p.size, p.noise, p.bits)
     for combination in p.match:
@@ -43,7 +45,7 @@ def interferometry(p) -> Problem:
     unwrapped = fringes.unwrap(images, p.wavelengths, p.centre)
     estimates = {"unwrapping": unwrapped[..., None], "unwrapping, smoothed": fringes.smoothed(unwrapped)[..., None]}
     return Problem(("x", "y"), ("h (µm)",), LOW, HIGH, ((1.0, 1.0),), lambda x, v, first, second, unknown: second[0], (condition,),
-                   solution, shape, closed=False, penalty=True, estimates=estimates, fingerprint=stacks.fingerprint(images, height),
+                   solution, shape, closed=False, estimates=estimates, fingerprint=stacks.fingerprint(images, height),
                    lift=lambda x: jnp.full_like(x[:, :1], p.centre), distance=lambda x: jnp.full_like(x[:, :1], p.scale))
 
 

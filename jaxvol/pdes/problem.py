@@ -39,10 +39,10 @@ class Problem:
     residual: (x [N, d], u [N, m], first [d, N, m], second [Q, N, m], unknown) -> [N, equations]; second as `weights` asks for,
               see ops/laplacian.py
     solution: (x [.., d], numpy or jax.numpy) -> [.., m]; read by evaluation, boundary and initial data only
-    closed:   `solution` is a closed form that JAX can differentiate; otherwise a numerical reference, numpy alone
+    closed:   `solution` is a closed form that JAX can differentiate, and its residual is 0; otherwise a numerical reference, numpy
+              alone, or the residual is a penalty that is only kept small
     lift, distance: (x [N, d]) -> [N, m], [N, 1]; u = lift + distance * network meets every condition, whatever the network is
     unknown:  coefficients to be found, {name: value at the start}; truth: their true values
-    penalty:  the residual is only kept small, and is not 0 for the solution
     estimates: what other methods find on the grid, {name: [*grid, m]}, for tables
     fingerprint: of measurements that come from elsewhere; then they, and not the settings of the problem, identify the data
     """
@@ -60,7 +60,6 @@ class Problem:
     distance: Callable[[Array], Array] | None = None
     unknown: dict[str, float] = dataclasses.field(default_factory=dict)
     truth: dict[str, float] = dataclasses.field(default_factory=dict)
-    penalty: bool = False
     estimates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
 
