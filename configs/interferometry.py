@@ -97,7 +97,8 @@ def unet_beats(config) -> None:
     small(config, 64)
     config.task.start, config.task.scale, config.batch_size = "constant", 15.0, 4
     match = "task.match"
-    config.phases = (("long beats", 150, {match: LONG}), ("beats", 300, {match: BEATS}), ("short beats", 200, {match: SHORT}), ("images", 150, {}))
+    config.phases = (("long beats", 150, {match: LONG}), ("beats", 300, {match: BEATS}), ("short beats", 200, {match: SHORT}),
+                     ("images", 150, {}))
     config.total_steps = 800
     config.evaluate.every = config.checkpoint.every = 200
     config.evaluate.checkpoint = "final"

@@ -58,8 +58,9 @@ def find(folder: str, number: int, count: int) -> str:
     if len(there) == 1:
         return there[0]
     wanted = f"bucket_{number:02d}{' or '.join(ENDINGS)}"
-    raise FileError(f"{folder}: found {'both ' + ' and '.join(map(os.path.basename, there)) if there else 'no ' + wanted}; expected one file "
-                    f"for each of bucket_00 .. bucket_{count - 1:02d}: {'remove one of them' if there else 'add it, or leave the sample out'}")
+    found = f"both {' and '.join(map(os.path.basename, there))}" if there else f"no {wanted}"
+    raise FileError(f"{folder}: found {found}; expected one file for each of bucket_00 .. bucket_{count - 1:02d}: "
+                    f"{'remove one of them' if there else 'add it, or leave the sample out'}")
 
 
 def image(path: str) -> np.ndarray:

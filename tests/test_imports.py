@@ -22,7 +22,8 @@ ENGINE = BASE | FILES | {"distributed", "lifeline", "faults", "health", "step", 
 EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "solutions", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"}, "solutions": {"types", "figures"},
-    "stacks": {"types", "files"}, "losses": BASE, "metrics": BASE, "pdes": BASE | FILES, "models": BASE, "data": BASE | FILES | {"pdes"},
+    "stacks": {"types", "files"},
+    "losses": BASE, "metrics": BASE, "pdes": BASE | FILES, "models": BASE, "data": BASE | FILES | {"pdes"},
     "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE | {"distributed"},
     "distributed": {"types", "lifeline"}, "lifeline": {"health"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},

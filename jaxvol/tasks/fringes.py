@@ -47,7 +47,8 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
 
     def heights(variables: dict, batch: Batch, **more) -> tuple[Array, dict]:
         images = recorded(config, spec, batch)
-        start = fringes.unwrap(images, o.wavelengths, o.centre) if config.task.start == "unwrapping" else jnp.full_like(images[..., 0], o.centre)
+        classical = config.task.start == "unwrapping"
+        start = fringes.unwrap(images, o.wavelengths, o.centre) if classical else jnp.full_like(images[..., 0], o.centre)
         found = model.apply(variables, shown(config, scoring.volume(config, batch, "input"), start), **more)
         y, stats = found if "mutable" in more else (found, {})
         return start[..., None] + config.task.scale * y, stats

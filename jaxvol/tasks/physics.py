@@ -287,5 +287,6 @@ def baselines(config: ConfigDict, spec: Spec, train_batches) -> dict[str, tuple[
         return Task(lambda rng, batch: (params, extra), loss, evaluate, summarize, predict), params, extra
 
     mean = grid.mean((0, 1, 2, 3))
-    others = {name: constant(values.reshape(grid.shape).astype(grid.dtype)) for name, values in pdes.make(config.data.problem).estimates.items()}
+    estimates = pdes.make(config.data.problem).estimates
+    others = {name: constant(values.reshape(grid.shape).astype(grid.dtype)) for name, values in estimates.items()}
     return {"mean": constant(mean), "zero": constant(np.zeros_like(mean)), **others}
