@@ -114,7 +114,7 @@ def fringe_images() -> ConfigDict:
     config.fractions = (0.8, 0.1, 0.1) # of a folder's samples: train, val, test
     config.augment = ()
     config.input_normaliser = (("linear", {"low": 0.0, "high": 255.0}),)
-    config.target_normaliser = (("standardise", {}),)
+    config.target_normaliser = (("linear", {"low": -5.0, "high": 29.0}),)      # um; not fitted, as stacks need not come with heights
     return config
 
 

@@ -2,8 +2,9 @@
 
     python launch/fringe_points.py --seconds=45
 
-Every setting is timed for 100 updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config), and
-is scored on the grid.  Processor time, which is told beside it, contains compilation and evaluation.  A set is an independent draw of pixels: 4 sets of 256 are statistically 1 set of 1,024.
+Every setting is timed for 100 updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config), and is
+scored on the grid.  Processor time, which is told beside it, contains compilation and evaluation.  A set is an independent
+draw of pixels: 4 sets of 256 are statistically 1 set of 1,024.
 """
 import argparse
 import csv

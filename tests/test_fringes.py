@@ -197,7 +197,8 @@ def test_the_residual_network_starts_at_the_classical_solution():
 
 RUNS = {"pinn": {"optimizer__learning_rate": 2e-2},
         "unet": {"optimizer__learning_rate": 2e-2, "task__start": "constant", "task__scale": 15.0, "task__weights__smooth": 1e-6,
-                 "ema_decay": 0.0, "task__match": interferometry.BEATS, "total_steps": 40, "log_every": 8, "evaluate__every": 20, "checkpoint__every": 20}}
+                 "ema_decay": 0.0, "task__match": interferometry.BEATS, "total_steps": 40, "log_every": 8,
+                 "evaluate__every": 20, "checkpoint__every": 20}}
 
 
 @pytest.mark.parametrize("variant, bound", [("pinn", 0.02), ("unet", 0.15)])

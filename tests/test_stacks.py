@@ -112,6 +112,11 @@ def test_users_stacks_reach_both_networks(tmp_path):
     np.testing.assert_allclose((batches["train"]["input"][0, 0] + 1) * 127.5, images, atol=1e-3)
     masks = np.concatenate([b["mask"][b["_mask"] > 0] for b in batches.values()])
     assert sorted(masks.mean((1, 2, 3, 4))) == [0, 1, 1, 1, 1, 1]      # the one without a ground truth is not scored
+    for i in range(5):
+        (tmp_path / f"sample_{i:04d}/ground_truth.npy").unlink()
+    alone = build.dataset(config("unet", data__optics__folder=str(tmp_path), data__fractions=(0.5, 0.25, 0.25)))
+    assert not alone.batch(0, slice(0, 8))["mask"].any() and alone.hash != dataset.hash          # heights are not needed for training
+    np.save(tmp_path / "sample_0001/ground_truth.npy", h)
     block = physics.interferometry()
     block.folder, block.sample = str(tmp_path), "sample_0001"
     problem = pdes.make(block)
