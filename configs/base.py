@@ -400,6 +400,15 @@ def preflight() -> ConfigDict:
     })
 
 
+def unet() -> ConfigDict:
+    """U-Net on images, volumes of depth 1; widths=(64, 128, 256, 512), norm="batch" is the published one of the fringe images."""
+    return ConfigDict({
+        "name": "unet",
+        "widths": (16, 32, 64),        # channels per level, each on half the grid of the one before
+        "norm": "group",               # group (8 groups) | instance (forgets the amplitude of its input) | batch | none
+    })
+
+
 def vnet() -> ConfigDict:
     """V-Net; `layout="original", head="norm_relu", fit="crop", norm="batch", bias_before_norm=True` is the published 3D U-Net."""
     return ConfigDict({

@@ -1,6 +1,8 @@
 """Fields of the components of physics-informed networks, as configs/base.py has those of the others."""
 from ml_collections import ConfigDict
 
+from configs import base
+
 
 def cheb_kan() -> ConfigDict:
     """Chebyshev KAN; form="tanh", init="xavier", degree=5 is Scaled-cPIKAN's, form="layer_norm", init="kaiming" its port's."""
@@ -75,6 +77,61 @@ def reaction_diffusion() -> ConfigDict:
 def taylor_green() -> ConfigDict:
     """The decaying vortex of the Navier-Stokes equations."""
     return ConfigDict({"name": "taylor_green", "viscosity": 0.1})      # nu
+
+
+def optics() -> ConfigDict:
+    """What the interferometer is, and where its images come from; for the points of `interferometry` and the images of `fringes`."""
+    return ConfigDict({
+        "wavelengths": (5.0, 5.5, 6.05, 6.655),    # um; each with phase steps 0, pi/2, pi and 3 pi/2
+        "centre": 12.0,                # um, the middle of where heights are looked for; `unwrapping` finds those within 16.6 um of it
+        "background": 128.0,           # of the images, in grey levels of 0 .. 255
+        "modulation": 100.0,           # their amplitude
+        "folder": "",                  # of users' stacks (jaxvol/stacks.py); "" = simulated
+        "size": 128,                   # simulated: pixels along a side
+        "noise": 5.0,                  # simulated: standard deviation of the camera's noise, in grey levels
+        "bits": 8,                     # simulated: of a pixel; 0 = neither rounded nor clipped
+        "simulation_seed": 0,          # of the noise, and of random surfaces; config.seed is for training
+    })
+
+
+def interferometry() -> ConfigDict:
+    """Height of a surface from fringe images, as a function of coordinates (jaxvol/pdes/optics.py)."""
+    return ConfigDict({
+        "name": "interferometry",
+        **optics(),
+        "sample": "sample_0000",       # which of the folder's stacks
+        "match": (),                   # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
+        "scale": 15.0,                 # um per unit of the network's output
+    })
+
+
+def fringe_images() -> ConfigDict:
+    """Stacks of fringe images as volumes of depth 1 (jaxvol/data/fringes.py)."""
+    config = base.data()
+    config.name = "fringes"
+    config.optics = optics()
+    config.surfaces = ConfigDict({"train": 256, "val": 16, "test": 1})     # simulated: random ones; the first of test is the published one
+    config.fractions = (0.8, 0.1, 0.1) # of a folder's samples: train, val, test
+    config.augment = ()
+    config.input_normaliser = (("linear", {"low": 0.0, "high": 255.0}),)
+    config.target_normaliser = (("linear", {"low": -5.0, "high": 29.0}),)      # um; not fitted, as stacks need not come with heights
+    return config
+
+
+def fringes() -> ConfigDict:
+    """Height from fringe images, learned without heights (jaxvol/tasks/fringes.py)."""
+    return ConfigDict({
+        "name": "fringes",
+        "start": "unwrapping",         # what the network adds to: unwrapping (the classical solution) | constant (data.optics.centre)
+        "scale": 0.1,                  # um per unit of the network's output
+        "match": (),                   # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
+        "weights": ConfigDict({        # of the mean squares
+            "data": 1e-4,              # in grey levels: 1 / modulation^2
+            "smooth": 3.0,             # of the five-point Laplacian in um per squared pixel; published: 1e-4 of the weight above
+        }),
+        "metrics": ("relative_l2", "rmse", "mae", "mape"),     # names in jaxvol/metrics.py
+        "spectra": False,              # images have none
+    })
 
 
 def collocation() -> ConfigDict:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxvol.types import Batch, Dataset, Extra, Key, Metrics, Params, Rows, Task, UserError
 
 HIGHER = ("r_eighth", "r_quarter", "r_half", "pearson", "ssim", "psnr", "ccc", "r2", "dice", "nsd", "iou", "accuracy")
-LOWER = ("transfer_error", "vrmse", "rmse", "mae", "mse", "relative_l2", "h1", "hd95", "pdf_distance", "wasserstein", "loss")
+LOWER = ("transfer_error", "vrmse", "rmse", "mae", "mape", "mse", "relative_l2", "h1", "hd95", "pdf_distance", "wasserstein", "loss")
 FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}      # what tables lead with and sentences are about
 ORDER = (*FIRST, "rmse", "mae", "pearson", "ssim", "psnr")
 SPELLED = {"vnet": "V-Net", "vit3d": "ViT3D", "pix2pixcc": "Pix2PixCC", "cheb_kan": "Chebyshev KAN"}

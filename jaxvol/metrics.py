@@ -1,7 +1,7 @@
 """Metrics: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in physical units.
 
 mask is [B, D, H, W, 1], 1 = observed, or None; only observed voxels count.  A value that is not defined (a constant target,
-no observed voxel) is NaN, never a made-up number.  Channels: rmse, mae and relative_l2 pool them, the others average over
+no observed voxel) is NaN, never a made-up number.  Channels: rmse, mae, mape and relative_l2 pool them, the others average over
 them.  A config names these functions (`config.task.metrics`); adding one here is all it takes.
 """
 from __future__ import annotations
@@ -27,6 +27,14 @@ def rmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
 def mae(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """mean |p - t|, in the target's unit."""
     return jnp.mean(moments.mean(jnp.abs(_difference(pred, target, mask)), mask, jnp.nan), axis=-1)
+
+
+def mape(pred: Array, target: Array, mask: Array | None = None) -> Array:
+    """100 mean |p - t| / max(|t|, s) in per cent, s = a hundredth of max |t|: near t = 0 the error counts relative to s, or one voxel
+    would decide.  NaN for a target that is 0 everywhere."""
+    size = jnp.abs(moments.fill(target, mask))
+    floor = _positive(jnp.max(size, axis=(1, 2, 3, 4), keepdims=True)) / 100
+    return 100 * jnp.mean(moments.mean(jnp.abs(_difference(pred, target, mask)) / jnp.maximum(size, floor), mask, jnp.nan), axis=-1)
 
 
 def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:

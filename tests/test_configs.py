@@ -22,6 +22,8 @@ SHRUNK = {"preflight.run": False, "data.grid": 8, "data.boxes.train": 4, "data.b
           "task.discriminator.scales": 1, "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
           "total_steps": 2, "optimizer.schedule.warmup_steps": 1, "evaluate.every": 2, "checkpoint.every": 2, "log_every": 1}
 
+IMAGES = {"mesh.fsdp": 4, "mesh.space": 1, "batch_size": 8, "evaluate.batch_size": 8}         # they have no depth to split
+
 
 def load(name: str, variant: str, **overrides) -> ConfigDict:
     flags = [f"--config={ROOT}/configs/{name}.py" + (f":{variant}" if variant else "")]
@@ -108,7 +110,8 @@ ELSEWHERE = ("resume", "distributed.", "preflight.", "predict.", "compare.", "ev
 
 @pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])
 def test_quick_trains_two_steps_and_reads_every_field(name, variant, tmp_path, monkeypatch):
-    config = load(name, variant, **SHRUNK, **{"data.cache_dir": str(tmp_path / "cache"), "mesh.data": 2, "mesh.fsdp": 2, "mesh.space": 2})
+    mesh = {"data.cache_dir": str(tmp_path / "cache"), "mesh.data": 2, "mesh.fsdp": 2, "mesh.space": 2}
+    config = load(name, variant, **{**SHRUNK, **mesh, **(IMAGES if name == "interferometry" else {})})
     validate.validate(config)
     with recording(monkeypatch) as seen:
         assert main.do_train(config, tmp_path / "run") == 0

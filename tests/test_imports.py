@@ -17,12 +17,13 @@ TEXTS = {".py", ".sh", ".md", ".cfg", ".toml", ".txt", ".cff", ".yml", ".yaml", 
 # room or module -> the rooms and modules of jaxvol it may import, besides those of its own room (DESIGN section 4)
 BASE = {"types", "ops"}
 SCIENCE = {"losses", "metrics", "pdes", "models", "data"}
-FILES = {"files", "containers"}
+FILES = {"files", "containers", "stacks"}
 ENGINE = BASE | FILES | {"distributed", "lifeline", "faults", "health", "step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
 EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "solutions", "build", "validate", "context"}
 DIRECTION = {
     "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"}, "solutions": {"types", "figures"},
-    "losses": BASE, "metrics": BASE, "pdes": BASE, "models": BASE, "data": BASE | FILES | {"pdes"},
+    "stacks": {"types", "files"},
+    "losses": BASE, "metrics": BASE, "pdes": BASE | FILES, "models": BASE, "data": BASE | FILES | {"pdes"},
     "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
     "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE | {"distributed"},
     "distributed": {"types", "lifeline"}, "lifeline": {"health"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},

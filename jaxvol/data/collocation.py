@@ -77,7 +77,9 @@ def draw(config: ConfigDict, problem: pdes.Problem, number: int, example: int) -
     for condition in problem.conditions:
         measured = condition.kind == "data"
         own = np.random.default_rng([config.seed, SENSORS, example]) if measured else rng
-        at = on_faces(own, data.points[condition.kind], problem, condition.faces, data.sampler)
+        count = data.points[condition.kind]
+        at = (on_faces(own, count, problem, condition.faces, data.sampler) if condition.places is None else
+              condition.places[rng.integers(len(condition.places), size=count)])
         target = np.asarray(condition.target(at), np.float64)
         if condition.noise:
             target = target + condition.noise * target.std() * own.normal(size=target.shape)
@@ -123,6 +125,7 @@ def make(config: ConfigDict) -> Dataset:
         yield {**{name: np.repeat(v, stop - start, 0) for name, v in one.items()},
                "_mask": (np.arange(start, stop) == 0).astype(np.float32), "_index": np.zeros(stop - start, np.int32)}
 
-    text = json.dumps([json.loads(config.data.to_json()), config.seed, config.precision], sort_keys=True)
+    told = json.loads(config.data.to_json()) | ({"problem": problem.fingerprint} if problem.fingerprint else {})
+    text = json.dumps([told, config.seed, config.precision], sort_keys=True)
     return Dataset(spec, dict.fromkeys(EVALUATION, 1), batch, lambda start, stop, rows: (batch(s, rows) for s in range(start, stop)),
                    batches, lambda split: [config.data.problem.name], hashlib.sha256(text.encode()).hexdigest()[:16], lambda: [])

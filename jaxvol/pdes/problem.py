@@ -20,6 +20,7 @@ class Condition:
 
     target: x [n, d] float64 -> [n, k], computed on the host; k = fields unless `transform` makes it another number.
     noise:  standard deviation of measurement noise, as a fraction of the target's; drawn once per run.
+    places: [P, d], where it was measured, the pixels of images: a set of points draws among them; None: anywhere, once per run.
     """
     name: str
     kind: str                                   # boundary | initial | data: how many points it gets
@@ -28,6 +29,7 @@ class Condition:
     derivative: int | None = None
     transform: Callable[[Array], Array] | None = None
     noise: float = 0.0
+    places: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,12 @@ class Problem:
     residual: (x [N, d], u [N, m], first [d, N, m], second [Q, N, m], unknown) -> [N, equations]; second as `weights` asks for,
               see ops/laplacian.py
     solution: (x [.., d], numpy or jax.numpy) -> [.., m]; read by evaluation, boundary and initial data only
-    closed:   `solution` is a closed form that JAX can differentiate; otherwise a numerical reference, numpy alone
+    closed:   `solution` is a closed form that JAX can differentiate, and its residual is 0; otherwise a numerical reference, numpy
+              alone, or the residual is a penalty that is only kept small
     lift, distance: (x [N, d]) -> [N, m], [N, 1]; u = lift + distance * network meets every condition, whatever the network is
     unknown:  coefficients to be found, {name: value at the start}; truth: their true values
+    estimates: what other methods find on the grid, {name: [*grid, m]}, for tables
+    fingerprint: of measurements that come from elsewhere; then they, and not the settings of the problem, identify the data
     """
     coordinates: tuple[str, ...]
     fields: tuple[str, ...]
@@ -55,6 +60,8 @@ class Problem:
     distance: Callable[[Array], Array] | None = None
     unknown: dict[str, float] = dataclasses.field(default_factory=dict)
     truth: dict[str, float] = dataclasses.field(default_factory=dict)
+    estimates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
 
     @property
     def mesh(self) -> np.ndarray:

@@ -264,7 +264,10 @@ def pulled(f, net: PyTree, terms: tuple[str, ...]) -> Array:
 
 
 def baselines(config: ConfigDict, spec: Spec, train_batches) -> dict[str, tuple[Task, Params, Extra]]:
-    """{"mean", "zero": (task, params, extra)}: the mean of the solution on the grid, and u = 0, which many equations admit."""
+    """{"mean", "zero": (task, params, extra)}: the mean of the solution on the grid, and u = 0, which many equations admit.
+
+    Where the problem has estimates of other methods, they are baselines as well.
+    """
     first = next(iter(train_batches))
     grid = np.asarray(first["target"])[:1]
 
@@ -284,4 +287,6 @@ def baselines(config: ConfigDict, spec: Spec, train_batches) -> dict[str, tuple[
         return Task(lambda rng, batch: (params, extra), loss, evaluate, summarize, predict), params, extra
 
     mean = grid.mean((0, 1, 2, 3))
-    return {"mean": constant(mean), "zero": constant(np.zeros_like(mean))}
+    estimates = pdes.make(config.data.problem).estimates
+    others = {name: constant(values.reshape(grid.shape).astype(grid.dtype)) for name, values in estimates.items()}
+    return {"mean": constant(mean), "zero": constant(np.zeros_like(mean)), **others}

@@ -1,0 +1,69 @@
+"""Points per second and error at equal time: mini-batches of pixels for the coordinate network of configs/interferometry.py:pinn-adam.
+
+    python launch/fringe_points.py --seconds=45
+
+Every setting is timed for 100 updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config), and is
+scored on the grid.  Processor time, which is told beside it, contains compilation and evaluation.  A set is an independent
+draw of pixels: 4 sets of 256 are statistically 1 set of 1,024.
+"""
+import argparse
+import csv
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import interferometry                    # noqa: E402
+from jaxvol import main                               # noqa: E402
+
+SETTINGS = ((256, 1), (256, 4), (1024, 1), (1024, 4), (4096, 1), (4096, 4))     # pixels per update, in so many sets
+
+
+def config_of(points: int, sets: int, steps: tuple[int, ...]):
+    """The variant "pinn-adam" with so many pixels per update and updates per phase, without pictures and checks."""
+    config = interferometry.get_config("pinn-adam")
+    config.data.points.data, config.data.points.interior, config.batch_size = points // sets, max(points // sets // 4, 1), sets
+    interferometry.lengths(config, *steps)
+    config.optimizer.schedule.warmup_steps = min(50, min(steps) // 2)
+    config.preflight.run, config.evaluate.figures, config.log_every = False, False, 25
+    config.evaluate.every = config.checkpoint.every = config.total_steps
+    return config.lock()
+
+
+def trained(config) -> tuple[dict, float]:
+    """(scores, updates per second by the last three rows of the log, which hold no compilation)."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        if main.do_train(config, folder):
+            raise SystemExit("the training did not finish")
+        with open(folder / "perf.csv", newline="") as file:
+            rates = sorted([float(row[2]) for row in csv.reader(file) if row[1] == "perf/steps_per_sec"][-3:])
+        return json.loads((folder / "evaluation/metrics.json").read_text()), rates[len(rates) // 2]
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(points: int, sets: int, seconds: float) -> str:
+    """One row of the table."""
+    _, rate = trained(config_of(points, sets, (2, 2, 2, 94)))
+    total = max(int(rate * seconds), 40)
+    steps = tuple(max(int(total * share), 10) for share in (0.11, 0.11, 0.17, 0.61))
+    began = time.process_time()
+    scores, rate = trained(config_of(points, sets, steps))
+    spent = time.process_time() - began
+    return (f"| {points:,} | {sets} | {sum(steps):,} | {rate * points:,.0f} | {spent:.0f} | {scores['model']['rmse']:.4f} | "
+            f"{scores['model']['mae']:.4f} |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=45.0, help="of training per setting, compilation apart")
+    asked = parser.parse_args()
+    print("| pixels per update | sets | updates | pixels/s | processor s | RMSE, µm | MAE, µm |\n|---|---|---|---|---|---|---|")
+    for points, sets in SETTINGS:
+        print(measure(points, sets, asked.seconds), flush=True)
