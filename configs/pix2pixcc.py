@@ -48,4 +48,5 @@ def quick(config) -> None:
     config.total_steps = 300
     config.task.ramp.start, config.task.ramp.steps = 90, 60
     config.ema_decay = 0.98
+    config.evaluate.batch_size = 2
     config.preflight.steps = 24                # as few as the checks need: an update takes a second

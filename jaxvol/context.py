@@ -68,7 +68,8 @@ def make(config: ConfigDict, mesh: Mesh, workdir: Path, steps: int, given: Parts
     def trace(batch_size: int):
         batch = {name: jax.ShapeDtypeStruct((batch_size, *s.shape[1:]), s.dtype, sharding=s.sharding)
                  for name, s in batch_of(0).items()}
-        return own.step.trace(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        # as the step is called: the compiled program of the run's own batch is then found, not made again
+        return own.step.trace(own.struct, batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh)))
 
     def batch_of(step: int) -> Batch:
         size = config.batch_size

@@ -3,12 +3,14 @@ import json
 import math
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from jaxvol import main
-from jaxvol.diagnostics import report, run
+from jaxvol import context, main, sharding
+from jaxvol.diagnostics import probe, report, run
 from jaxvol.types import Result, UserError
 from tests import tiny
 
@@ -30,7 +32,7 @@ def verdict(checks, limits=None, **fields):
     config = base.common()
     config.preflight.limits = ConfigDict({name: ConfigDict(LIMIT if limits is None else limits) for name in checks})
     config.preflight.update(fields)
-    return run.run(SimpleNamespace(config=config.lock()), checks)
+    return run.run(SimpleNamespace(config=config.lock(), mesh=sharding.one_device()), checks)
 
 
 @pytest.mark.parametrize("low, high, status", [
@@ -54,6 +56,32 @@ def test_a_check_that_raises_is_an_error_and_the_others_still_run():
     found = verdict({"a": check(1, ZeroDivisionError("1 / 0")), "b": check(2, Result({"low": 0, "high": 2}))})
     assert found.status == "ERROR" and [o.status for o in found.outcomes] == ["ERROR", "PASS"]
     assert "ZeroDivisionError: 1 / 0" in found.outcomes[0].reason and found.first == "a"
+
+
+def test_what_is_compiled_beside_the_other_checks_belongs_to_its_own():
+    """On the run's mesh, before the check itself; an error there is that check's, and the others go on."""
+    seen, good = [], Result({"low": 0, "high": 2})
+    one, two, three = (check(rank, good) for rank in (1, 2, 3))
+    two.prepare = lambda ctx: seen.append(jax.sharding.get_abstract_mesh().axis_names)
+    two.diagnose = lambda ctx: seen.append("diagnosed") or good
+    three.prepare = lambda ctx: 1 / 0
+    found = verdict({"a": one, "b": two, "c": three})
+    assert seen == [sharding.one_device().axis_names, "diagnosed"]
+    assert [o.status for o in found.outcomes] == ["PASS", "PASS", "ERROR"] and "ZeroDivisionError" in found.outcomes[2].reason
+
+
+def test_the_program_of_the_runs_own_batch_is_not_compiled_again(tmp_path):
+    """The checks ask for it ahead of time, the train loop calls it: one program."""
+    config = tiny.get_config().lock()
+    requests = []
+    with jax.set_mesh(sharding.one_device()):
+        seen = context.make(config, sharding.one_device(), tmp_path, config.total_steps)
+        seen.step(probe.copy(seen.state), seen.batch(0), jnp.int32(0))
+        jax.monitoring.register_event_duration_secs_listener(lambda name, _, **about: requests.append(name))
+        seen.trace(config.batch_size).lower().compile()
+        assert not [name for name in requests if "backend_compile" in name]
+        seen.trace(2 * config.batch_size).lower().compile()
+        assert [name for name in requests if "backend_compile" in name]
 
 
 def test_a_check_that_measures_nothing_is_an_error_unless_it_says_why():

@@ -52,16 +52,11 @@ def diagnose(ctx: Context) -> Result:
 
 
 def leak(ctx: Context, history: list[dict]) -> float:
-    """The gradient of the sum of the discriminator's own terms, by itself, with the key of update 0."""
+    """The gradient of the sum of the discriminator's own terms, by itself, of update 0."""
     if ctx.config.micro_batches > 1:
         return 0.0
-    fixed, batch, key = probe.fixed(ctx), ctx.batch(0), probe.key(ctx)
-
-    def own(disc):
-        terms, _ = ctx.task.loss({**ctx.state.params, "disc": disc}, fixed, batch, key)
-        return sum(terms["disc"].values())
-    grad = jax.jit(jax.grad(own), compiler_options=probe.quick())(ctx.state.params["disc"])
-    norm = float(jnp.sqrt(sum(jnp.vdot(g, g).real for g in jax.tree.leaves(grad))))
+    grad = probe.group_gradients(probe.term_gradients(ctx)[0], probe.terms_of(ctx))["disc"]
+    norm = float(np.sqrt(sum(np.vdot(g, g).real for g in jax.tree.leaves(grad))))
     return abs(history[0]["disc/grad_norm"] - norm) / max(norm, 1e-30)
 
 

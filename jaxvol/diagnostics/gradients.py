@@ -8,7 +8,7 @@ import optax
 
 from jaxvol import figures
 from jaxvol.diagnostics import probe
-from jaxvol.types import Context, Fixed, Key, Params, Result, TrainState
+from jaxvol.types import Context, Params, Result, TrainState
 
 RANK = 50
 MEANING = {
@@ -38,15 +38,18 @@ def applies(config) -> bool:
     return config.optimizer.name not in probe.SEARCHED
 
 
+def prepare(ctx: Context) -> None:
+    """The program of all terms' gradients."""
+    probe.jacobian(ctx).lower(ctx.state.params, probe.fixed(ctx), probe.micro(ctx, 0)[0], probe.key(ctx)).compile()
+
+
 def diagnose(ctx: Context) -> Result:
     """Gradients at the start on two batches, the norms that the first updates report, and a central difference."""
-    terms = terms_of(ctx)
-    jacobian = compiled(ctx, len(terms))
-    parts = [jax.device_get(jacobian(ctx.state.params, probe.fixed(ctx), part, probe.key(ctx, i))) for i, part in enumerate(micro(ctx, 0))]
+    terms, jacobian, parts = probe.terms_of(ctx), probe.jacobian(ctx), probe.term_gradients(ctx)
     first = jax.tree.map(lambda *v: sum(v) / len(parts), *parts)
     # shares at the end of the run: a term may have to wait for its weight
-    late = jax.device_get(jacobian(ctx.state.params, probe.fixed(ctx, ctx.steps - 1), micro(ctx, 1)[0], probe.key(ctx)))
-    own = [group_gradients(found, terms) for found in (first, late)]
+    late = jax.device_get(jacobian(ctx.state.params, probe.fixed(ctx, ctx.steps - 1), probe.micro(ctx, 1)[0], probe.key(ctx)))
+    own = [probe.group_gradients(found, terms) for found in (first, late)]
     table, metrics = by_module(own), shares(late, terms)
     norms = [row["rms gradient"] for row in table if row["rms gradient"] > 0]
     total = sum(row["weights"] for row in table)
@@ -55,7 +58,7 @@ def diagnose(ctx: Context) -> Result:
     metrics |= {"dead": sum(row["dead weights"] for row in table) / total,
                 "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
                 "norm_error": max(norm_error(history[0], own[0]), reported_error(ctx)),
-                "slope_error": slope_error(ctx, group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state, expected),
+                "slope_error": slope_error(ctx, probe.group_gradients(parts[0], terms)), "frozen": frozen(ctx, own, state, expected),
                 "update_error": update_error(ctx, own[0], expected)}
     groups = [g for g in ctx.state.params if f"{g}/grad_norm" in history[0]]
     lost = {g: [1 - row[f"{g}/clipped_norm"] / row[f"{g}/grad_norm"] for row in history if row[f"{g}/grad_norm"] > 0] for g in groups}
@@ -64,38 +67,9 @@ def diagnose(ctx: Context) -> Result:
                   absent=tuple(set(MEANING) - set(metrics)))
 
 
-def micro(ctx: Context, step: int) -> list:
-    """The micro-batches of a step, divided as the step divides them."""
-    parts = ctx.config.micro_batches
-    return [{name: v[i::parts] for name, v in ctx.batch(step).items()} for i in range(parts)]
 
 
-def compiled(ctx: Context, count: int):
-    """(params, fixed, batch, key) -> the gradients of all terms, along a new first axis [count]."""
-    @jax.jit
-    def jacobian(params, fixed, batch, key):
-        values, pull = jax.vjp(lambda p: jnp.stack(flat(ctx, p, fixed, batch, key)), params)
-        # one after the other: a batch of them holds all in memory, and CPUs have no batched products of bfloat16
-        return jax.lax.map(lambda one: pull(one)[0], jnp.eye(count, dtype=values.dtype))
-    return jacobian
 
-
-def group_gradients(jacobian: dict, terms: list[tuple[str, str]]) -> dict:
-    """group -> gradient of the sum of its own terms, by its own parameters."""
-    return {g: jax.tree.map(lambda v: sum(v[j] for j, (group, _) in enumerate(terms) if group == g), jacobian[g])
-            for g in sorted({group for group, _ in terms})}
-
-
-def flat(ctx: Context, params: Params, fixed: Fixed, batch, key: Key) -> list:
-    """Every loss term as a scalar, in the order of `terms_of`."""
-    terms, _ = ctx.task.loss(params, fixed, batch, key)
-    return [terms[group][name] for group in sorted(terms) for name in sorted(terms[group])]
-
-
-def terms_of(ctx: Context) -> list[tuple[str, str]]:
-    """(group, term) of the loss."""
-    terms, _ = jax.eval_shape(ctx.task.loss, ctx.state.params, probe.fixed(ctx), ctx.batch(0), jax.random.key(0))
-    return [(group, name) for group in sorted(terms) for name in sorted(terms[group])]
 
 
 def by_module(gradients: list[dict]) -> list[dict]:
@@ -212,7 +186,7 @@ def slope_error(ctx: Context, gradient: dict) -> float:
     rng, params, worst = np.random.default_rng(0), ctx.state.params, 0.0
 
     def totals(moved: Params) -> dict[str, float]:
-        found = probe.losses(ctx)(moved, probe.fixed(ctx), micro(ctx, 0)[0], probe.key(ctx))
+        found = probe.losses(ctx)(moved, probe.fixed(ctx), probe.micro(ctx, 0)[0], probe.key(ctx))
         return {group: float(sum(terms.values())) for group, terms in found.items()}
     start = totals(params)
     for group, grad in gradient.items():
@@ -225,6 +199,8 @@ def slope_error(ctx: Context, gradient: dict) -> float:
             ahead, behind = (totals({**params, group: jax.tree.map(lambda p, a, s=s: p + s * h * a, params[group], along)})[group]
                              for s in (1, -1))
             errors.append(abs((ahead - behind) / (2 * h) - slope) / max(abs(slope), 1e-30))
+            if errors[-1] < 1e-3:        # close enough: the other lengths would only tell how much closer
+                break
         worst = max(worst, min(errors))
     return worst
 

@@ -69,6 +69,44 @@ def fixed(ctx: Context, step: int = 0) -> Fixed:
     return Fixed(jnp.int32(step), ctx.state.extra, ctx.state.ema)
 
 
+def micro(ctx: Context, step: int) -> list[Batch]:
+    """The micro-batches of a step, divided as the step divides them."""
+    parts = ctx.config.micro_batches
+    return [{name: v[i::parts] for name, v in ctx.batch(step).items()} for i in range(parts)]
+
+
+def terms_of(ctx: Context) -> list[tuple[str, str]]:
+    """(group, term) of the loss."""
+    terms, _ = jax.eval_shape(ctx.task.loss, ctx.state.params, fixed(ctx), ctx.batch(0), jax.random.key(0))
+    return [(group, name) for group in sorted(terms) for name in sorted(terms[group])]
+
+
+@functools.lru_cache(maxsize=2)
+def jacobian(ctx: Context) -> Callable[[Params, Fixed, Batch, Key], Params]:
+    """The compiled gradients of all terms, in the order of `terms_of`, along a new first axis."""
+    names = terms_of(ctx)
+
+    def gradients(params, fixed, batch, key):
+        def values(p):
+            terms, _ = ctx.task.loss(p, fixed, batch, key)
+            return jnp.stack([terms[group][name] for group, name in names])
+        found, pull = jax.vjp(values, params)
+        # one after the other: a batch of them holds all in memory, and CPUs have no batched products of bfloat16
+        return jax.lax.map(lambda one: pull(one)[0], jnp.eye(len(names), dtype=found.dtype))
+    return jax.jit(gradients)
+
+
+def term_gradients(ctx: Context) -> list[Params]:
+    """Gradients of all terms at the start, [terms, ...] per leaf, of every micro-batch of update 0."""
+    return [jax.device_get(jacobian(ctx)(ctx.state.params, fixed(ctx), part, key(ctx, i))) for i, part in enumerate(micro(ctx, 0))]
+
+
+def group_gradients(found: Params, terms: list[tuple[str, str]]) -> Params:
+    """group -> gradient of the sum of its own terms, by its own parameters; `found` as `jacobian` gives it."""
+    return {g: jax.tree.map(lambda v: sum(v[j] for j, (group, _) in enumerate(terms) if group == g), found[g])
+            for g in sorted({group for group, _ in terms})}
+
+
 def key(ctx: Context, part: int = 0) -> Key:
     """The key that update 0 uses for its micro-batch `part`."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(ctx.config.seed), 0), part)

@@ -4,6 +4,7 @@ A check is a file of this folder with
     RANK             its place: what causes trouble comes before what suffers from it, and the first red check is the cause
     applies(config)  whether it has anything to measure in this run
     diagnose(ctx)    Context -> Result
+    prepare(ctx)     optional: compiles what takes long, on another thread while earlier checks run; whatever it raises is the check's
     MEANING          {metric: (what it means when it is out of its limit, what to do)}
 and limits `config.preflight.limits.<name>.<metric> = (">" or "<", warn, fail)`: the metric has to be on that side of `warn`
 for PASS and of `fail` for not FAIL.  A metric that is not a number, and a check that raises, stop the run as well.
@@ -14,9 +15,12 @@ import dataclasses
 import math
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
+import jax
 from absl import logging
 
 from jaxvol.types import Context, Result, UserError
@@ -101,18 +105,29 @@ def run(context: Context, checks: dict[str, ModuleType]) -> Verdict:
     """Run the checks that apply and judge them; a check that raises is an ERROR, not the end."""
     config, outcomes = context.config, []
     names = order(config, checks)
-    for i, name in enumerate(names):
-        logging.info("pre-flight %d/%d: %s", i + 1, len(names), name)
-        began, limits = time.monotonic(), limits_of(config, name)
-        try:
-            result = checks[name].diagnose(context)
-            outcomes.append(outcome(name, checks[name], result, limits, time.monotonic() - began))
-        except Exception as error:       # whatever it is, it is a reason not to start
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-            outcomes.append(Outcome(name, ERROR, Result(), limits, f"it raised {what} ({where.name}, line {where.lineno})",
-                                    "mend what it says; if the check itself is wrong, waive it", time.monotonic() - began))
+    with ThreadPoolExecutor(1) as beside:
+        begun = {name: beside.submit(prepared, checks[name].prepare, context) for name in names if hasattr(checks[name], "prepare")}
+        for i, name in enumerate(names):
+            logging.info("pre-flight %d/%d: %s", i + 1, len(names), name)
+            began, limits = time.monotonic(), limits_of(config, name)
+            try:
+                if name in begun:
+                    begun[name].result()
+                result = checks[name].diagnose(context)
+                outcomes.append(outcome(name, checks[name], result, limits, time.monotonic() - began))
+            except Exception as error:       # whatever it is, it is a reason not to start
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                what = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+                outcomes.append(Outcome(name, ERROR, Result(), limits, f"it raised {what} ({where.name}, line {where.lineno})",
+                                        "mend what it says; if the check itself is wrong, waive it", time.monotonic() - began))
     return verdict(outcomes, tuple(config.preflight.waive))
+
+
+def prepared(prepare: Callable[[Context], None], context: Context) -> None:
+    """`prepare` on a thread of its own, which does not inherit the mesh; processes that compile together do it in one order, later."""
+    if jax.process_count() == 1:
+        with jax.set_mesh(context.mesh):
+            prepare(context)
 
 
 def verdict(outcomes: list[Outcome], waived: tuple[str, ...]) -> Verdict:
