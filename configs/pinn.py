@@ -74,7 +74,7 @@ def helmholtz(config, frequencies=(4,), wavenumber=4 * math.pi) -> None:
     config.task.constraints = "soft" if len(frequencies) == 1 else "hard"
     weights(config, 1e-3, 10.0)
     if len(frequencies) > 1:
-        two_phases(config, 600, 3000)
+        two_phases(config, 600, 3000 if len(frequencies) == 2 else 5000)
 
 
 def poisson(config, dimension: int) -> None:
