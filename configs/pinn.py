@@ -169,7 +169,7 @@ def sweep() -> list[dict]:
     points (four refinements), clipping, precision, schedules, initialisations."""
     balances = ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
     factors = [{"task.balance.name": b} for b in balances]
-    factors += [{"task.refine.name": r, "task.refine.every": 600} for r in ("rar", "rad")]
+    factors += [{"task.refine.name": r, "task.refine.every": 600, "task.refine.cap": 2000} for r in ("rar", "rad")]
     factors += [{"optimizer.clip_norm": c} for c in (0.5, 1.0, 2.0)] + [{"precision": p} for p in ("bf16", "f64")]
     factors += [{"optimizer.schedule.name": s} for s in ("cosine", "exponential")]
     factors += [{"model.init": i} for i in ("kaiming", "orthogonal", "small")]

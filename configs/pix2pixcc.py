@@ -1,7 +1,7 @@
 """Pix2PixCC on volumes: a generator trained against a multi-scale patch discriminator, on the data of configs/fno.py.
 
-    python -m jaxvol.main --config=configs/pix2pixcc.py         1000 updates, about 40 minutes on 2 CPU cores     not measured
-    python -m jaxvol.main --config=configs/pix2pixcc.py:quick   300 updates, about 12 minutes and the pre-flight  VRMSE 0.789 (Wiener 0.906)
+    python -m jaxvol.main --config=configs/pix2pixcc.py         1000 updates, about 17 minutes on 2 CPU cores (at the measured 0.97 a second)     not run
+    python -m jaxvol.main --config=configs/pix2pixcc.py:quick   300 updates, about 5 minutes and 4:45 of pre-flight  VRMSE 0.789 (Wiener 0.906)
 
 The published generator normalises each example (instance norm), which makes it blind to the amplitude of its input, and has no
 voxel loss, which leaves its own amplitude open.  Here the norms have a scale and an offset, over groups of channels, and the

@@ -26,7 +26,7 @@ def groups(config: str, folder: str) -> dict[str, list[sweep.Point]]:
     """Factor -> its finished points, one per seed, in the order of sweep()."""
     found: dict[str, list[sweep.Point]] = {}
     for one in sweep.load_points(config, (), folder)[0]:
-        factor = ", ".join(f"{name.split('.', 1)[1]}={value}" for name, value in one.params.items() if name not in ("seed", "task.refine.every"))
+        factor = ", ".join(f"{name.split('.', 1)[-1]}={value}" for name, value in one.params.items() if name not in ("seed", "task.refine.every", "task.refine.cap"))
         if sweep.is_done(one) and (one.workdir / "evaluation" / "metrics.json").exists():
             found.setdefault(factor or "as it is", []).append(one)
     return found
