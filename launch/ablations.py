@@ -72,6 +72,10 @@ def main(config: str, folder: str) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set(xscale="log", xlabel="relative L2 error on the grid: every seed, and their median")
+    ticks = [m * 10.0 ** e for e in range(-8, 1) for m in (1, 2, 5)]
+    panel.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
+    panel.set_xticks([], minor=True)
+    panel.set_xlim(0.8 * min(min(v) for v in errors.values()), 1.25 * max(max(v) for v in errors.values()))
     panel.grid(axis="x", alpha=0.25)
     figures.save(figure, Path(folder) / "ablations.png")
 
