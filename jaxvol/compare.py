@@ -197,7 +197,8 @@ def facts(found: Line) -> dict[str, Any]:
     def listed(key: str) -> str:
         return " ".join(dict.fromkeys(str(run.scored[key]) for run in found.runs if key in run.scored))
     return {"seeds": " ".join(str(run.seed) for run in found.runs), "runs": " ".join(str(run.workdir) for run in found.runs),
-            **{key: listed(key) for key in ("parameters", "gflop_per_prediction", "steps_per_sec", "checkpoint", "weights", "step", "split", "data_hash")}}
+            **{key: listed(key) for key in ("parameters", "gflop_per_prediction", "steps_per_sec", "checkpoint", "weights", "step", "split",
+                                            "data_hash")}}
 
 
 def as_csv(lines: Mapping[str, Line]) -> str:

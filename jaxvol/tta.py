@@ -70,7 +70,8 @@ class Averaged:
 def wrap(module: Any, name: str, spec: Spec) -> Any:
     """The module itself for "none", else its average over the named transforms.
 
-    UserError: unknown name; coordinates, which have no symmetry; a vector whose normaliser treats its components differently, as normalised values do not turn then.
+    UserError: unknown name; coordinates, which have no symmetry; a vector whose normaliser treats its components differently, as
+    normalised values do not turn then.
     """
     if name not in TRANSFORMS:
         raise UserError(f"evaluate.tta is {name!r}; it has to be one of {', '.join(TRANSFORMS)}.")

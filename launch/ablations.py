@@ -25,8 +25,9 @@ PERCENTILES = tuple(f"train/net/residual_p{p}" for p in (75, 95, 99))
 def groups(config: str, folder: str) -> dict[str, list[sweep.Point]]:
     """Factor -> its finished points, one per seed, in the order of sweep()."""
     found: dict[str, list[sweep.Point]] = {}
+    unnamed = ("seed", "task.refine.every", "task.refine.cap")
     for one in sweep.load_points(config, (), folder)[0]:
-        factor = ", ".join(f"{name.split('.', 1)[-1]}={value}" for name, value in one.params.items() if name not in ("seed", "task.refine.every", "task.refine.cap"))
+        factor = ", ".join(f"{name.split('.', 1)[-1]}={value}" for name, value in one.params.items() if name not in unnamed)
         if sweep.is_done(one) and (one.workdir / "evaluation" / "metrics.json").exists():
             found.setdefault(factor or "as it is", []).append(one)
     return found

@@ -84,28 +84,26 @@ def bounds(factor: float):
     return [replaced(collocation, "specify", make)]
 
 
-def alike(spread: float):
-    """Neurons of a layer start alike, up to a spread."""
+def equal(spread: float, first):
+    """Coefficients start with the value of some of them, first(all of them), up to a spread."""
     def make(old):
         def faulty(name):
             def draw(key, shape, dtype):
                 value = old(name)(key, shape, dtype)
-                return value[..., :1] + spread * (value - value[..., :1])
+                return first(value) + spread * (value - first(value))
             return draw
         return faulty
     return [replaced(cheb_kan, "initialiser", make)]
+
+
+def alike(spread: float):
+    """Neurons of a layer start alike, up to a spread."""
+    return equal(spread, lambda value: value[..., :1])
 
 
 def constant(spread: float):
     """All coefficients of one degree start with one value, up to a spread: neurons can never differ."""
-    def make(old):
-        def faulty(name):
-            def draw(key, shape, dtype):
-                value = old(name)(key, shape, dtype)
-                return value[:, :1, :1] + spread * (value - value[:, :1, :1])
-            return draw
-        return faulty
-    return [replaced(cheb_kan, "initialiser", make)]
+    return equal(spread, lambda value: value[:, :1, :1])
 
 
 def no_start(amplitude: float):

@@ -8,6 +8,7 @@ import optax
 
 from jaxvol import figures
 from jaxvol.diagnostics import probe
+from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.types import Context, Params, Result, TrainState
 
 RANK = 50
@@ -35,7 +36,7 @@ MEANING = {
 
 
 def applies(config) -> bool:
-    return config.optimizer.name not in probe.SEARCHED
+    return config.optimizer.name not in SEARCHED
 
 
 def prepare(ctx: Context) -> None:

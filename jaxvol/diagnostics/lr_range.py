@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxvol import figures
 from jaxvol.diagnostics import probe
+from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.types import Context, Result
 
 RANK = 46
@@ -27,7 +28,7 @@ MEANING = {
 
 
 def applies(config) -> bool:
-    return config.optimizer.name not in probe.SEARCHED
+    return config.optimizer.name not in SEARCHED
 
 
 def diagnose(ctx: Context) -> Result:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxvol.ops.quasi_newton import SEARCHED        # noqa: F401: for the checks that such a rule has no use for
 from jaxvol.types import Array, Batch, Context, Fixed, Key, Params, TrainState
 
 Path = tuple[str, ...]

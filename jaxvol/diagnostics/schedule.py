@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from jaxvol import figures
 from jaxvol.diagnostics import probe
+from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.types import Context, Result
 
 RANK = 30
@@ -31,7 +32,7 @@ MEANING = {
 
 
 def applies(config) -> bool:
-    return config.optimizer.name not in probe.SEARCHED
+    return config.optimizer.name not in SEARCHED
 
 
 def rates(ctx: Context, group: str, steps: int) -> np.ndarray:

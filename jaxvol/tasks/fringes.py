@@ -122,14 +122,7 @@ def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, 
         return fringes.smoothed(unwrapped(batch)[..., 0])[..., None]
 
     def task(height) -> tuple[Task, Params, Extra]:
-        def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key):
-            raise ValueError("a baseline has nothing to train")
-
-        def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
-            h = height(batch)
-            return normalise.forward(spec.fields["target"].normaliser, h), h
-
-        start = {"net": {}}, {"stats": {"net": {}}}
-        return scoring.make(config, spec, lambda rng, batch: start, loss, predict, rows, {}), *start
+        params, extra = {"net": {}}, {"stats": {"net": {}}}
+        return scoring.baseline(config, spec, lambda params, extra, batch: height(batch), rows, params, {}), params, extra
 
     return {"mean": task(flat), "unwrapping": task(unwrapped), "unwrapping, smoothed": task(smoothed)}

@@ -80,17 +80,17 @@ def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, 
         tasks["identity"] = (identity, {}, {})
     tasks["wiener"] = (linear, fitted, {"fit": report})
     rows = (terms_of or terms)(config, spec)
-    return {name: (_baseline(config, spec, physical, rows, {"net": params}, info), {"net": params}, {"stats": {"net": {}}})
+    return {name: (baseline(config, spec, physical, rows, {"net": params}, info), {"net": params}, {"stats": {"net": {}}})
             for name, (physical, params, info) in tasks.items()}
 
 
-def _baseline(config: ConfigDict, spec: Spec, physical: Predict, terms: Terms, params: Params, info: Metrics) -> Task:
+def baseline(config: ConfigDict, spec: Spec, physical: Predict, terms: Terms, params: Params, info: Metrics) -> Task:
     """A task that is not learned: it predicts in physical units, where a normaliser that clips cannot change it."""
     def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
         return params, {"stats": {"net": {}}}
 
     def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key) -> tuple[dict, tuple[Metrics, Extra]]:
-        raise ValueError("a baseline is fitted by regression.baselines and has nothing to train")
+        raise ValueError("a baseline has nothing to train")
 
     def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
         y = physical(params, extra, batch)
