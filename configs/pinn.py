@@ -1,9 +1,9 @@
 """Physics-informed Chebyshev KANs, one variant per problem.  Relative L2 on a grid and processor time, seed 0, one core:
 
-    python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi         2.4e-8    67 s
-    python -m jaxvol.main --config=configs/pinn.py:poisson3d             exact boundary values             1.9e-6    83 s
-    python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary values    3.1e-5    90 s
-    python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.9e-2    72 s
+    python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi         2.4e-8    65 s
+    python -m jaxvol.main --config=configs/pinn.py:poisson3d             exact boundary values             1.9e-6    85 s
+    python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary values    3.1e-5   105 s
+    python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.7e-2    80 s
     python launch/pinn_table.py                                          all of them, with MLPs, unscaled, more seeds
     python launch/sweep.py --config=configs/pinn.py:ablation             one factor at a time, five seeds each
 
