@@ -121,11 +121,13 @@ def wave(config) -> None:
 
 
 def burgers(config) -> None:
-    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are added there; initial and boundary values met exactly."""
+    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are drawn where it is; initial and boundary values met exactly."""
     config.data.problem = physics.burgers()
-    config.data.points.interior = 2000
-    config.task.constraints, config.task.refine.name, config.task.refine.cap = "hard", "rar", 500
+    config.data.points.interior = 1000
+    config.task.constraints, config.task.refine.name = "hard", "rad"
+    config.task.refine.cap, config.task.refine.candidates = 2500, 20000
     weights(config, 0.1, 1.0)
+    two_phases(config, 600, 4000)
 
 
 def allen_cahn(config) -> None:

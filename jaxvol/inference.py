@@ -52,15 +52,16 @@ def slices(spec: Spec, shown: dict[str, np.ndarray], title: str) -> Figure:
                           units={name: label(spec, name) for name in ("input", "target")})
 
 
-def solution(spec: Spec, shown: dict[str, np.ndarray], residual: np.ndarray | None = None) -> solutions.Solution:
-    """`example`'s fields over their coordinates."""
-    return solutions.Solution(shown["input"], shown["target"], shown["prediction"], residual, spec.fields["input"].channels,
-                              spec.fields["target"].channels)
+def solution(spec: Spec, shown: dict[str, np.ndarray], residual: np.ndarray | None = None, remainder: str = "") -> solutions.Solution:
+    """`example`'s fields over their coordinates; a target that is NaN everywhere is one that nobody knows."""
+    exact = None if np.isnan(shown["target"]).all() else shown["target"]
+    return solutions.Solution(shown["input"], exact, shown["prediction"], residual, spec.fields["input"].channels,
+                              spec.fields["target"].channels, remainder)
 
 
-def residual(config: ConfigDict, spec: Spec, task: Task, params: Params, extra: Extra, x: np.ndarray) -> np.ndarray:
+def residual(problem: pdes.Problem, spec: Spec, task: Task, params: Params, extra: Extra, x: np.ndarray) -> np.ndarray:
     """What is left of the equation at the points x [.., d], [.., equations]."""
-    problem, scale = pdes.make(config.data.problem), spec.fields["input"].normaliser
+    scale = spec.fields["input"].normaliser
     unknown = params["net"]["unknown"] if problem.unknown else {}
 
     @jax.jit
@@ -122,7 +123,8 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
     if shown and spec.fields["input"].kind == "coordinates":
         title = f"{config.data.problem.name.replace('_', ' ')}, {evaluate.pretty(config.model.name)}"
-        found = solution(spec, shown, residual(config, spec, task, params, extra, shown["input"]))
+        problem = pdes.make(config.data.problem)
+        found = solution(spec, shown, residual(problem, spec, task, params, extra, shown["input"]), problem.remainder)
         figures.save(solutions.draw(found, title), folder / "solution.png")
         solutions.animate(found, folder / "solution.gif", title)
         figures.save(solutions.history(figures.read_curves(workdir / "metrics.csv")), folder / "curves.png")

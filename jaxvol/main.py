@@ -41,7 +41,10 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
     except Exception as error:      # absl, ml_collections and the config file itself raise many types
         if not isinstance(error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)):
             traceback.print_exc()
-        raise UserError(f"The command line cannot be used: {str(error).splitlines()[-1]}") from error
+        told, cause = str(error).splitlines()[-1], error.args[0] if error.args else None
+        if isinstance(cause, KeyError):         # of a flag: the name of a field in quotes, perhaps with a guess on a second line
+            told = f"the config has no field {cause.args[0]} (see configs/base.py)".replace("\n", ". ")
+        raise UserError(f"The command line cannot be used: {told}") from error
     if values.help or not values["config"].value:
         raise UserError(f"{__doc__.split(chr(10) * 2)[1].strip()}\n    modes: {', '.join(MODES)}; configs: "
                         + ", ".join(sorted(f"configs/{p.name}" for p in Path("configs").glob("*.py") if p.stem != "base")))

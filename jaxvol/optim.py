@@ -86,7 +86,9 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
         watched = ()
         if on_plateau:
             watched = PlateauState(jnp.zeros((), jnp.int32), plateau_rule(config.schedule.plateau).init(jnp.float32(0)))
-        return OptimizerState(jnp.zeros((), jnp.int32), rule.init(params), zeros, watched)
+        # Of one type from the start: a number that is weakly typed before the first step only has the step compiled twice.
+        inner = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), rule.init(params))
+        return OptimizerState(jnp.zeros((), jnp.int32), inner, zeros, watched)
 
     def update(grads: PyTree, state: OptimizerState, params: PyTree, *, value=None, grad=None, value_fn=None, monitor=None):
         grads = at_least_float32(grads)
@@ -198,27 +200,28 @@ def make_rule(config) -> optax.GradientTransformationExtraArgs:
             if config.name == "lbfgs":
                 rule = optax.lbfgs(memory_size=own.memory_size, linesearch=search)
             else:
-                rule = optax.chain(scale_by_broyden(), search)
+                rule = broyden(search)
         case _:
             raise UserError(f"config.optimizer.name is {config.name!r}. Use one of {', '.join(RULES)}.")
     return optax.with_extra_args_support(rule)
 
 
-def scale_by_broyden() -> optax.GradientTransformation:
-    """The direction of ops/quasi_newton.py; UserError for a group that is too large for its matrix."""
-    def init(params: PyTree) -> quasi_newton.State:
+def broyden(search: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """The direction of ops/quasi_newton.py and a line search along it; UserError for a group that is too large for its matrix."""
+    def init(params: PyTree) -> tuple[quasi_newton.State, PyTree]:
         flat = ravel_pytree(params)[0]
         if flat.size > LARGEST:
             raise UserError(f"config.optimizer.name='broyden' keeps a matrix of {flat.size:,} x {flat.size:,} numbers for this group; "
                             f"it is meant for at most {LARGEST:,} parameters. Use 'lbfgs'.")
-        return quasi_newton.start(flat)
+        return quasi_newton.start(flat), search.init(params)
 
-    def update(grads: PyTree, state: quasi_newton.State, params: PyTree) -> tuple[PyTree, quasi_newton.State]:
+    def update(grads: PyTree, state: tuple, params: PyTree, **arguments) -> tuple[PyTree, tuple]:
         grad, restore = ravel_pytree(grads)
-        direction, state = quasi_newton.descend(state, ravel_pytree(params)[0], grad)
-        return restore(direction), state
+        direction, model = quasi_newton.descend(state[0], ravel_pytree(params)[0], grad, ravel_pytree(state[1].grad)[0])
+        updates, searched = search.update(restore(direction), state[1], params, **arguments)
+        return updates, (model, searched)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def schedule(config, steps: int) -> Callable[[Array], Array]:

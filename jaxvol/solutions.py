@@ -17,17 +17,18 @@ from jaxvol.figures import COLOURS, DASHES, TRUTH, canvas, limits
 
 FRAMES = 40              # of an animation, at most
 RATE = 10                # frames per second
-HEADS = ("exact", "network", "network − exact", "residual of the equation")
+HEADS = ("exact", "network", "network − exact")
 
 
 class Solution(NamedTuple):
-    """What is drawn; `residual` may be None."""
+    """What is drawn; `exact` and `residual`, which `remainder` is the name of, may be None."""
     x: np.ndarray
-    exact: np.ndarray
+    exact: np.ndarray | None
     network: np.ndarray
     residual: np.ndarray | None
     coordinates: Sequence[str]
     fields: Sequence[str]
+    remainder: str = "residual of the equation"
 
     def squeezed(self) -> Solution:
         """Without the axes of length one."""
@@ -42,6 +43,16 @@ class Solution(NamedTuple):
         return self._replace(x=cut(self.x)[..., left], exact=cut(self.exact), network=cut(self.network), residual=cut(self.residual),
                              coordinates=[self.coordinates[i] for i in left])
 
+    def columns(self, i: int) -> list[tuple[str, np.ndarray]]:
+        """(heading, values) of field i: exact, network, error and the equation's residual, those that there are."""
+        name, found = self.fields[i], [("network", self.network)]
+        if self.exact is not None:
+            found = list(zip(HEADS, (self.exact, self.network, self.network - self.exact)))
+        shown = [(f"{name}, {head}", values[..., i]) for head, values in found]
+        if self.residual is not None and i < self.residual.shape[-1]:
+            shown.append((f"{self.remainder} {i + 1}" if len(self.fields) > 1 else self.remainder, self.residual[..., i]))
+        return shown
+
 
 def draw(found: Solution, title: str = "") -> Figure:
     """Curves over one coordinate, pictures over two, and of three the middle slice across the last."""
@@ -55,20 +66,22 @@ def draw(found: Solution, title: str = "") -> Figure:
 
 def curves(found: Solution, title: str) -> Figure:
     """One coordinate: a column per field."""
-    x, below = found.x[:, 0], 1 if found.residual is None else 2
+    x, errors = found.x[:, 0], found.exact is not None
+    below = errors + (found.residual is not None)
     figure = canvas(7.0 * len(found.fields), 3.2 + 1.5 * below)
     panels = figure.subplots(1 + below, len(found.fields), sharex=True, squeeze=False, height_ratios=(2.2, *[1] * below))
     for i, name in enumerate(found.fields):
         top = panels[0, i]
-        top.plot(x, found.exact[:, i], color=TRUTH, linewidth=3.0, label="exact")
+        if errors:
+            top.plot(x, found.exact[:, i], color=TRUTH, linewidth=3.0, label="exact")
+            panels[1, i].plot(x, found.network[:, i] - found.exact[:, i], color=COLOURS[1], linewidth=1.2)
+            panels[1, i].set_ylabel("error")
         top.plot(x, found.network[:, i], color=COLOURS[0], linestyle="--", linewidth=1.6, label="network")
         top.set_ylabel(name)
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, frameon=False)
-        panels[1, i].plot(x, found.network[:, i] - found.exact[:, i], color=COLOURS[1], linewidth=1.2)
-        panels[1, i].set_ylabel("error")
-    for i in range(found.residual.shape[-1] if below == 2 else 0):
-        panels[2, 0].plot(x, found.residual[:, i], color=COLOURS[2 + i], linewidth=1.2)
-        panels[2, 0].set_ylabel("residual")
+    for i in range(found.residual.shape[-1] if found.residual is not None else 0):
+        panels[below, 0].plot(x, found.residual[:, i], color=COLOURS[2 + i], linewidth=1.2)
+        panels[below, 0].set_ylabel("residual")
     for panel in panels[1:].ravel():
         panel.axhline(0, color=TRUTH, linewidth=0.6)
         panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
@@ -86,25 +99,21 @@ def across(coordinates: Sequence[str]) -> tuple[int, int]:
 def pictures(found: Solution, title: str) -> Figure:
     """Two coordinates: a row per field; exact and network share one scale."""
     right, up = across(found.coordinates)
-    columns = 3 if found.residual is None else 4
+    columns, fields = len(found.columns(0)), 1 if found.exact is None else 2
     figure = canvas(3.7 * columns, 0.7 + 3.0 * len(found.fields))
     panels = figure.subplots(len(found.fields), columns, sharex=True, sharey=True, squeeze=False)
     extent = [f(found.x[..., axis]) for axis in (right, up) for f in (np.min, np.max)]
-    for i, name in enumerate(found.fields):
-        exact, network = found.exact[..., i], found.network[..., i]
-        scale = limits(np.stack([exact, network]), 0.0)
-        shown = [(exact, scale, "viridis"), (network, scale, "viridis"), (network - exact, None, "RdBu_r")]
-        if found.residual is not None and i < found.residual.shape[-1]:
-            shown.append((found.residual[..., i], None, "RdBu_r"))
-        for panel, (values, bounds, colours), head in zip(panels[i], shown, HEADS):
-            reach = max(map(abs, limits(values)))
-            low, high = bounds or (-reach, reach)
-            drawn = panel.imshow(values.T if up == 1 else values, vmin=low, vmax=high, cmap=colours, extent=extent, origin="lower",
-                                 aspect="auto", interpolation="nearest")
-            bar = figure.colorbar(drawn, ax=panel, pad=0.02, extend="neither" if bounds else "both")
+    for i in range(len(found.fields)):
+        shown = found.columns(i)
+        scale = limits(np.stack([values for _, values in shown[:fields]]), 0.0)
+        for column, (panel, (head, values)) in enumerate(zip(panels[i], shown)):
+            reach, of_field = max(map(abs, limits(values))), column < fields
+            low, high = scale if of_field else (-reach, reach)
+            drawn = panel.imshow(values.T if up == 1 else values, vmin=low, vmax=high, cmap="viridis" if of_field else "RdBu_r",
+                                 extent=extent, origin="lower", aspect="auto", interpolation="nearest")
+            bar = figure.colorbar(drawn, ax=panel, pad=0.02, extend="neither" if of_field else "both")
             bar.formatter.set_powerlimits((-2, 3))
-            many = len(found.fields) > 1
-            panel.set_title(f"{head}{f' {i + 1}' if many else ''}" if head == HEADS[3] else f"{name}, {head}", fontsize=10)
+            panel.set_title(head, fontsize=10)
         panels[i, 0].set_ylabel(found.coordinates[up])
     for panel in panels[-1]:
         panel.set_xlabel(found.coordinates[right])
@@ -118,10 +127,12 @@ def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     terms = [t for t in sorted(found) if t.startswith("train/net/") and t.split("/")[-1] not in readings
              and not t.split("/")[-1].startswith(("weight_", "residual_"))]
     terms = [t for t in terms if len(terms) > 2 or not t.endswith("/loss")]        # with one term the sum says nothing new
-    figure = canvas(10.5, 4.0)
-    panels = figure.subplots(1, 2, sharex=True)
-    for panel, head, tags in zip(panels, ("weighted terms of the loss", "relative L2 error on the grid"), (terms, ["val/relative_l2"])):
-        for i, tag in enumerate(t for t in tags if t in found):
+    shown = {"weighted terms of the loss": terms}
+    shown |= {"relative L2 error on the grid": ["val/relative_l2"]} if "val/relative_l2" in found else {}
+    figure = canvas(5.25 * len(shown), 4.0)
+    panels = figure.subplots(1, len(shown), sharex=True, squeeze=False)[0]
+    for panel, (head, tags) in zip(panels, shown.items()):
+        for i, tag in enumerate(tags):
             panel.plot(*found[tag], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.4,
                        marker="." if len(found[tag][0]) < 40 else None, label=tag.split("/")[-1])
         panel.set_title(head, fontsize=11)
@@ -132,9 +143,9 @@ def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def animate(found: Solution, path: Path, title: str = "") -> bool:
-    """Write a GIF over time, and whether there was any: curves of one coordinate in space, pictures of two."""
+    """Write a GIF over time, and whether there was any to compare: curves of one coordinate in space, pictures of two."""
     found = found.squeezed()
-    if "t" not in found.coordinates or len(found.coordinates) == 1:
+    if "t" not in found.coordinates or len(found.coordinates) == 1 or found.exact is None:
         return False
     time = list(found.coordinates).index("t")
     steps = np.unique(np.linspace(0, found.x.shape[time] - 1, FRAMES).round().astype(int))

@@ -206,6 +206,33 @@ def test_broyden_updates_meet_the_secant_equation_and_stay_positive():
         np.testing.assert_allclose((tau, phi), 1.0, atol=1e-5)
 
 
+def test_broyden_keeps_its_curvature_when_the_loss_changes():
+    """A quadratic is solved, then its minimum moves, as it does when collocation points are drawn anew: one step leads there."""
+    with jax.enable_x64(True):
+        scales = jnp.array([1.0, 10.0, 100.0])
+        optimizer = optim.make(settings(name="broyden", clip_norm=0.0), "net", 40)
+        params = {"x": jnp.array([3.0, -1.0, 0.5])}
+        state = optimizer.init(params)
+        for target in [0.0] * 30 + [5.0, -7.0]:
+            f = lambda p, target=target: 0.5 * jnp.sum(scales * (p["x"] - target) ** 2)
+            grad = jax.grad(f)(params)
+            updates, state = optimizer.update(grad, state, params, value=f(params), grad=grad, value_fn=f)
+            params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["x"], -7.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", optim.RULES)
+def test_the_second_step_takes_what_the_first_one_took(name):
+    """Shapes and types of the state, weak ones included, or the train step is compiled twice."""
+    params = {"x": jnp.ones((3, 2)), "y": jnp.ones(2)}
+    optimizer, f = optim.make(settings(name=name, clip_norm=0.0), "net", 3), lambda p: sum(jnp.sum(x ** 2) for x in jax.tree.leaves(p))
+    first = jax.eval_shape(optimizer.init, params)
+    _, second = jax.eval_shape(lambda s: optimizer.update(params, s, params, value=f(params), grad=params, value_fn=f,
+                                                          monitor={"value": jnp.float32(1), "count": jnp.int32(0)}), first)
+    kinds = lambda state: jax.tree.map(lambda x: (x.shape, str(x.dtype), x.weak_type), state)
+    assert kinds(first) == kinds(second)
+
+
 def test_broyden_refuses_a_network_that_is_too_large():
     optimizer = optim.make(settings(name="broyden", clip_norm=0.0), "net", 3)
     with pytest.raises(UserError, match="lbfgs"):

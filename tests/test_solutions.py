@@ -45,6 +45,17 @@ def test_pictures_have_time_to_the_right_and_space_upwards():
     assert len([panel for panel in plane.axes if panel.images]) == 3
 
 
+@pytest.mark.parametrize("coordinates", [("x",), ("x", "y", "z")])
+def test_what_nobody_knows_is_not_drawn(coordinates, tmp_path):
+    measured = field(coordinates)._replace(exact=None, remainder="Laplacian (penalty)")
+    figure = solutions.draw(measured)
+    if len(coordinates) == 1:
+        assert [panel.get_ylabel() for panel in figure.axes] == ["u", "residual"] and len(figure.axes[0].lines) == 1
+    else:
+        assert [panel.get_title() for panel in figure.axes if panel.images] == ["u, network", "Laplacian (penalty)"]
+    assert not solutions.animate(field(("x", "t"))._replace(exact=None), tmp_path / "a.gif")
+
+
 def test_the_table_has_medians_ranges_and_blanks(tmp_path):
     args = argparse.Namespace(only=["poisson1d", "diffusion"], models=["MLP", "cPIKAN"], seeds=2)
     order = pinn_table.jobs(args)

@@ -2,12 +2,14 @@
 import os
 import pickle
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import physics
 from jaxvol import build, pdes, stacks
+from jaxvol.diagnostics import prediction
 from jaxvol.ops import fringes
 from jaxvol.types import UserError
 from tests.test_fringes import BACKGROUND, MODULATION, WAVES, config
@@ -127,3 +129,18 @@ def test_users_stacks_reach_both_networks(tmp_path):
     block.sample = "sample_9999"
     with pytest.raises(UserError, match="sample_0000, sample_0001"):
         pdes.make(block)
+
+
+def test_heights_that_nobody_knows_are_not_scored(tmp_path):
+    images, h = stack(16, 16)
+    save(tmp_path / "sample_0000", images, height=h)
+    save(tmp_path / "sample_0001", images)
+    for sample, metrics in (("sample_0000", {"rmse", "mae", "mape", "relative_l2"}), ("sample_0001", set())):
+        chosen = config("pinn", data__problem__folder=str(tmp_path), data__problem__sample=sample)
+        dataset = build.dataset(chosen)
+        task, batch = build.task(chosen, dataset.spec), next(dataset.batches("test", 1, slice(0, 1), 0))
+        rows = jax.eval_shape(lambda: task.evaluate(*task.init(jax.random.key(0), batch), batch, jax.random.key(0)))
+        assert set(rows) == {"loss", "loss_pde", "loss_images"} | metrics
+        assert bool(build.baselines(chosen, dataset.spec, [batch])) == bool(metrics) == bool(prediction.known(batch)[0])
+    hidden = {"target": np.zeros((2, 1, 3)), "mask": np.array([[[1, 0, 0]], [[0, 0, 0]]]), "_mask": np.ones(2)}
+    assert prediction.known(hidden).tolist() == [True, False]

@@ -46,9 +46,9 @@ def diagnose(ctx: Context) -> Result:
         metrics["rank"] = min(ranks)
     if problem.closed:
         metrics["solution_residual"] = solution_residual(problem)
-    bands = spectrum(ctx, state)
-    return Result(metrics, {"terms at the start": table, "error by frequency after the short run": bands},
-                  {"error by frequency": draw(bands)}, absent=tuple(set(MEANING) - set(metrics)))
+    bands = spectrum(ctx, state) if problem.known else []
+    tables = {"terms at the start": table} | ({"error by frequency after the short run": bands} if bands else {})
+    return Result(metrics, tables, {"error by frequency": draw(bands)} if bands else {}, absent=tuple(set(MEANING) - set(metrics)))
 
 
 def solution_residual(problem: pdes.Problem) -> float:

@@ -37,7 +37,9 @@ def diagnose(ctx: Context) -> Result:
         return Result(skip="the batch has no 'input' and 'target'")
     params, extra = probe.pair(state, "raw")
     y = np.asarray(jax.device_get(probe.predict(ctx)(params, extra, {k: v for k, v in batch.items() if k[0] != "_"})), np.float64)
-    real = host["_mask"] > 0
+    real = known(host)
+    if not real.any():
+        return Result(skip="no example has a known target")
     y, target, x = y[real], host["target"][real].astype(np.float64), host["input"][real].astype(np.float64)
     metrics = shape(y, target)
     if (physical := physical_units(ctx, params, extra, y, target)) is not None:
@@ -51,6 +53,13 @@ def diagnose(ctx: Context) -> Result:
         logs = [np.log10(v - min(v.min(), 0.0) + 0.03) for v in drawn.values()]
         pictures["slices, log10"] = figures.slices(*logs, spacing=ctx.spec.spacing, length_unit=ctx.spec.unit)
     return Result(metrics, figures=pictures, absent=tuple(set(MEANING) - set(metrics)))
+
+
+def known(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """[B]: which examples are no padding and have a target, as far as its mask and its values tell."""
+    each = lambda x: np.asarray(x).reshape(len(x), -1)
+    there = np.isfinite(each(batch["target"])).any(1) & (np.asarray(batch["_mask"]) > 0)
+    return there & each(batch["mask"]).any(1) if "mask" in batch else there
 
 
 def shape(y: np.ndarray, target: np.ndarray) -> dict[str, float]:

@@ -56,10 +56,11 @@ def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
     def look(parts: Parts, pair: tuple, batch: dict, readings: dict[str, float], step: int) -> None:
         y = target = None
         if "target" in batch and "input" in batch and jax.process_count() == 1:      # no process sees the whole of the others' volumes
-            real = np.asarray(batch["_mask"]) > 0
+            real = prediction.known(batch)
             shown = {name: v for name, v in batch.items() if not name.startswith("_")}
-            y = np.asarray(jax.device_get(forward(parts.task)(*pair, shown)), np.float64)[real]
-            target = np.asarray(batch["target"], np.float64)[real]
+            if real.any():
+                y = np.asarray(jax.device_get(forward(parts.task)(*pair, shown)), np.float64)[real]
+                target = np.asarray(batch["target"], np.float64)[real]
         for found in judge(config, measure(readings, y, target)):
             logging.warning("step %d: %s is %s: %s (%s)", step, found.name, found.status, found.reason, found.remedy)
             if found.status == run.FAIL and found.name in config.preflight.stop_on:

@@ -19,7 +19,7 @@ SEARCHED = ("lbfgs", "broyden")        # rules that choose their own step length
 
 
 class State(NamedTuple):
-    """Of the last step; `inverse` is H."""
+    """Of the last step; `inverse` is H, `grad` the gradient where the step started."""
     inverse: Array
     params: Array
     grad: Array
@@ -33,9 +33,13 @@ def start(params: Array) -> State:
     return State(jnp.eye(params.size, dtype=params.dtype), params, zero, zero, jnp.int32(0))
 
 
-def descend(state: State, params: Array, grad: Array) -> tuple[Array, State]:
-    """(-H grad, a direction of descent whose natural length is 1, and the state of the next step)."""
-    s, y, tiny = params - state.params, grad - state.grad, jnp.finfo(grad.dtype).tiny
+def descend(state: State, params: Array, grad: Array, reached: Array) -> tuple[Array, State]:
+    """(-H grad, a direction of descent whose natural length is 1, and the state of the next step).
+
+    reached: the gradient at `params` of the LAST step's loss.  It differs from `grad` where points or weights of the loss have
+    changed since; the difference of gradients of two losses says nothing about the curvature of either.
+    """
+    s, y, tiny = params - state.params, reached - state.grad, jnp.finfo(grad.dtype).tiny
     # A pair without curvature (the first, or a search that failed) would make H indefinite.
     usable = (state.count > 0) & (y @ s > jnp.finfo(grad.dtype).eps * jnp.sqrt((s @ s) * (y @ y)))
     inverse, newton = renewed(state, s, y, grad, usable)

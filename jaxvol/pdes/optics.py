@@ -45,7 +45,8 @@ def interferometry(p) -> Problem:
     unwrapped = fringes.unwrap(images, p.wavelengths, p.centre)
     estimates = {"unwrapping": unwrapped[..., None], "unwrapping, smoothed": fringes.smoothed(unwrapped)[..., None]}
     return Problem(("x", "y"), ("h (µm)",), LOW, HIGH, ((1.0, 1.0),), lambda x, v, first, second, unknown: second[0], (condition,),
-                   solution, shape, closed=False, estimates=estimates, fingerprint=stacks.fingerprint(images, height),
+                   solution, shape, closed=False, estimates=estimates, known=height is not None,
+                   remainder="Laplacian (penalty)", fingerprint=stacks.fingerprint(images, height),
                    lift=lambda x: jnp.full_like(x[:, :1], p.centre), distance=lambda x: jnp.full_like(x[:, :1], p.scale))
 
 

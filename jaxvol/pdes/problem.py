@@ -44,6 +44,8 @@ class Problem:
     lift, distance: (x [N, d]) -> [N, m], [N, 1]; u = lift + distance * network meets every condition, whatever the network is
     unknown:  coefficients to be found, {name: value at the start}; truth: their true values
     estimates: what other methods find on the grid, {name: [*grid, m]}, for tables
+    known:    whether there is a `solution` to score against; measured without one, only the loss tells how good it is
+    remainder: what `residual` is called in pictures
     fingerprint: of measurements that come from elsewhere; then they, and not the settings of the problem, identify the data
     """
     coordinates: tuple[str, ...]
@@ -61,6 +63,8 @@ class Problem:
     unknown: dict[str, float] = dataclasses.field(default_factory=dict)
     truth: dict[str, float] = dataclasses.field(default_factory=dict)
     estimates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    known: bool = True
+    remainder: str = "residual of the equation"
     fingerprint: str = ""
 
     @property

@@ -63,7 +63,7 @@ def rules(config: ConfigDict) -> list[str]:
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     """The task of solving `config.data.problem` with `model` (group "net").
 
-    Rows: one per metric (solution on the grid), loss and loss_<term> (weights of the config, points of their own), and
+    Rows: one per metric (solution on the grid, where it is known), loss and loss_<term> (weights of the config, points of their own), and
     <coefficient>_error (relative) of an inverse problem.  Metrics of a step: net/weight_<term>, net/<coefficient>; with refinement
     net/points and net/residual_p{75,95,99} of the points before the last refinement.  Raises UserError where the problem has no
     hard constraints and they are asked for.
@@ -92,7 +92,7 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
 
     def evaluate(params: Params, extra: Extra, batch: Batch, rng: Key) -> Rows:
         pred = predict(params, extra, batch)
-        rows = {name: losses.by_name(metrics, name, spec)(pred, batch["target"], None) for name in own.config.metrics}
+        rows = {name: losses.by_name(metrics, name, spec)(pred, batch["target"], None) for name in own.config.metrics if own.problem.known}
         for name, weight, r in zip(own.terms, own.weights, residuals(own, params["net"], batch).values()):
             rows[f"loss_{name}"] = weight * jnp.mean(squares(r), -1)
         rows["loss"] = sum(rows[f"loss_{name}"] for name in own.terms)
@@ -266,8 +266,11 @@ def pulled(f, net: PyTree, terms: tuple[str, ...]) -> Array:
 def baselines(config: ConfigDict, spec: Spec, train_batches) -> dict[str, tuple[Task, Params, Extra]]:
     """{"mean", "zero": (task, params, extra)}: the mean of the solution on the grid, and u = 0, which many equations admit.
 
-    Where the problem has estimates of other methods, they are baselines as well.
+    Where the problem has estimates of other methods, they are baselines as well.  None where there is no solution to score against.
     """
+    problem = pdes.make(config.data.problem)
+    if not problem.known:
+        return {}
     first = next(iter(train_batches))
     grid = np.asarray(first["target"])[:1]
 
@@ -287,6 +290,5 @@ def baselines(config: ConfigDict, spec: Spec, train_batches) -> dict[str, tuple[
         return Task(lambda rng, batch: (params, extra), loss, evaluate, summarize, predict), params, extra
 
     mean = grid.mean((0, 1, 2, 3))
-    estimates = pdes.make(config.data.problem).estimates
-    others = {name: constant(values.reshape(grid.shape).astype(grid.dtype)) for name, values in estimates.items()}
+    others = {name: constant(values.reshape(grid.shape).astype(grid.dtype)) for name, values in problem.estimates.items()}
     return {"mean": constant(mean), "zero": constant(np.zeros_like(mean)), **others}
