@@ -14,7 +14,7 @@ import math
 from configs import base, physics
 
 PROBLEMS = ("helmholtz", "helmholtz2d", "helmholtz3d", "poisson1d", "poisson2d", "poisson3d", "diffusion", "diffusion-published",
-            "ablation", "wave", "burgers", "allen-cahn", "reaction-diffusion", "inverse", "taylor-green", "quick")
+            "ablation", "ablation-elliptic", "wave", "burgers", "allen-cahn", "reaction-diffusion", "inverse", "taylor-green", "quick")
 VARIANTS = ("", *PROBLEMS, "quick-mlp")
 
 
@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
     problems = {"": helmholtz, "helmholtz": helmholtz, "helmholtz2d": lambda c: helmholtz(c, (1, 4), 1.0),
                 "helmholtz3d": lambda c: helmholtz(c, (1, 1, 2), 1.0), "poisson1d": lambda c: poisson(c, 1),
                 "poisson2d": lambda c: poisson(c, 2), "poisson3d": lambda c: poisson(c, 3), "diffusion": diffusion,
-                "diffusion-published": published, "ablation": ablation, "wave": wave, "burgers": burgers, "allen-cahn": allen_cahn,
+                "diffusion-published": published, "ablation": ablation, "ablation-elliptic": ablation_elliptic, "wave": wave, "burgers": burgers, "allen-cahn": allen_cahn,
                 "reaction-diffusion": reaction_diffusion, "inverse": inverse, "taylor-green": taylor_green, "quick": quick}
     base.choose(name, problems)(config)
     if variant.endswith("-mlp"):
@@ -112,6 +112,14 @@ def ablation(config) -> None:
     config.total_steps = config.evaluate.every = config.checkpoint.every = 3000
 
 
+def ablation_elliptic(config) -> None:
+    """Factors of sweep() on another kind of equation: Poisson 3D with soft boundary values and the same training."""
+    ablation(config)
+    config.data.problem = physics.poisson(3)
+    config.data.points.interior, config.data.points.boundary = 1500, 200
+    weights(config, 1e-2, 1.0)
+
+
 def wave(config) -> None:
     """u_tt = 4 u_xx on the unit square, initial and boundary values met exactly."""
     config.data.problem = physics.wave()
@@ -156,6 +164,7 @@ def taylor_green(config) -> None:
     config.data.problem = physics.taylor_green()
     config.data.points.interior, config.data.points.initial = 1500, 400
     weights(config, 1.0, 10.0)
+    two_phases(config, 600, 3000)
 
 
 def quick(config) -> None:
@@ -167,8 +176,8 @@ def quick(config) -> None:
 
 
 def sweep() -> list[dict]:
-    """Ablations of the variant `ablation`, one factor at a time, five seeds each, with equal updates: weightings of the loss, adaptive
-    points (four refinements), clipping, precision, schedules, initialisations."""
+    """Ablations of the variants `ablation` and `ablation-elliptic`, one factor at a time, five seeds each, with equal updates:
+    weightings of the loss, adaptive points (four refinements), clipping, precision, schedules, initialisations."""
     balances = ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
     factors = [{"task.balance.name": b} for b in balances]
     factors += [{"task.refine.name": r, "task.refine.every": 600, "task.refine.cap": 2000} for r in ("rar", "rad")]

@@ -6,6 +6,8 @@
 # Runs are in runs/<config>-seed<n>, the table and pictures in runs/<config>-seeds/comparison; finished runs are not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Glibc asks for huge pages then: fewer page faults for the large arrays of a CPU run (README, "Performance").
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 config=$1
 shift
 seeds=()

@@ -38,7 +38,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))       # config files import `configs.base`
-
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")      # of the trainings; see README, "Performance"
 from matplotlib.figure import Figure  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
