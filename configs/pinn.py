@@ -24,8 +24,9 @@ def get_config(variant: str = ""):
     problems = {"": helmholtz, "helmholtz": helmholtz, "helmholtz2d": lambda c: helmholtz(c, (1, 4), 1.0),
                 "helmholtz3d": lambda c: helmholtz(c, (1, 1, 2), 1.0), "poisson1d": lambda c: poisson(c, 1),
                 "poisson2d": lambda c: poisson(c, 2), "poisson3d": lambda c: poisson(c, 3), "diffusion": diffusion,
-                "diffusion-published": published, "ablation": ablation, "ablation-elliptic": ablation_elliptic, "wave": wave, "burgers": burgers, "allen-cahn": allen_cahn,
-                "reaction-diffusion": reaction_diffusion, "inverse": inverse, "taylor-green": taylor_green, "quick": quick}
+                "diffusion-published": published, "ablation": ablation, "ablation-elliptic": ablation_elliptic, "wave": wave,
+                "burgers": burgers, "allen-cahn": allen_cahn, "reaction-diffusion": reaction_diffusion, "inverse": inverse,
+                "taylor-green": taylor_green, "quick": quick}
     base.choose(name, problems)(config)
     if variant.endswith("-mlp"):
         widths = (19, 19) if name == "diffusion-published" else (40, 40)     # 457 parameters against 528; 1,801 against 1,824

@@ -169,22 +169,18 @@ def rows(workdir: str | Path) -> Iterator[tuple[int, str, float, float]]:
 
 def summary(workdir: str | Path) -> Summary:
     """Steps, hours, goodput of a run.  Clocks may jump between the rows of an attempt: a step back counts as no time."""
-    rates: dict[int, float] = {}
+    spent: dict[int, float] = {}              # seconds since the last such row, or since the phase began: its updates are not log_every
     hours, attempts, last, compiled = 0.0, 0, None, 0
     for step, tag, value, when in rows(workdir):
         if tag == "perf/attempt":
             attempts, last, hours = attempts + 1, when, hours + value / 3600       # value: seconds before this row
-            rates = {s: r for s, r in rates.items() if s <= step}
+            spent = {s: r for s, r in spent.items() if s <= step}
         elif last is not None:
             hours, last = hours + max(when - last, 0.0) / 3600, when
-        if tag == "perf/steps_per_sec":
-            rates[step] = value
+        if tag == "perf/seconds":
+            spent[step] = value
         compiled += int(value) if tag == "perf/recompiled" else 0
-    done, seconds = 0, 0.0
-    for step in sorted(rates):
-        seconds += (step - done) / rates[step] if rates[step] > 0 else 0.0
-        done = step
-    return Summary(done, hours, seconds / 3600, attempts, compiled)
+    return Summary(max(spent, default=0), hours, sum(spent.values()) / 3600, attempts, compiled)
 
 
 def sentence(found: Summary, best: tuple[str, float | None, int | None], reached: int) -> str:

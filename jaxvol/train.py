@@ -207,7 +207,7 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
                 jax.block_until_ready(metrics)
                 seconds = time.monotonic() - clock
                 log_now(run, parts, metrics, step + 1, {"perf/steps_per_sec": (step + 1 - since) / seconds,
-                                                        "perf/data_wait": waited / seconds})
+                                                        "perf/seconds": seconds, "perf/data_wait": waited / seconds})
                 waited, clock, since = 0.0, time.monotonic(), step + 1
             health.profile(config.profile, run.writer.workdir, step)
         return ""

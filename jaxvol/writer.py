@@ -2,7 +2,7 @@
 
 Only process 0 writes.  metrics.csv holds what the same command reproduces bit for bit; times and memory go to perf.csv.
 Tags: train/<group>/<term>, train/<group>/{lr,grad_norm,clipped_norm,update_norm}, val/<metric>, images/<name>,
-perf/{steps_per_sec,data_wait,host_memory,device_peak_memory}.
+perf/{steps_per_sec,seconds,data_wait,host_memory,device_peak_memory}.
 """
 from __future__ import annotations
 

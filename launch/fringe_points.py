@@ -21,12 +21,15 @@ sys.path.insert(0, str(ROOT))
 from configs import interferometry                    # noqa: E402
 from jaxvol import main                               # noqa: E402
 
-SETTINGS = ((256, 1), (256, 4), (1024, 1), (1024, 4), (4096, 1), (4096, 4))     # pixels per update, in so many sets
+# pixels per update, in so many sets, precision
+SETTINGS = ((256, 1, "f32"), (256, 4, "f32"), (1024, 1, "f32"), (1024, 4, "f32"), (1024, 4, "bf16"), (4096, 1, "f32"), (4096, 4, "f32"),
+            (4096, 4, "bf16"))
 
 
-def config_of(points: int, sets: int, steps: tuple[int, ...]):
+def config_of(points: int, sets: int, precision: str, steps: tuple[int, ...]):
     """The variant "pinn-adam" with so many pixels per update and updates per phase, without pictures and checks."""
     config = interferometry.get_config("pinn-adam")
+    config.precision = precision
     config.data.points.data, config.data.points.interior, config.batch_size = points // sets, max(points // sets // 4, 1), sets
     interferometry.lengths(config, *steps)
     config.optimizer.schedule.warmup_steps = min(50, min(steps) // 2)
@@ -48,15 +51,15 @@ def trained(config) -> tuple[dict, float]:
         shutil.rmtree(folder)
 
 
-def measure(points: int, sets: int, seconds: float) -> str:
+def measure(points: int, sets: int, precision: str, seconds: float) -> str:
     """One row of the table."""
-    _, rate = trained(config_of(points, sets, (2, 2, 2, 94)))
+    _, rate = trained(config_of(points, sets, precision, (2, 2, 2, 94)))
     total = max(int(rate * seconds), 40)
     steps = tuple(max(int(total * share), 10) for share in (0.11, 0.11, 0.17, 0.61))
     began = time.process_time()
-    scores, rate = trained(config_of(points, sets, steps))
+    scores, rate = trained(config_of(points, sets, precision, steps))
     spent = time.process_time() - began
-    return (f"| {points:,} | {sets} | {sum(steps):,} | {rate * points:,.0f} | {spent:.0f} | {scores['model']['rmse']:.4f} | "
+    return (f"| {points:,} | {sets} | {precision} | {sum(steps):,} | {rate * points:,.0f} | {spent:.0f} | {scores['model']['rmse']:.4f} | "
             f"{scores['model']['mae']:.4f} |")
 
 
@@ -64,6 +67,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=45.0, help="of training per setting, compilation apart")
     asked = parser.parse_args()
-    print("| pixels per update | sets | updates | pixels/s | processor s | RMSE, µm | MAE, µm |\n|---|---|---|---|---|---|---|")
-    for points, sets in SETTINGS:
-        print(measure(points, sets, asked.seconds), flush=True)
+    print("| pixels per update | sets | precision | updates | pixels/s | processor s | RMSE, µm | MAE, µm |\n|---|---|---|---|---|---|---|---|")
+    for points, sets, precision in SETTINGS:
+        print(measure(points, sets, precision, asked.seconds), flush=True)

@@ -65,16 +65,23 @@ def perf(tmp_path, *rows):
 
 def test_goodput_counts_repeated_work_and_start_up_as_lost(tmp_path):
     """100 s of start-up; steps 1-20 in 20 s; killed; restored at 10 after 30 s, steps 11-40 in 30 s: 40 of 180 s are in the result."""
-    found = perf(tmp_path, (0, "attempt", 100, 1000.0), (10, "steps_per_sec", 1, 1010.0), (20, "steps_per_sec", 1, 1020.0),
-                 (10, "attempt", 30, 5000.0), (20, "steps_per_sec", 1, 5010.0), (40, "steps_per_sec", 1, 5030.0))
+    found = perf(tmp_path, (0, "attempt", 100, 1000.0), (10, "seconds", 10, 1010.0), (20, "seconds", 10, 1020.0),
+                 (10, "attempt", 30, 5000.0), (20, "seconds", 10, 5010.0), (40, "seconds", 20, 5030.0))
     assert (found.steps, found.attempts) == (40, 2) and found.hours * 3600 == pytest.approx(180)
     assert found.goodput == pytest.approx(40 / 180)
     text = health.sentence(found, ("vrmse", 0.5, 20), 40)
     assert "40 steps" in text and "22 %" in text and "1 restarts" in text and "best vrmse 0.5 at step 20" in text
 
 
+def test_a_phase_that_begins_between_two_rows_is_not_counted_twice(tmp_path):
+    """Its first row tells of few updates, the compilation among them; their rate is not that of the ten since the row before."""
+    found = perf(tmp_path, (0, "attempt", 0, 1000.0), (10, "seconds", 10, 1010.0), (20, "steps_per_sec", 0.1, 1040.0),
+                 (20, "seconds", 20, 1040.0))
+    assert found.goodput == pytest.approx(30 / 40)
+
+
 def test_a_clock_that_jumps_back_gives_no_negative_hours(tmp_path):
-    found = perf(tmp_path, (0, "attempt", 0, 1000.0), (1, "steps_per_sec", 1, 400.0), (2, "steps_per_sec", 1, 401.0))
+    found = perf(tmp_path, (0, "attempt", 0, 1000.0), (1, "seconds", 1, 400.0), (2, "seconds", 1, 401.0))
     assert found.hours * 3600 == pytest.approx(1.0) and health.summary(tmp_path / "none").attempts == 0
 
 

@@ -38,7 +38,8 @@ def test_a_workdir_holds_what_the_design_says(trained):
     assert found["config"]["model"]["width"] == 4 and found["versions"]["jax"] == jax.__version__ and found["device"]["count"] == 8
     rows = (run / "metrics.csv").read_text().splitlines()
     assert rows[0] == "step,tag,value" and any(",train/net/clipped_norm," in r for r in rows) and any("6,val/vrmse," in r for r in rows)
-    assert "perf" not in "".join(rows) and (run / "perf.csv").read_text().count("steps_per_sec") == 6
+    perf = (run / "perf.csv").read_text()
+    assert "perf" not in "".join(rows) and perf.count("perf/steps_per_sec") == perf.count("perf/seconds") == 6
     scores = json.loads((run / "evaluation/metrics.json").read_text())
     assert set(scores["baselines"]) == {"mean", "identity", "wiener"} and scores["split"] == "test" and scores["weights"] == "ema"
     status = json.loads((run / "status.json").read_text())
