@@ -24,7 +24,7 @@ HIGHER = ("r_eighth", "r_quarter", "r_half", "pearson", "ssim", "psnr", "ccc", "
 LOWER = ("transfer_error", "vrmse", "rmse", "mae", "mape", "mse", "relative_l2", "h1", "hd95", "pdf_distance", "wasserstein", "loss")
 FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}      # what tables lead with and sentences are about
 ORDER = (*FIRST, "rmse", "mae", "pearson", "ssim", "psnr")
-SPELLED = {"vnet": "V-Net", "vit3d": "ViT3D", "pix2pixcc": "Pix2PixCC", "cheb_kan": "Chebyshev KAN"}
+SPELLED = {"vnet": "V-Net", "vit3d": "ViT3D", "pix2pixcc": "Pix2PixCC", "unet": "U-Net", "cheb_kan": "Chebyshev KAN"}
 TITLES = {"mean": "mean", "identity": "identity", "wiener": "Wiener filter"}
 
 

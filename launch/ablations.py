@@ -2,6 +2,7 @@
 
     python launch/sweep.py --config=configs/pinn.py:ablation       # trains them
     python launch/ablations.py                                     # reads what there is: ablations.md and ablations.png in their folder
+    python launch/ablations.py --config=configs/pinn.py:ablation-elliptic --folder=runs/sweep-pinn-ablation-elliptic
 """
 from __future__ import annotations
 
@@ -70,6 +71,9 @@ def main(config: str, folder: str) -> None:
     for row, name in enumerate(names):
         panel.plot(errors[name], [row] * len(errors[name]), "o", color=figures.COLOURS[0], alpha=0.5, markersize=5)
         panel.plot(statistics.median(errors[name]), row, "|", color="black", markersize=12)
+    base = next(iter(found))                 # sweep() begins with what the config has
+    panel.axvline(statistics.median(errors[base]), color=figures.TRUTH, linewidth=0.9, linestyle="--", label=f"{base}, as in the config")
+    panel.legend(loc="lower left", fontsize=9)
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set(xscale="log", xlabel="relative L2 error on the grid: every seed, and their median")

@@ -125,9 +125,9 @@ def read_status(point: Point) -> dict[str, Any]:
 
 
 def is_done(point: Point) -> bool:
-    """The point was trained to its end, with the config it has now."""
-    status = read_status(point)
-    if "state" not in status or status["state"] not in ("finished", "early_stopped"):
+    """The point was trained to its end and scored, with the config it has now."""
+    status, scored = read_status(point), (point.workdir / "evaluation" / "metrics.json").exists()
+    if not scored or "state" not in status or status["state"] not in ("finished", "early_stopped"):
         return False
     with contextlib.suppress(UserError):    # no readable config.json: the training itself says what is wrong
         return build.fingerprint(writer.read_config(point.workdir / "config.json")) == build.fingerprint(point.config)

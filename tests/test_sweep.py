@@ -49,6 +49,11 @@ if lr == 7.0:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     print("ready", flush=True)
     time.sleep(60)
+if lr == 9.0 and not os.path.exists(os.path.join(workdir, "config.json")):
+    leave("finished", 36.0)              # killed before it was scored
+    sys.exit(0)
+os.makedirs(os.path.join(workdir, "evaluation"), exist_ok=True)
+open(os.path.join(workdir, "evaluation", "metrics.json"), "w").close()
 leave("finished", None if lr == 8.0 else (math.log10(lr) + 3) ** 2 + width / 100)
 """
 
@@ -105,7 +110,10 @@ def test_failed_and_unfinished_points_come_last_and_only_they_run_again(make):
     assert status == 0      # 6.0 went on and finished; a divergent point is a result, not a failure of the sweep
     assert calls(folder) == {"learning_rate_0.001-width_4": 1, "learning_rate_6.0-width_4": 2,
                              "learning_rate_5.0-width_4": 2, "learning_rate_8.0-width_4": 1}
-    run("--jobs=2", "--config.total_steps=20")
+    for _ in range(2):      # one that was trained but not scored is not done
+        make(CONFIG.replace("(1e-2, 1e-3) for w in (8, 4)", "(9.0, 1e-3) for w in (4,)"))("--jobs=2")
+    assert calls(folder)["learning_rate_9.0-width_4"] == 2 and calls(folder)["learning_rate_0.001-width_4"] == 1
+    make(source)("--jobs=2", "--config.total_steps=20")
     assert calls(folder)["learning_rate_0.001-width_4"] == 2, "a finished point of another config was taken for this one"
 
 
