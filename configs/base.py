@@ -107,6 +107,7 @@ def optimizer() -> ConfigDict:
         "adam": ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
         "sgd": ConfigDict({"momentum": 0.0, "nesterov": False}),
         "lion": ConfigDict({"b1": 0.9, "b2": 0.99, "weight_decay": 1e-3}),   # same mask as adamw
+        # the loss has to stay the same from update to update: no minibatches, no points that are drawn anew (broyden bears them)
         "lbfgs": ConfigDict({"memory_size": 10, "max_linesearch_steps": 20}),
         "broyden": ConfigDict({"max_linesearch_steps": 20}),
         "groups": ConfigDict(),        # group -> {field: value}; a group that is not named uses the fields above

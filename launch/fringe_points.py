@@ -2,17 +2,17 @@
 
     python launch/fringe_points.py --seconds=45
 
-Every setting is timed for 100 updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config), and is
-scored on the grid.  Processor time, which is told beside it, contains compilation and evaluation.  A set is an independent
+Every setting is timed for 1,000 updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config), and
+is scored on the grid.  The seconds of the table are those that the updates took in the end, compilation apart.  A set is an independent
 draw of pixels: 4 sets of 256 are statistically 1 set of 1,024.
 """
 import argparse
 import csv
 import json
 import shutil
+import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,28 +38,26 @@ def config_of(points: int, sets: int, precision: str, steps: tuple[int, ...]):
     return config.lock()
 
 
-def trained(config) -> tuple[dict, float]:
-    """(scores, updates per second by the last three rows of the log, which hold no compilation)."""
+def trained(config) -> tuple[dict, float, float]:
+    """(scores, median of the updates per second over the log's rows, which leaves out compilation, seconds at that rate)."""
     folder = Path(tempfile.mkdtemp())
     try:
         if main.do_train(config, folder):
             raise SystemExit("the training did not finish")
         with open(folder / "perf.csv", newline="") as file:
-            rates = sorted([float(row[2]) for row in csv.reader(file) if row[1] == "perf/steps_per_sec"][-3:])
-        return json.loads((folder / "evaluation/metrics.json").read_text()), rates[len(rates) // 2]
+            rate = statistics.median([float(row[2]) for row in csv.reader(file) if row[1] == "perf/steps_per_sec"])
+        return json.loads((folder / "evaluation/metrics.json").read_text()), rate, config.total_steps / rate
     finally:
         shutil.rmtree(folder)
 
 
 def measure(points: int, sets: int, precision: str, seconds: float) -> str:
     """One row of the table."""
-    _, rate = trained(config_of(points, sets, precision, (2, 2, 2, 94)))
+    rate = trained(config_of(points, sets, precision, (2, 2, 2, 994)))[1]
     total = max(int(rate * seconds), 40)
     steps = tuple(max(int(total * share), 10) for share in (0.11, 0.11, 0.17, 0.61))
-    began = time.process_time()
-    scores, rate = trained(config_of(points, sets, precision, steps))
-    spent = time.process_time() - began
-    return (f"| {points:,} | {sets} | {precision} | {sum(steps):,} | {rate * points:,.0f} | {spent:.0f} | {scores['model']['rmse']:.4f} | "
+    scores, rate, spent = trained(config_of(points, sets, precision, steps))
+    return (f"| {points:,} | {sets} | {precision} | {sum(steps):,} | {rate * points:,.0f} | {spent:.1f} | {scores['model']['rmse']:.4f} | "
             f"{scores['model']['mae']:.4f} |")
 
 
@@ -67,6 +65,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=45.0, help="of training per setting, compilation apart")
     asked = parser.parse_args()
-    print("| pixels per update | sets | precision | updates | pixels/s | processor s | RMSE, µm | MAE, µm |\n|---|---|---|---|---|---|---|---|")
+    print("| pixels per update | sets | precision | updates | pixels/s | s | RMSE, µm | MAE, µm |\n|---|---|---|---|---|---|---|---|")
     for points, sets, precision in SETTINGS:
         print(measure(points, sets, precision, asked.seconds), flush=True)
