@@ -3,9 +3,10 @@
     python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi         2.4e-8    65 s
     python -m jaxvol.main --config=configs/pinn.py:poisson3d             exact boundary values             1.9e-6    85 s
     python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary values    3.1e-5   105 s
+    python -m jaxvol.main --config=configs/pinn.py:burgers               points follow the front           7.9e-4   380 s
     python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.7e-2    80 s
     python launch/pinn_table.py                                          all of them, with MLPs, unscaled, more seeds
-    python launch/sweep.py --config=configs/pinn.py:ablation             one factor at a time, five seeds each
+    python launch/sweep.py --config=configs/pinn.py:ablation             one factor at a time, five seeds each; ablation-elliptic
 
 `<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none leaves the domain as it is.
 """
@@ -169,8 +170,9 @@ def taylor_green(config) -> None:
 
 
 def quick(config) -> None:
-    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values."""
+    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values, the start that such runs end lowest from."""
     poisson(config, 3)
+    config.model.init = "small"
     config.data.points.interior, config.task.constraints = 512, "soft"
     config.precision, config.phases, config.total_steps = "f32", (), 600
     config.evaluate.every = config.checkpoint.every = 300
