@@ -4,8 +4,6 @@
 #   launch/test.sh [arguments of pytest]                  e.g. tests/test_step.py -k ema -n 0
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Glibc asks for huge pages then: fewer page faults for the large arrays of a CPU run (README, "Performance").
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 bash launch/install.sh test,nbody
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}"
 # one worker per two forced-device meshes is enough: more than four only compete for memory
