@@ -101,7 +101,7 @@ def test_one_page_for_several_configs(tmp_path):
     assert page.count("<h1>") == 3 and "healthy.py:fno" in page and "healthy.py:vit3d" in page
 
 
-@pytest.mark.parametrize("model", ["fno", "vnet", "vit3d", "pix2pixcc"])
+@pytest.mark.parametrize("model", ["fno", *(pytest.param(m, marks=pytest.mark.slow) for m in ("vnet", "vit3d", "pix2pixcc"))])
 def test_a_notebook_runs_and_shows_pictures(model, tmp_path, monkeypatch):
     """Two checks of each model; launch/notebooks/ has all."""
     pytest.importorskip("nbclient", reason="the extra 'notebooks' is not installed")
