@@ -1,4 +1,4 @@
-"""Four models at equal size and equal budget: the same boxes, loss, number of examples and metric code.  `launch/benchmark.sh` runs them.
+"""Four models at equal size and equal budget: the same boxes, loss, number of examples and metric code.  `launch/studies/benchmark.sh` runs them.
 
     python -m jaxvol.main --config=configs/benchmark.py:vnet-small       4 to 15 minutes on 2 CPU cores, scores in the README
     python -m jaxvol.main --config=configs/benchmark.py:fno-base         for a GPU
@@ -6,7 +6,8 @@
 A variant is <model>-<size>.  small: 1.07 million parameters, base: 4.3, large: 17, each within 5 per cent (Pix2PixCC: its generator).
 Pix2PixCC has the same voxel loss and a discriminator's opinion besides.
 """
-from configs import base, fno, pix2pixcc
+from jaxvol.config import base
+from configs import fno, pix2pixcc
 
 SIZES = ("small", "base", "large")
 MODELS = ("fno", "vnet", "vit3d", "pix2pixcc")

@@ -11,7 +11,7 @@ On real data that this project does not ship:
 FILE: counts (.npz) or the catalogue gals_Mr19.ff of the package corrfunc.  FOLDER: darcy_{train,test}_16.npz with the arrays x, y
 of the package neuraloperator 0.3.0.
 """
-from configs import base
+from jaxvol.config import base
 
 VARIANTS = ("", "quick", "galaxies", "darcy")
 

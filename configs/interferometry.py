@@ -3,7 +3,7 @@
     python -m jaxvol.main --config=configs/interferometry.py:pinn       a network of coordinates, one stack of images, 45 s of one core
     python -m jaxvol.main --config=configs/interferometry.py:unet       images to heights, trained on random surfaces, 200 s of one core
     python -m jaxvol.main --config=configs/interferometry.py:pinn-published, :unet-published      the published losses
-    python launch/fringe_points.py                                      pixels per second and error for mini-batches of pixels
+    python launch/studies/fringe_points.py                                      pixels per second and error for mini-batches of pixels
 
 RMSE in um on the published surface, 128^2 pixels, 8 bits, seed 0; camera noise in grey levels is data.problem.noise, data.optics.noise:
 
@@ -15,9 +15,9 @@ RMSE in um on the published surface, 128^2 pixels, 8 bits, seed 0; camera noise 
 
 Without the classical solution, 64^2 pixels, noise 5, on the published surface: unet-beats 1.4, unet-published 7.4, the mean 7.6.
 
-Users' stacks: --config.data.problem.folder=FOLDER (U-Net: --config.data.optics.folder=FOLDER), see jaxvol/stacks.py.
+Users' stacks: --config.data.problem.folder=FOLDER (U-Net: --config.data.optics.folder=FOLDER), see jaxvol/data/io/image_stack.py.
 """
-from configs import base, physics
+from jaxvol.config import base, physics
 
 VARIANTS = ("pinn", "pinn-adam", "pinn-published", "unet", "unet-beats", "unet-published", "quick")
 LONG = ((1, -2, 1, 0), (0, 1, -2, 1))                               # differences of beats: ranges of 302 and 333 um
@@ -37,7 +37,7 @@ def coordinates(config) -> None:
     """h(x, y) = 12 + 15 network um, from pixels that are drawn anew for every update of Adam, 1,024 of them."""
     config.model, config.task, config.data = physics.cheb_kan(), physics.physics(), physics.collocation()
     config.data.problem = physics.interferometry()
-    # One set: the same pixels in four sets of 256 take longer (launch/fringe_points.py).
+    # One set: the same pixels in four sets of 256 take longer (launch/studies/fringe_points.py).
     config.data.points.interior, config.data.points.data, config.data.resample = 256, 1024, 1
     config.batch_size = config.evaluate.batch_size = 1
     config.task.constraints = "hard"
@@ -72,7 +72,7 @@ def pinn(config) -> None:
 
 
 def adam(config) -> None:
-    """Adam alone, in float32: what launch/fringe_points.py varies the points of."""
+    """Adam alone, in float32: what launch/studies/fringe_points.py varies the points of."""
     coordinates(config)
     lengths(config, 400, 400, 600, 2200)
     config.ema_decay = 0.99

@@ -5,14 +5,14 @@
     python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary values    3.1e-5   105 s
     python -m jaxvol.main --config=configs/pinn.py:burgers               points follow the front           7.9e-4   380 s
     python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.7e-2    80 s
-    python launch/pinn_table.py                                          all of them, with MLPs, unscaled, more seeds
-    python launch/sweep.py --config=configs/pinn.py:ablation             one factor at a time, five seeds each; ablation-elliptic
+    python launch/studies/pinn_table.py                                          all of them, with MLPs, unscaled, more seeds
+    python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation             one factor at a time, five seeds each; ablation-elliptic
 
 `<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none leaves the domain as it is.
 """
 import math
 
-from configs import base, physics
+from jaxvol.config import base, physics
 
 PROBLEMS = ("helmholtz", "helmholtz2d", "helmholtz3d", "poisson1d", "poisson2d", "poisson3d", "diffusion", "diffusion-published",
             "ablation", "ablation-elliptic", "wave", "burgers", "allen-cahn", "reaction-diffusion", "inverse", "taylor-green", "quick")

@@ -8,7 +8,8 @@ voxel loss, which leaves its own amplitude open.  Here the norms have a scale an
 decoder adds the encoder's features; the voxel loss holds the large scales in place, and the discriminator, bounded by spectral
 norm so that it sees amplitudes too, asks for the power at small scales that a mean square error takes away.
 """
-from configs import base, fno
+from jaxvol.config import base
+from configs import fno
 
 VARIANTS = ("", "quick")
 

@@ -3,7 +3,8 @@
     python -m jaxvol.main --config=configs/vit3d.py             1000 updates, about 10 minutes on 2 CPU cores     not measured
     python -m jaxvol.main --config=configs/vit3d.py:quick       300 updates, about 3 minutes and the pre-flight   VRMSE 0.801 (Wiener 0.906)
 """
-from configs import base, fno
+from jaxvol.config import base
+from configs import fno
 
 VARIANTS = ("", "quick")
 

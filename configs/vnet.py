@@ -4,7 +4,8 @@
     python -m jaxvol.main --config=configs/vnet.py:quick        300 updates, about 3 minutes and the pre-flight   VRMSE 0.773 (Wiener 0.906)
     python -m jaxvol.main --config=configs/vnet.py:original      the published 3D U-Net (batch norm, one convolution per level)
 """
-from configs import base, fno
+from jaxvol.config import base
+from configs import fno
 
 VARIANTS = ("", "quick", "original")
 

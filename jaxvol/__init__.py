@@ -3,6 +3,6 @@ __version__ = "0.1.0"
 
 
 def load(workdir, which="best", kind="ema", transforms="none"):
-    """(predict, config, spec) of a run, see jaxvol.build.load; JAX is imported only when it is called."""
-    from jaxvol import build
-    return build.load(workdir, which, kind, transforms)
+    """(predict, config, spec) of a run, see jaxvol.config.components.load; JAX is imported only when it is called."""
+    from jaxvol.config import components
+    return components.load(workdir, which, kind, transforms)

@@ -19,13 +19,16 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxvol import (build, checkpoint, compare, context, distributed, faults, health, inference, preflight, sharding, train, validate,
-                    writer)
+from jaxvol.config import components, validate
+from jaxvol.training import checkpoint, loop, sharding
+from jaxvol.evaluation import compare, evaluate
+from jaxvol.diagnostics import context, preflight
+from jaxvol.runtime import errors, monitoring, processes, writer
 from jaxvol.diagnostics import watch
 from jaxvol.types import Alarm, NonFiniteError, Parts, Interrupted, UserError, WorkdirLocked
 
 MODES = ("train", "preflight", "evaluate", "predict", "compare")
-UNFINISHED, REFUSED = health.UNFINISHED, 2
+UNFINISHED, REFUSED = monitoring.UNFINISHED, 2
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
@@ -43,7 +46,7 @@ def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
             traceback.print_exc()
         told, cause = str(error).splitlines()[-1], error.args[0] if error.args else None
         if isinstance(cause, KeyError):         # of a flag: the name of a field in quotes, perhaps with a guess on a second line
-            told = f"the config has no field {cause.args[0]} (see configs/base.py)".replace("\n", ". ")
+            told = f"the config has no field {cause.args[0]} (see jaxvol/config/base.py)".replace("\n", ". ")
         raise UserError(f"The command line cannot be used: {told}") from error
     if values.help or not values["config"].value:
         raise UserError(f"{__doc__.split(chr(10) * 2)[1].strip()}\n    modes: {', '.join(MODES)}; configs: "
@@ -62,7 +65,7 @@ def prepare(config: ConfigDict) -> None:
     jax.config.update("jax_enable_x64", config.precision == "f64")
     if config.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    if distributed.start(config.distributed) is not None and not distributed.first():
+    if processes.start(config.distributed) is not None and not processes.first():
         logging.set_verbosity(logging.ERROR)
 
 
@@ -78,7 +81,7 @@ def check_resume(config: ConfigDict, workdir: Path) -> None:
                 aside.mkdir(parents=True, exist_ok=True)
                 shutil.move(str(workdir / name), str(aside / name))
         return
-    changed = build.differences(writer.read_config(file), config)
+    changed = components.differences(writer.read_config(file), config)
     if changed:
         raise UserError(f"{workdir} holds a run with another config:\n  - " + "\n  - ".join(changed) +
                         "\nUse the old values to go on, another --workdir for a new run, or --config.resume=fresh to start over.")
@@ -89,7 +92,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     for doubt in validate.validate(config):
         logging.warning("%s", doubt)
     mesh = sharding.make_mesh(config.mesh)
-    plan = train.phases(config)
+    plan = loop.phases(config)
     cache: dict[int, Parts] = {}
 
     def parts_of(index: int) -> Parts:
@@ -99,8 +102,8 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
             cache[index] = context.parts(phase, mesh, stop - start)
         return cache[index]
 
-    with jax.set_mesh(mesh), distributed.lock(workdir):
-        distributed.once(lambda: check_resume(config, workdir))
+    with jax.set_mesh(mesh), processes.lock(workdir):
+        processes.once(lambda: check_resume(config, workdir))
         parts = parts_of(0)
         if config.preflight.run and not checkpoint.steps(workdir) and not preflight.passed(config, workdir, parts):
             verdict = preflight.run(plan[0][3], workdir, mesh, plan[0][2], parts)
@@ -108,17 +111,17 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
                 tell(f"The training was not started. Mend {verdict.first} first, or let it pass with "
                      f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is {workdir}/preflight/report.html.")
                 return REFUSED
-        log = writer.open_run(workdir, config, distributed.first())
-        meta = {"config": config.to_json(), "config_hash": build.fingerprint(config), "data_hash": parts.dataset.hash,
+        log = writer.open_run(workdir, config, processes.first())
+        meta = {"config": config.to_json(), "config_hash": components.fingerprint(config), "data_hash": parts.dataset.hash,
                 "versions": writer.versions()}
-        run = train.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
-                        meta=meta, figures=inference.example_figure, watch=watch.make(config))
+        run = loop.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
+                        meta=meta, figures=evaluate.example_figure, watch=watch.make(config))
         log.text(writer.table(parts.struct.params))
         try:
-            status = train.train(run, parts_of, (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None)
+            status = loop.train(run, parts_of, (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None)
         except Exception as error:
             saved = max(checkpoint.steps(workdir), default=None)
-            told = faults.explain(error, workdir, saved, run.fits)
+            told = errors.explain(error, workdir, saved, run.fits)
             close(run, {"state": "failed", "step": run.saved, "reason": str(told).splitlines()[0][:500]}, cache, failed=True)
             raise told from error
         done = status in ("finished", "early_stopped")
@@ -130,7 +133,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     return do_evaluate(config, workdir)
 
 
-def close(run: train.Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
+def close(run: loop.Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
     """The last lines of a training: what was skipped, what came of it, status.json; its files are closed.
 
     failed: an error is on its way to the user, and none from here may take its place.
@@ -141,23 +144,23 @@ def close(run: train.Run, status: dict, cache: dict[int, Parts], failed: bool = 
     workdir, progress = run.writer.workdir, run.progress
     try:
         newest = max(checkpoint.steps(workdir), default=None)
-        found = health.summary(workdir)
+        found = monitoring.summary(workdir)
         run.writer.status({**status, "total": run.total, "checkpoint": newest, "best": dataclasses.asdict(progress), "skipped": skipped,
                            "summary": {**found._asdict(), "goodput": found.goodput}})
         best = run.config.checkpoint.best_metric, progress.best_value, progress.best_step
-        tell(health.sentence(found, best, max(run.saved, 0)))
+        tell(monitoring.sentence(found, best, max(run.saved, 0)))
         run.writer.close()
-        if not (failed and distributed.several()):      # Orbax would wait for a process that may be gone
+        if not (failed and processes.several()):      # Orbax would wait for a process that may be gone
             run.store.manager.close()
     except Exception as error:
         if not failed:
-            raise faults.explain(error, workdir, max(checkpoint.steps(workdir), default=None), None) from error
+            raise errors.explain(error, workdir, max(checkpoint.steps(workdir), default=None), None) from error
         logging.error("%s while the run was closed: %s", type(error).__name__, error)
 
 
 def tell(text: str) -> None:
     """Print, once for all processes."""
-    if distributed.first():
+    if processes.first():
         print(text)
 
 
@@ -166,7 +169,7 @@ def do_preflight(config: ConfigDict, workdir: Path) -> int:
     for doubt in validate.validate(config):
         logging.warning("%s", doubt)
     mesh = sharding.make_mesh(config.mesh)
-    _, _, steps, phase = train.phases(config)[0]
+    _, _, steps, phase = loop.phases(config)[0]
     with jax.set_mesh(mesh):
         verdict = preflight.run(phase, workdir, mesh, steps, None)
     tell(f"The report is {workdir}/preflight/report.html.")
@@ -177,14 +180,14 @@ def do_evaluate(config: ConfigDict, workdir: Path) -> int:
     """Score the split with the model and the baselines; the run's own config decides everything but `config.evaluate`."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        tell(inference.evaluate_run(config.evaluate, workdir, mesh))
+        tell(evaluate.evaluate_run(config.evaluate, workdir, mesh))
     return 0
 
 
 def do_predict(config: ConfigDict, workdir: Path) -> int:
     """Predict files with a trained model."""
     with jax.set_mesh(sharding.one_device()):
-        inference.predict_run(config, workdir)
+        evaluate.predict_run(config, workdir)
     return 0
 
 
@@ -229,7 +232,7 @@ def cli(argv: list[str]) -> int:
         else:
             raise
         if jax.distributed.is_initialized():
-            distributed.leave(status)       # the others may wait for this process, and it must not wait for them
+            processes.leave(status)       # the others may wait for this process, and it must not wait for them
         return status
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests from a clean clone: installs into .venv (see install.sh), then runs pytest.
 #
-#   launch/test.sh [arguments of pytest]                  e.g. tests/test_step.py -k ema -n 0
+#   launch/test.sh [arguments of pytest]                  e.g. tests/training/test_step.py -k ema -n 0
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh test,nbody

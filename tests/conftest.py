@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from launch import compiler
+from tests import compiler
 
 if not os.environ.get("JAXVOL_TEST_GPU"):
     os.environ["JAX_PLATFORMS"] = "cpu"

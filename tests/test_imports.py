@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 TEXTS = {".py", ".sh", ".md", ".cfg", ".toml", ".txt", ".cff", ".yml", ".yaml", ".json", ".csv"}
 
 # room or module -> the rooms and modules of jaxvol it may import, besides those of its own room (DESIGN section 4)
@@ -96,26 +97,26 @@ def ops_know_nothing_of_learning(path: str, text: str) -> list[str]:
 
 
 def importlib_only_in_build(path: str, text: str) -> list[str]:
-    if not path.startswith("jaxvol/") or path == "jaxvol/build.py":
+    if not path.startswith("jaxvol/") or path == "jaxvol/config/components.py":
         return []
-    tree, remedy = ast.parse(text), "modules are chosen by name in jaxvol/build.py only"
+    tree, remedy = ast.parse(text), "modules are chosen by name in jaxvol/config/components.py only"
     calls = [f"{path}:{node.lineno}: calls {node.func.id}; {remedy}" for node in ast.walk(tree)
              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("__import__", "eval", "exec")]
     return banned_imports(path, tree, {"importlib", "pkgutil", "runpy"}, remedy) + calls
 
 
 def updates_only_in_step(path: str, text: str) -> list[str]:
-    if not path.startswith("jaxvol/") or path == "jaxvol/step.py":
+    if not path.startswith("jaxvol/") or path == "jaxvol/training/step.py":
         return []
     named = ((node.lineno, node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else node.name)
              for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Attribute, ast.Name, ast.alias)))
-    return [f"{path}:{line}: {name} outside jaxvol/step.py, the only place where gradients are applied"
+    return [f"{path}:{line}: {name} outside jaxvol/training/step.py, the only place where gradients are applied"
             for line, name in named if name in ("apply_updates", "apply_gradients")]
 
 
 def no_other_framework(path: str, text: str) -> list[str]:
     remedy = "the project runs without torch, TensorFlow and clu"
-    return [] if path in ("launch/bench.py", "launch/rivals.py") else banned_imports(path, ast.parse(text), OTHER_FRAMEWORKS, remedy)
+    return [] if path in ("launch/benchmarks/bench.py", "launch/benchmarks/rivals.py") else banned_imports(path, ast.parse(text), OTHER_FRAMEWORKS, remedy)
 
 
 def no_pickles(path: str, text: str) -> list[str]:
@@ -153,14 +154,14 @@ def configs_by_attribute(path: str, text: str) -> list[str]:
                 and is_config(node.args[0], names))
         if got or read:
             found.append(f"{path}:{node.lineno}: reads a config with a default, which hides a typo; read the attribute, "
-                         "and give the field its default in configs/base.py")
+                         "and give the field its default in jaxvol/config/base.py")
     return found
 
 
 def length(path: str, text: str) -> list[str]:
     lines = len(text.splitlines())
-    # configs/base.py holds every field of every component, which is one list however long it is
-    long_file = [f"{path}:{lines}: {lines} lines; split files at 300"] if lines > 300 and path != "configs/base.py" else []
+    # jaxvol/config/base.py holds every field of every component, which is one list however long it is
+    long_file = [f"{path}:{lines}: {lines} lines; split files at 300"] if lines > 300 and path != "jaxvol/config/base.py" else []
     return long_file + [f"{path}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines; split functions at 60"
                         for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
                         and node.end_lineno - node.lineno + 1 > 60]
@@ -200,40 +201,40 @@ BAD = [
     (direction, "jaxvol/ops/a.py", "def f():\n    import jaxvol.models.fno as fno"),
     (direction, "jaxvol/ops/a.py", "from ..data import pipeline"),
     (direction, "jaxvol/models/a.py", "from .. import tasks"),
-    (direction, "jaxvol/losses.py", "from jaxvol.metrics import rmse"),
+    (direction, "jaxvol/scores/losses.py", "from jaxvol.scores.metrics import rmse"),
     (direction, "jaxvol/types.py", "import jaxvol"),
-    (direction, "jaxvol/train.py", "from jaxvol.tasks import regression"),
-    (direction, "jaxvol/train.py", "from jaxvol import build"),
-    (direction, "jaxvol/checkpoint.py", "from jaxvol.train import train"),
+    (direction, "jaxvol/training/loop.py", "from jaxvol.tasks import regression"),
+    (direction, "jaxvol/training/loop.py", "from jaxvol import build"),
+    (direction, "jaxvol/training/checkpoint.py", "from jaxvol.training.loop import train"),
     (direction, "jaxvol/registry.py", "import jax"),
     (ops_know_nothing_of_learning, "jaxvol/ops/a.py", "from flax import linen as nn"),
     (importlib_only_in_build, "jaxvol/main.py", "from importlib import import_module"),
     (importlib_only_in_build, "jaxvol/main.py", "fno = __import__('jaxvol.models.fno')"),
-    (updates_only_in_step, "jaxvol/train.py", "params = optax.apply_updates(params, updates)"),
+    (updates_only_in_step, "jaxvol/training/loop.py", "params = optax.apply_updates(params, updates)"),
     (updates_only_in_step, "jaxvol/tasks/a.py", "from optax import apply_updates as move"),
     (no_other_framework, "tests/a.py", "import torch.nn"),
-    (no_other_framework, "jaxvol/writer.py", "from clu import metric_writers"),
+    (no_other_framework, "jaxvol/runtime/writer.py", "from clu import metric_writers"),
     (no_pickles, "jaxvol/data/a.py", "import pickle"),
-    (no_pickles, "jaxvol/weights.py", "import pickle"),
+    (no_pickles, "jaxvol/data/io/weights.py", "import pickle"),
     (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=True)"),
-    (configs_by_attribute, "jaxvol/train.py", "n = config.get('seed', 0)"),
-    (configs_by_attribute, "jaxvol/train.py", "n = run.config.optimizer.get('name')"),
-    (configs_by_attribute, "jaxvol/train.py", "block = config.model\nwidth = block.get('width', 3)"),
-    (configs_by_attribute, "jaxvol/train.py", "n = getattr(config.model, 'width', 3)"),
+    (configs_by_attribute, "jaxvol/training/loop.py", "n = config.get('seed', 0)"),
+    (configs_by_attribute, "jaxvol/training/loop.py", "n = run.config.optimizer.get('name')"),
+    (configs_by_attribute, "jaxvol/training/loop.py", "block = config.model\nwidth = block.get('width', 3)"),
+    (configs_by_attribute, "jaxvol/training/loop.py", "n = getattr(config.model, 'width', 3)"),
     (length, "jaxvol/a.py", "x = 1\n" * 301),
     (length, "jaxvol/a.py", "def f():\n" + "    x = 1\n" * 60),
     (no_machine_paths, "README.md", "cd /work/checkout"),
     (no_machine_paths, "launch/a.sh", "python=/root/.pyenv/bin/python"),
-    (no_machine_paths, "launch/requirements-3.11.txt", "torch @ file:///wheels/torch.whl"),
+    (no_machine_paths, "launch/environments/requirements-3.11.txt", "torch @ file:///wheels/torch.whl"),
     (no_machine_paths, "configs/a.py", "path = '../shared/parity'"),
 ]
 GOOD = [
     (direction, "jaxvol/ops/a.py", "from . import spectra\nfrom jaxvol.types import Array\nimport jax"),
     (direction, "jaxvol/tasks/a.py", "from jaxvol import losses\nfrom jaxvol.models import fno"),
-    (importlib_only_in_build, "jaxvol/build.py", "import importlib"),
-    (updates_only_in_step, "jaxvol/step.py", "optax.apply_updates(params, updates)"),
+    (importlib_only_in_build, "jaxvol/config/components.py", "import importlib"),
+    (updates_only_in_step, "jaxvol/training/step.py", "optax.apply_updates(params, updates)"),
     (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=False)"),
-    (configs_by_attribute, "jaxvol/files.py", "spacing = attributes.get('spacing', ())\nos.environ.get('X', '')"),
+    (configs_by_attribute, "jaxvol/data/io/files.py", "spacing = attributes.get('spacing', ())\nos.environ.get('X', '')"),
     (length, "jaxvol/a.py", "def f():\n" + "    x = 1\n" * 59),
     (no_machine_paths, "README.md", "https://example.org/home/index.html\nruns/tmp/a\nDATA = '../shared/data\""),
 ]

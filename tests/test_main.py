@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxvol
-from jaxvol import main, validate
+from jaxvol import main
+from jaxvol.config import validate
 from jaxvol.types import UserError
 from tests import tiny
 

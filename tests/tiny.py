@@ -1,5 +1,5 @@
 """A run of seconds for tests that need the real command line: 8^3 boxes, a four-channel FNO.  `:slow` leaves time to be killed."""
-from configs import base
+from jaxvol.config import base
 
 
 def get_config(variant: str = ""):

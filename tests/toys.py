@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
+from jaxvol.config import base
 from jaxvol.types import Dataset, Field, Spec, Task
 
 SPEC = Spec(fields={"input": Field(("x",)), "target": Field(("y",))}, shape=(8, 8, 8), spacing=(1.0, 1.0, 1.0))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxvol import files
+from jaxvol.data.io import files
 from jaxvol.data import layout, pipeline
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source

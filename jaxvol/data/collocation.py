@@ -28,7 +28,7 @@ SENSORS = 2 ** 31 + 3                                                          #
 
 
 def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of `config.data`, for jaxvol/validate.py."""
+    """Violated rules of `config.data`, for jaxvol/config/validate.py."""
     data = config.data
     found = [] if data.sampler in SAMPLERS else [f"data.sampler is {data.sampler!r}; it has to be one of {', '.join(SAMPLERS)}."]
     found += [f"data.points.{name} is {data.points[name]}; it has to be at least 1." for name in data.points if data.points[name] < 1]

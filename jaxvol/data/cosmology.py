@@ -29,7 +29,7 @@ from absl import logging
 from tqdm import tqdm
 
 from jaxvol.data import pipeline
-from jaxvol.ops import cosmology, lpt, nbody, paint
+from jaxvol.ops import cic, cosmology, lpt, nbody
 from jaxvol.types import Array, Dataset, Field, Key, Spec, UserError
 
 FORMAT = 1                                        # raise it when the same settings give other boxes
@@ -241,7 +241,7 @@ def _second_order(deltas: Array, growth: cosmology.Growth, box_size: float) -> t
 @functools.partial(jax.jit, static_argnames="box_size")
 def _density(displacements: Array, box_size: float) -> Array:
     """1 + delta of the displaced lattices, [N, n, n, n, 3] in Mpc/h -> [N, n, n, n]."""
-    return jax.vmap(paint.paint)(displacements * (displacements.shape[1] / box_size))
+    return jax.vmap(cic.paint)(displacements * (displacements.shape[1] / box_size))
 
 
 @functools.partial(jax.jit, static_argnames=("box_size", "axis"))
@@ -252,11 +252,11 @@ def _tracers(displacements: Array, velocities: Array, box_size: float, bias: flo
     distortions in redshift space come from the velocities of the matter (linear theory: b + f mu^2, Kaiser 1987).
     """
     def one(displacement: Array, velocity: Array) -> tuple[Array, Array]:
-        density = paint.paint(displacement)
-        weight = paint.read(density, displacement) ** (bias - 1.0)
+        density = cic.paint(displacement)
+        weight = cic.read(density, displacement) ** (bias - 1.0)
         if axis >= 0:
             displacement = displacement.at[..., axis].add(velocity[..., axis])
-        return paint.paint(displacement, weight / weight.mean()), density
+        return cic.paint(displacement, weight / weight.mean()), density
 
     cells = displacements.shape[1] / box_size
     return jax.vmap(one)(displacements * cells, velocities * cells)

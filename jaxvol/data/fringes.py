@@ -1,4 +1,4 @@
-"""Stacks of fringe images and the height of the surface, as volumes of depth 1: users' folders (jaxvol/stacks.py), or simulated.
+"""Stacks of fringe images and the height of the surface, as volumes of depth 1: users' folders (jaxvol/data/io/image_stack.py), or simulated.
 
 `input` [1, H, W, 4 W'] holds the images in grey levels, `target` [1, H, W, 1] the height in um, which only scores read.  Simulated:
 training and validation surfaces are random (ops/fringes.smooth), the first test surface is the published one.  A training surface
@@ -13,7 +13,7 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol import stacks
+from jaxvol.data.io import image_stack
 from jaxvol.data import layout, pipeline
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source
@@ -24,7 +24,7 @@ INSIDE = 0.9            # of the unambiguous range is used by random surfaces: n
 
 
 def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of `config.data`, for jaxvol/validate.py."""
+    """Violated rules of `config.data`, for jaxvol/config/validate.py."""
     found = [f"data.surfaces.{split} is {config.data.surfaces[split]}; it has to be at least 1." for split in SPLITS
              if config.data.surfaces[split] < 1]
     return found + ([] if config.task.name == "fringes" else
@@ -71,12 +71,12 @@ def simulated(data: ConfigDict) -> Source:
 def from_folder(data: ConfigDict) -> Source:
     """Users' stacks; every file is read once here, so that a bad one is told before anything is trained."""
     o = data.optics
-    found, count = stacks.samples(o.folder), len(fringes.STEPS) * len(o.wavelengths)
+    found, count = image_stack.samples(o.folder), len(fringes.STEPS) * len(o.wavelengths)
     loaded, shape = {}, None
     for name in found:
-        images, height = stacks.read(os.path.join(o.folder, name), count)
+        images, height = image_stack.read(os.path.join(o.folder, name), count)
         if shape not in (None, images.shape[:2]):
-            raise UserError(f"{o.folder}/{name}: found images of {stacks.size(images)} pixels; expected {shape[1]} x {shape[0]}, as in "
+            raise UserError(f"{o.folder}/{name}: found images of {image_stack.size(images)} pixels; expected {shape[1]} x {shape[0]}, as in "
                             f"{found[0]}: crop them alike, or put them into folders of their own")
         shape = images.shape[:2]
         loaded[name] = images, height
@@ -89,7 +89,7 @@ def from_folder(data: ConfigDict) -> Source:
         mask = {"mask": np.full((1, *shape, 1), float(height is not None))} if masked else {}
         return {"input": images[None], "target": known[None, ..., None], **mask}
 
-    prints = [(name, stacks.fingerprint(*pair)) for name, pair in loaded.items()]
+    prints = [(name, image_stack.fingerprint(*pair)) for name, pair in loaded.items()]
     return Source(specify(data, shape), {split: len(splits[split]) for split in SPLITS}, read, lambda split: splits[split],
                   layout.digest(prints, splits, settings(o)))
 

@@ -11,11 +11,11 @@ import struct
 
 import numpy as np
 
-from jaxvol import files
+from jaxvol.data.io import files
 from jaxvol.data import box, layout, pipeline
 from jaxvol.data.box import Box
 from jaxvol.data.pipeline import Source
-from jaxvol.files import FileError
+from jaxvol.data.io.files import FileError
 from jaxvol.types import Dataset, Field, UserError
 
 ORIGIN = ("the file theory/tests/data/gals_Mr19.ff of the source distribution of the Python package corrfunc (`pip download "

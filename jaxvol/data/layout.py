@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxvol import files
+from jaxvol.data.io import files
 from jaxvol.types import Field, UserError
 
 SPLITS = ("train", "val", "test")

@@ -1,4 +1,4 @@
-"""The users' own volumes, example by example, out of any container that jaxvol/files.py reads.
+"""The users' own volumes, example by example, out of any container that jaxvol/data/io/files.py reads.
 
 layout "stacked": a file holds many examples, [N, D, H, W] with or without a channel axis; "single": a file is one example.
 Files are found by globs, or named by a CSV manifest with one row per file and columns for input, target, mask, group, split.
@@ -16,7 +16,7 @@ import re
 
 import numpy as np
 
-from jaxvol import files
+from jaxvol.data.io import files
 from jaxvol.data import layout, pipeline
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvol.diagnostics.run import Verdict
+from jaxvol.diagnostics.engine import Verdict
 from jaxvol.types import UserError
 
 KEPT = ("loss", "lr", "grad_norm")     # of the short run, per group

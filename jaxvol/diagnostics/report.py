@@ -15,8 +15,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from jaxvol import figures
-from jaxvol.diagnostics.run import PASS, SIGN, Outcome, Verdict, number
+from jaxvol.plots import figures
+from jaxvol.diagnostics.engine import Outcome, PASS, SIGN, Verdict, number
 from jaxvol.types import UserError
 
 COLOUR = {"PASS": "#0a7d3c", "WARN": "#a86500", "FAIL": "#c21f1f", "ERROR": "#8a1fc2", "SKIP": "#666666"}

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from jaxvol.diagnostics import adversarial, gradients, prediction, run
+from jaxvol.diagnostics.checks import adversarial, gradients, prediction
+from jaxvol.diagnostics import engine
 from jaxvol.types import Alarm, Parts, Result
 
-MODULES = dict(zip(run.WATCHED, (gradients, prediction, adversarial)))
+MODULES = dict(zip(engine.WATCHED, (gradients, prediction, adversarial)))
 
 
 def measure(readings: dict[str, float], y: np.ndarray | None, target: np.ndarray | None) -> dict[str, dict[str, float]]:
@@ -37,13 +38,13 @@ def measure(readings: dict[str, float], y: np.ndarray | None, target: np.ndarray
     return {check: metrics for check, metrics in found.items() if metrics}
 
 
-def judge(config: Any, measured: dict[str, dict[str, float]]) -> list[run.Outcome]:
+def judge(config: Any, measured: dict[str, dict[str, float]]) -> list[engine.Outcome]:
     """What is out of its limits."""
     found = []
     for check, metrics in measured.items():
-        limits = {name: limit for name, limit in run.limits_of(config, check).items() if name in metrics}
-        found.append(run.outcome(check, MODULES[check], Result(metrics), limits, 0.0))
-    return [o for o in found if o.status != run.PASS]
+        limits = {name: limit for name, limit in engine.limits_of(config, check).items() if name in metrics}
+        found.append(engine.outcome(check, MODULES[check], Result(metrics), limits, 0.0))
+    return [o for o in found if o.status != engine.PASS]
 
 
 def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
@@ -63,7 +64,7 @@ def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
                 target = np.asarray(batch["target"], np.float64)[real]
         for found in judge(config, measure(readings, y, target)):
             logging.warning("step %d: %s is %s: %s (%s)", step, found.name, found.status, found.reason, found.remedy)
-            if found.status == run.FAIL and found.name in config.preflight.stop_on:
+            if found.status == engine.FAIL and found.name in config.preflight.stop_on:
                 raise Alarm(f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on names it. {found.reason}. "
                             f"{found.remedy}. The newest checkpoint is kept.")
     return look

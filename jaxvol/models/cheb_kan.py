@@ -25,7 +25,7 @@ EPSILON = 1e-5
 
 
 def rules(config) -> list[str]:
-    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    """Violated rules of `config.model`, for jaxvol/config/validate.py."""
     m, found = config.model, []
     for field, value, known in (("form", m.form, FORMS), ("init", m.init, INITS)):
         if value not in known:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvol.ops import fourier
-from jaxvol.ops.slabs import voxelwise
+from jaxvol.ops.chunked import voxelwise
 from jaxvol.types import Array, PyTree, Spec, UserError
 
 Dtype = Any

@@ -25,7 +25,7 @@ KINDS = ("tanh", "sine", "fourier")
 
 
 def rules(config) -> list[str]:
-    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    """Violated rules of `config.model`, for jaxvol/config/validate.py."""
     known = ", ".join(KINDS)
     return [] if config.model.kind in KINDS else [f"model.kind is {config.model.kind!r}; it has to be one of {known}."]
 

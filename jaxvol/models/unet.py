@@ -21,7 +21,7 @@ SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    
 
 
 def rules(config) -> list[str]:
-    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    """Violated rules of `config.model`, for jaxvol/config/validate.py."""
     m, found = config.model, []
     if m.norm not in NORMS:
         found.append(f"model.norm is {m.norm!r}; it has to be one of {', '.join(NORMS)}.")

@@ -58,7 +58,7 @@ def make(config, spec: Spec) -> nn.Module:
 
 
 def rules(config) -> list[str]:
-    """Violated rules of `config.model`, for jaxvol/validate.py."""
+    """Violated rules of `config.model`, for jaxvol/config/validate.py."""
     m = config.model
     found = [f"model.{name} is {m[name]}; it has to be at least 1." for name in ("width", "heads", "head_features", "stem_width")
              if m[name] < 1]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxvol.ops.moments import promote
+from jaxvol.ops.masked import promote
 from jaxvol.ops.resample import avg_pool
 from jaxvol.types import Array, UserError
 

@@ -2,7 +2,7 @@
 
 Shapes: x [B, D, H, W, C], kernel [kd, kh, kw, C, K], y [B, D', H', W', K].  As in every deep-learning package the kernel is not
 mirrored (a cross-correlation).  Two implementations share one signature: `lax` is XLA's 3D convolution, `planes` that of
-jaxvol/ops/planes.py, made of 2D ones.
+jaxvol/ops/conv2d_planes.py, made of 2D ones.
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxvol.ops import planes
+from jaxvol.ops import conv2d_planes
 from jaxvol.types import UserError
 
 Array = jax.Array
@@ -43,7 +43,7 @@ def conv(x: Array, kernel: Array, stride: int, widths: Widths, padding: str, imp
     """
     if chosen(implementation) == "planes":
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        return planes.convolve(pad(x, widths, padding).astype(wide), kernel.astype(wide), stride).astype(x.dtype)
+        return conv2d_planes.convolve(pad(x, widths, padding).astype(wide), kernel.astype(wide), stride).astype(x.dtype)
     low_high = tuple(widths) if padding == "zero" else ((0, 0),) * 3
     x = x if padding == "zero" else pad(x, widths, padding)
     return lax.conv_general_dilated(x, kernel, (stride,) * 3, low_high, dimension_numbers=NDHWC)

@@ -14,7 +14,7 @@ with a = (1, 1), b = (1, -1).
     jet       jax.experimental.jet along each direction; not every primitive has a rule there
     hessian   trace of the full Hessian
     folx      the package of that name, where installed; the Laplacian alone
-    auto      taylor: the quickest at d = 3 for KANs and MLPs (launch/bench_laplacian.py measures the others too)
+    auto      taylor: the quickest at d = 3 for KANs and MLPs (launch/benchmarks/bench_laplacian.py measures the others too)
 
 On a CPU the points are taken in chunks that fit the cache, each recomputed in the backward pass: at d = 3, N = 4096 the gradient
 of a residual loss takes half the time of the same method on all points at once, and a thirtieth of its memory.

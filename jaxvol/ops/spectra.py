@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.ops import moments
+from jaxvol.ops import masked
 from jaxvol.types import Array, UserError
 
 HIGHEST = jax.lax.Precision.HIGHEST      # TF32 would cost three digits
@@ -63,9 +63,9 @@ def rfftn(x: Array) -> Array:
     Under a mesh of several devices it is a discrete Fourier transform by matrix products, which the compiler splits over
     devices like any other product; an FFT of a sharded array is gathered first (on jax 0.10 even of a split batch).
     """
-    x = moments.promote(x)
+    x = masked.promote(x)
     if jax.sharding.get_abstract_mesh().size <= 1:
-        return jnp.fft.rfftn(x, axes=moments.AXES)
+        return jnp.fft.rfftn(x, axes=masked.AXES)
     cos, sin = _fourier_matrices(x.shape[3], x.shape[3] // 2 + 1, x.dtype)
     re = jnp.einsum("bdhwc,wk->bdhkc", x, cos, precision=HIGHEST)
     im = -jnp.einsum("bdhwc,wk->bdhkc", x, sin, precision=HIGHEST)
@@ -117,7 +117,7 @@ def spectra(a: Array, b: Array, box_size: tuple[float, float, float], window: st
     scale = jnp.asarray(volume / cells**2 / (2 * known.modes[inside]), power.dtype)[:, None]
     p = shell_sums(power, shape, box_size, known.last + 1)[:, 1:] * scale
     if weights is not None:
-        p = p / jnp.mean(jnp.square(moments.promote(weights)), axis=moments.AXES)[:, None]
+        p = p / jnp.mean(jnp.square(masked.promote(weights)), axis=masked.AXES)[:, None]
     return tuple(jnp.split(p, 3, axis=-1))
 
 
@@ -165,11 +165,11 @@ def _fourier_matrices(size: int, modes: int, dtype) -> tuple[Array, Array]:
 
 def _fluctuation(x: Array, weights: Array | None) -> Array:
     if weights is None:
-        return moments.deviation(x)
-    x = moments.fill(x, weights)
-    weights = moments.promote(weights)
-    mean = jnp.sum(x * weights, axis=moments.AXES, keepdims=True) / jnp.sum(weights, axis=moments.AXES, keepdims=True)
-    return weights * jnp.where(moments.deviation(x, weights) == 0, 0, x - mean)
+        return masked.deviation(x)
+    x = masked.fill(x, weights)
+    weights = masked.promote(weights)
+    mean = jnp.sum(x * weights, axis=masked.AXES, keepdims=True) / jnp.sum(weights, axis=masked.AXES, keepdims=True)
+    return weights * jnp.where(masked.deviation(x, weights) == 0, 0, x - mean)
 
 
 def _square(f: Array) -> Array:

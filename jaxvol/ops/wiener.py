@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.ops import moments, spectra
+from jaxvol.ops import masked, spectra
 from jaxvol.types import Array, UserError
 
 
@@ -66,22 +66,22 @@ def fit(found: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.nda
 def apply(fitted: dict[str, Array], x: Array, mask: Array | None, spacing: tuple[float, float, float]) -> Array:
     """The prediction [B, D, H, W, K] from x [B, D, H, W, C]; T(k) is interpolated linearly in |k| between shells."""
     shape = x.shape[1:4]
-    x = moments.fill(x, mask, moments.mean(x, mask)[:, None, None, None])
+    x = masked.fill(x, mask, masked.mean(x, mask)[:, None, None, None])
     k = spectra.wavenumber(shape, _box_size(x, spacing))
     table = fitted["transfer"].reshape(len(fitted["k"]), -1)
     smooth = jax.vmap(lambda column: jnp.interp(k, fitted["k"][1:], column[1:]), 1, -1)(table)
     filter_ = jnp.where(k[..., None] == 0, table[0], smooth).reshape(*k.shape, *fitted["transfer"].shape[1:])
     modes = jnp.einsum("bdhwc,dhwck->bdhwk", spectra.rfftn(x - fitted["input_mean"]), filter_.astype(x.dtype))
-    return jnp.fft.irfftn(modes, shape, axes=moments.AXES) + fitted["target_mean"]
+    return jnp.fft.irfftn(modes, shape, axes=masked.AXES) + fitted["target_mean"]
 
 
 @functools.partial(jax.jit, static_argnames="spacing")
 def _measure(z: Array, mask: Array | None, spacing: tuple[float, float, float]) -> tuple[Array, Array]:
     shape, channels, box_size = z.shape[1:4], z.shape[-1], _box_size(z, spacing)
-    modes = spectra.rfftn(moments.deviation(z, mask))
+    modes = spectra.rfftn(masked.deviation(z, mask))
     pairs = modes[..., :, None] * jnp.conj(modes[..., None, :])
     sums = spectra.shell_sums(pairs.real.reshape(*modes.shape[:-1], -1), shape, box_size, len(spectra.shells(shape, box_size).k))
-    return moments.mean(z, mask), sums.reshape(*sums.shape[:2], channels, channels) / float(np.prod(shape)) ** 2
+    return masked.mean(z, mask), sums.reshape(*sums.shape[:2], channels, channels) / float(np.prod(shape)) ** 2
 
 
 def _box_size(x: Array, spacing: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ import os
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol import stacks
+from jaxvol.data.io import image_stack
 from jaxvol.ops import fringes
 from jaxvol.pdes.problem import Condition, Problem
 from jaxvol.types import UserError
@@ -46,18 +46,18 @@ def interferometry(p) -> Problem:
     estimates = {"unwrapping": unwrapped[..., None], "unwrapping, smoothed": fringes.smoothed(unwrapped)[..., None]}
     return Problem(("x", "y"), ("h (µm)",), LOW, HIGH, ((1.0, 1.0),), lambda x, v, first, second, unknown: second[0], (condition,),
                    solution, shape, closed=False, estimates=estimates, known=height is not None,
-                   remainder="Laplacian (penalty)", fingerprint=stacks.fingerprint(images, height),
+                   remainder="Laplacian (penalty)", fingerprint=image_stack.fingerprint(images, height),
                    lift=lambda x: jnp.full_like(x[:, :1], p.centre), distance=lambda x: jnp.full_like(x[:, :1], p.scale))
 
 
 def measured(p) -> tuple[np.ndarray, np.ndarray | None]:
     """(images [X, Y, 4 W], heights [X, Y] or None) of a sample folder, or of the published surface, simulated."""
     if p.folder:
-        known = stacks.samples(p.folder)
+        known = image_stack.samples(p.folder)
         if p.sample not in known:
             raise UserError(f"data.problem.sample is {p.sample!r}, but {p.folder} has {', '.join(known[:10])}"
                             f"{', ...' if len(known) > 10 else ''}.")
-        images, height = stacks.read(os.path.join(p.folder, p.sample), 4 * len(p.wavelengths))
+        images, height = image_stack.read(os.path.join(p.folder, p.sample), 4 * len(p.wavelengths))
         return images.swapaxes(0, 1), None if height is None else height.T
     axis = np.linspace(-1, 1, p.size)
     height = fringes.published(np.stack(np.meshgrid(axis, axis), -1))            # rows along y, as in a file

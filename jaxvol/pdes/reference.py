@@ -1,4 +1,4 @@
-"""Solutions of equations without a simple closed form, float64 on the host; tests/test_pdes.py shows that they converge."""
+"""Solutions of equations without a simple closed form, float64 on the host; tests/pdes/test_pdes.py shows that they converge."""
 from __future__ import annotations
 
 import math

@@ -24,7 +24,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxvol.models.discriminator import discriminator
-from jaxvol.ops import adversarial, moments
+from jaxvol.ops import adversarial, masked
 from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, PyTree, Spec, Task
 
@@ -33,7 +33,7 @@ View = Callable[[Array], Array]                       # image [B, D, H, W, K] ->
 
 
 def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of `config.task`, for jaxvol/validate.py."""
+    """Violated rules of `config.task`, for jaxvol/config/validate.py."""
     task, found = config.task, scoring.rules(config)
     for field, value, known in (("mode", task.mode, adversarial.KINDS),
                                 ("correlation.kind", task.correlation.kind, adversarial.CORRELATIONS),
@@ -153,13 +153,13 @@ def r1(task: ConfigDict, features: Callable[[Array], Features], y: Array, step: 
     chosen by `lax.cond`, pay for the second backward pass.
     """
     def score(image: Array) -> Array:
-        return sum(jnp.sum(moments.promote(d)) / (d.size / d.shape[0]) ** 0.5 for d in adversarial.logits(features(image)))
+        return sum(jnp.sum(masked.promote(d)) / (d.size / d.shape[0]) ** 0.5 for d in adversarial.logits(features(image)))
 
     def penalty() -> Array:
-        slope = moments.promote(jax.grad(score)(y))
+        slope = masked.promote(jax.grad(score)(y))
         return 0.5 * task.r1.weight * task.r1.every * jnp.sum(jnp.square(slope)) / y.shape[0]
 
-    return jax.lax.cond(step % task.r1.every == 0, penalty, lambda: jnp.zeros_like(moments.promote(y).ravel()[0]))
+    return jax.lax.cond(step % task.r1.every == 0, penalty, lambda: jnp.zeros_like(masked.promote(y).ravel()[0]))
 
 
 def diagnostics(task: ConfigDict, terms: dict[str, dict[str, Array]], real: Features, fake: Features) -> Metrics:
@@ -167,7 +167,7 @@ def diagnostics(task: ConfigDict, terms: dict[str, dict[str, Array]], real: Feat
     middle = 0.5 * (1 - task.label_smoothing) if task.mode == "lsgan" else 0.0
     found = {"disc/d_loss": terms["disc"]["real"] + terms["disc"]["fake"]}
     for name, features, sign in (("real", real, 1), ("fake", fake, -1)):
-        scales = [moments.promote(d) for d in adversarial.logits(features)]
+        scales = [masked.promote(d) for d in adversarial.logits(features)]
         found[f"disc/D_{name}"] = sum(jnp.mean(d) for d in scales) / len(scales)
         found[f"disc/accuracy_{name}"] = sum(jnp.mean(sign * (d - middle) > 0) for d in scales) / len(scales)
     total = sum(jnp.abs(value) for value in terms["gen"].values())
@@ -187,7 +187,7 @@ def make_view(config: ConfigDict, spec: Spec, x: Array, mask: Array | None, step
         std = std * jnp.maximum(0.0, 1.0 - step / task.noise.steps).astype(jnp.float32)
 
     def view(image: Array) -> Array:
-        image = moments.fill(image, mask)
+        image = masked.fill(image, mask)
         if task.noise.std > 0:
             image = image + std.astype(image.dtype) * jax.random.normal(keys[0], image.shape, image.dtype)
         shown = adversarial.pair(x.astype(image.dtype), image, task.channel_balance)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol import losses, metrics
+from jaxvol.scores import losses, metrics
 from jaxvol.ops import fringes, normalise
 from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task
@@ -26,7 +26,7 @@ FAR = 10.0              # roughness of the start is shown to the network in unit
 
 
 def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of `config.task`, for jaxvol/validate.py."""
+    """Violated rules of `config.task`, for jaxvol/config/validate.py."""
     task, found = config.task, []
     if task.start not in STARTS:
         found.append(f"task.start is {task.start!r}; it has to be one of {', '.join(STARTS)}.")

@@ -18,7 +18,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol import losses, metrics, pdes
+from jaxvol.scores import losses, metrics
+from jaxvol import pdes
 from jaxvol.ops import balance, laplacian, normalise, refine, taylor
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, PyTree, Rows, Spec, Task, UserError
 
@@ -39,7 +40,7 @@ class Setup:
 
 
 def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of `config.task`, for jaxvol/validate.py."""
+    """Violated rules of `config.task`, for jaxvol/config/validate.py."""
     task, found = config.task, []
     for field, value, known in (("laplacian", task.laplacian, laplacian.METHODS), ("constraints", task.constraints, ("soft", "hard")),
                                 ("balance.name", task.balance.name, BALANCES), ("refine.name", task.refine.name, REFINEMENTS)):

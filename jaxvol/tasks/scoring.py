@@ -15,8 +15,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol import losses, metrics
-from jaxvol.ops import moments, normalise, spectra, wiener
+from jaxvol.scores import losses, metrics
+from jaxvol.ops import masked, normalise, spectra, wiener
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task, UserError
 
 Predict = Callable[[Params, Extra, Batch], Array]
@@ -25,7 +25,7 @@ Terms = Callable[[Array, Batch], Rows]                                  # (predi
 
 
 def rules(config: ConfigDict) -> list[str]:
-    """Violated rules of what `config.task` says about losses and scores, for jaxvol/validate.py."""
+    """Violated rules of what `config.task` says about losses and scores, for jaxvol/config/validate.py."""
     found, known = [], {"losses": losses.functions(losses), "metrics": losses.functions(metrics)}
     for entry in config.task.losses:
         if len(entry) != 2 or entry[0] not in known["losses"]:
@@ -69,7 +69,7 @@ def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, 
         return jnp.broadcast_to(params["net"]["target_mean"], (*batch["input"].shape[:-1], targets))
 
     def identity(params: Params, extra: Extra, batch: Batch) -> Array:
-        return normalise.inverse(spec.fields["input"].normaliser, moments.promote(batch["input"]))
+        return normalise.inverse(spec.fields["input"].normaliser, masked.promote(batch["input"]))
 
     def linear(params: Params, extra: Extra, batch: Batch) -> Array:
         x = identity(params, extra, batch) if best == "physical" else batch["input"]
@@ -193,7 +193,7 @@ def downsample(pred: Array, target: Array, mask: Array | None, factor: int) -> t
         cells = [part for n, side in zip(x.shape[1:4], sides) for part in (n // side, side)]
         return jnp.sum(x.reshape(x.shape[0], *cells, x.shape[-1]), axis=(2, 4, 6))
 
-    pred, target = moments.fill(pred, mask), moments.fill(target, mask)
+    pred, target = masked.fill(pred, mask), masked.fill(target, mask)
     if mask is None:
         cells = sides[0] * sides[1] * sides[2]
         return total(pred) / cells, total(target) / cells, None

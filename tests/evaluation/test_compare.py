@@ -1,0 +1,66 @@
+"""Runs side by side: seeds are averaged, baselines kept, runs on other data refused."""
+import csv
+import json
+
+import pytest
+
+from jaxvol.evaluation import compare
+from jaxvol.types import UserError
+
+
+def make_run(folder, name="fno", seed=0, rate=1e-3, vrmse=0.7, wiener=0.9, split="test", data="d1", **more):
+    (folder / "evaluation").mkdir(parents=True)
+    spectra = {"k": [0.1, 0.2], "T": [1.0, vrmse], "r": [1.0, 0.5], "modes": [6, 18], "T_std": [0.1, 0.1], "r_std": [0.1, None],
+               "window": "none"}
+    scored = {"model": {"rmse": 2 * vrmse, "vrmse": vrmse, "ssim": 1 - vrmse, "spectra": spectra},
+              "baselines": {"mean": {"vrmse": 1.0, "rmse": 2.0, "ssim": None},
+                            "wiener": {"vrmse": wiener, "rmse": 1.8, "ssim": 0.1, "fit": {"input": "physical"}}},
+              "name": name, "split": split, "weights": "ema", "checkpoint": "best", "config_hash": f"h{seed}", "data_hash": data,
+              "examples": 4, **more}
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps(scored))
+    config = {"seed": seed, "model": {"name": name}, "optimizer": {"learning_rate": rate}, "log_every": 10 + seed}
+    (folder / "config.json").write_text(json.dumps({"config": config, "commit": "x"}))
+    return folder
+
+
+def test_seeds_are_one_line_and_baselines_stand_below(tmp_path):
+    runs = [make_run(tmp_path / f"fno-{s}", seed=s, vrmse=v) for s, v in enumerate((0.6, 0.7, 0.8))]
+    runs += [make_run(tmp_path / "vnet", name="vnet", vrmse=0.75)]
+    text = compare.compare(runs + runs[:1], tmp_path / "out")              # a run named twice counts once
+    folder = tmp_path / "out" / "comparison"
+    found = json.loads((folder / "table.json").read_text())
+    assert set(found["models"]) == {"FNO, 3 seeds", "V-Net"} and set(found["baselines"]) == {"mean", "Wiener filter"}
+    fno = found["models"]["FNO, 3 seeds"]
+    assert fno["metrics"]["vrmse"] == pytest.approx(0.7) and fno["std_over_seeds"]["vrmse"] == pytest.approx(0.1)
+    assert fno["spectra"]["T"] == pytest.approx([1.0, 0.7]) and fno["spectra"]["r_std"][1] is None
+    assert found["baselines"]["mean"]["metrics"]["ssim"] is None
+    rows = {r["model"]: r for r in csv.DictReader(open(folder / "table.csv"))}
+    assert float(rows["FNO, 3 seeds"]["vrmse_std"]) == pytest.approx(0.1) and rows["FNO, 3 seeds"]["seeds"] == "0 1 2"
+    assert "0.7 ± 0.1*" in text and "WARNING" not in text
+    assert "**0.7 ± 0.1**" in (folder / "table.md").read_text()
+    assert {p.name for p in folder.iterdir()} == {"table.csv", "table.json", "table.md", "metrics.png", "spectra.png"}
+
+
+def test_other_settings_are_other_lines(tmp_path):
+    runs = [make_run(tmp_path / "slow", rate=1e-4), make_run(tmp_path / "fast", rate=1e-2, wiener=0.8)]
+    compare.compare(runs, tmp_path)
+    found = json.loads((tmp_path / "comparison" / "table.json").read_text())
+    assert set(found["models"]) == {"FNO [slow]", "FNO [fast]"}
+    assert set(found["baselines"]) == {"mean", "Wiener filter", "Wiener filter [fast]"}       # fitted on another input
+
+
+def test_doubtful_comparisons_are_refused_or_marked(tmp_path):
+    base = make_run(tmp_path / "a")
+    for i, change in enumerate(({"data": "d2"}, {"split": "val"}, {"examples": 3})):
+        with pytest.raises(UserError, match="scored on different examples"):
+            compare.compare([base, make_run(tmp_path / f"b{i}", **change)], tmp_path)
+    raw = make_run(tmp_path / "raw", weights="raw", non_finite={"model": ["psnr"]})
+    text = compare.compare([base, raw], tmp_path)
+    assert "different weights" in text and "not finite: psnr" in text
+    with pytest.raises(UserError, match="--mode=evaluate"):
+        compare.compare([tmp_path / "nowhere"], tmp_path)
+    (base / "config.json").write_text("{half")
+    with pytest.raises(UserError, match="is not JSON"):
+        compare.compare([base], tmp_path)
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare.compare([], tmp_path)
