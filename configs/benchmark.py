@@ -1,22 +1,37 @@
-"""Four models at equal size and equal budget: the same boxes, loss, number of examples and metric code.  `launch/studies/benchmark.sh` runs them.
+"""Four models at equal size and equal budget: the same boxes, loss, number of examples and metric
+code.  `launch/studies/benchmark.sh` runs them.
 
-    python -m jaxvol.main --config=configs/benchmark.py:vnet-small       4 to 15 minutes on 2 CPU cores, scores in the README
+    python -m jaxvol.main --config=configs/benchmark.py:vnet-small       4 to 15 minutes on 2 CPU
+    cores, scores in the README
     python -m jaxvol.main --config=configs/benchmark.py:fno-base         for a GPU
 
-A variant is <model>-<size>.  small: 1.07 million parameters, base: 4.3, large: 17, each within 5 per cent (Pix2PixCC: its generator).
-Pix2PixCC has the same voxel loss and a discriminator's opinion besides.
+A variant is <model>-<size>.  small: 1.07 million parameters, base: 4.3, large: 17, each within 5
+per cent (Pix2PixCC: its generator). Pix2PixCC has the same voxel loss and a discriminator's opinion
+besides.
 """
+
 from jaxvol.config import base
 from configs import fno, pix2pixcc
 
 SIZES = ("small", "base", "large")
 MODELS = ("fno", "vnet", "vit3d", "pix2pixcc")
 VARIANTS = tuple(f"{model}-{size}" for model in MODELS for size in SIZES)
-FIELDS = {     # of config.model, and the rate that suits it
-    "fno": {"small": {"width": 24, "rank": 0.0133}, "base": {"width": 32, "rank": 0.03}, "large": {"width": 46, "rank": 0.06}},
-    "vnet": {"small": {"widths": (16, 32, 64, 88)}, "base": {"widths": (32, 64, 128, 176)}, "large": {"widths": (64, 128, 256, 352)}},
-    "vit3d": {"small": {"width": 160, "layers": 5}, "base": {"width": 256, "layers": 8, "heads": 8},
-              "large": {"width": 416, "layers": 12, "heads": 13}},
+FIELDS = {  # of config.model, and the rate that suits it
+    "fno": {
+        "small": {"width": 24, "rank": 0.0133},
+        "base": {"width": 32, "rank": 0.03},
+        "large": {"width": 46, "rank": 0.06},
+    },
+    "vnet": {
+        "small": {"widths": (16, 32, 64, 88)},
+        "base": {"widths": (32, 64, 128, 176)},
+        "large": {"widths": (64, 128, 256, 352)},
+    },
+    "vit3d": {
+        "small": {"width": 160, "layers": 5},
+        "base": {"width": 256, "layers": 8, "heads": 8},
+        "large": {"width": 416, "layers": 12, "heads": 13},
+    },
     "pix2pixcc": {"small": {"width": 24}, "base": {"width": 48}, "large": {"width": 96}},
 }
 RATES = {"fno": 1e-2, "vnet": 1e-3, "vit3d": 1e-3, "pix2pixcc": 1e-3}
@@ -37,11 +52,18 @@ def get_config(variant: str = "fno-small"):
     for name, value in FIELDS[model][size].items():
         config.model[name] = value
     config.data = fno.get_config().data
-    config.total_steps, config.batch_size = {"small": (300, 2), "base": (5000, 8), "large": (20000, 16)}[size]
+    config.total_steps, config.batch_size = {
+        "small": (300, 2),
+        "base": (5000, 8),
+        "large": (20000, 16),
+    }[size]
     config.ema_decay = {"small": 0.98, "base": 0.999, "large": 0.999}[size]
     config.optimizer.learning_rate = RATES[model]
     config.optimizer.schedule.warmup_steps = {"small": 20, "base": 200, "large": 1000}[size]
     if model == "pix2pixcc":
-        config.task.ramp.start, config.task.ramp.steps = config.total_steps * 3 // 10, config.total_steps // 5
+        config.task.ramp.start, config.task.ramp.steps = (
+            config.total_steps * 3 // 10,
+            config.total_steps // 5,
+        )
     config.evaluate.every = config.checkpoint.every = config.total_steps // 6
     return config

@@ -1,16 +1,23 @@
-"""FNO on volumes.  Times: 2 CPU cores, simulations included; VRMSE on unseen boxes (1 = mean predictor), Wiener filter 0.906.
+"""FNO on volumes.  Times: 2 CPU cores, simulations included; VRMSE on unseen boxes (1 = mean
+predictor), Wiener filter 0.906.
 
-    python -m jaxvol.main --config=configs/fno.py            about 10 minutes         VRMSE 0.65 (28 % below)
-    python -m jaxvol.main --config=configs/fno.py:quick      about 5 minutes          VRMSE 0.71 (22 % below)
+    python -m jaxvol.main --config=configs/fno.py            about 10 minutes         VRMSE 0.65 (28
+    % below)
+    python -m jaxvol.main --config=configs/fno.py:quick      about 5 minutes          VRMSE 0.71 (22
+    % below)
 
 On real data that this project does not ship:
 
-    python -m jaxvol.main --config=configs/fno.py:galaxies --config.data.path=FILE      about 4 minutes     VRMSE 0.648 (Wiener 0.669)
-    python -m jaxvol.main --config=configs/fno.py:darcy --config.data.root=FOLDER       about 2 minutes     relative L2 0.086
+    python -m jaxvol.main --config=configs/fno.py:galaxies --config.data.path=FILE      about 4
+    minutes     VRMSE 0.648 (Wiener 0.669)
+    python -m jaxvol.main --config=configs/fno.py:darcy --config.data.root=FOLDER       about 2
+    minutes     relative L2 0.086
 
-FILE: counts (.npz) or the catalogue gals_Mr19.ff of the package corrfunc.  FOLDER: darcy_{train,test}_16.npz with the arrays x, y
+FILE: counts (.npz) or the catalogue gals_Mr19.ff of the package corrfunc.  FOLDER:
+      darcy_{train,test}_16.npz with the arrays x, y
 of the package neuraloperator 0.3.0.
 """
+
 from jaxvol.config import base
 
 VARIANTS = ("", "quick", "galaxies", "darcy")
@@ -25,11 +32,14 @@ def get_config(variant: str = ""):
 
 
 def full(config) -> None:
-    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of 4 Mpc/h."""
+    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of
+    4 Mpc/h.
+    """
     config.data = base.cosmology()
     config.data.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
     config.model.modes, config.model.width = (16, 16, 16), 24
-    # Dense spectral weights learn every frequency from its own few examples; factors shared between frequencies learn
+    # Dense spectral weights learn every frequency from its own few examples; factors shared between
+    # frequencies learn
     # ten times faster from 200 boxes.
     config.model.factorization, config.model.rank = "tucker", 0.02
     config.total_steps = 1000
@@ -48,7 +58,9 @@ def quick(config) -> None:
 
 
 def galaxies(config) -> None:
-    """One random half of 1.24 million N-body galaxies -> the density of the other half, crops of a periodic 420 Mpc/h box."""
+    """One random half of 1.24 million N-body galaxies -> the density of the other half, crops of a
+    periodic 420 Mpc/h box.
+    """
     config.data = base.galaxies()
     config.model.width, config.model.padding = 20, 0.25
     config.model.factorization, config.model.rank = "tucker", 0.02
@@ -60,27 +72,37 @@ def galaxies(config) -> None:
 
 
 def darcy(config) -> None:
-    """Darcy flow, coefficient -> pressure, 16^2: 1000 training fields, 40 epochs, last weights, no averaging, no selection."""
+    """Darcy flow, coefficient -> pressure, 16^2: 1000 training fields, 40 epochs, last weights, no
+    averaging, no selection.
+    """
     config.data = base.volumes()
-    config.data.augment = ("transpose",)      # samples at 0, h, 2h, ...: no mirror images
+    config.data.augment = ("transpose",)  # samples at 0, h, 2h, ...: no mirror images
     config.data.ndim = 2
     config.data.input.train, config.data.input.test = "darcy_train_16.npz", "darcy_test_16.npz"
     config.data.input.key, config.data.target.key = "x", "y"
     config.data.input.channels, config.data.target.channels = ("coefficient",), ("pressure",)
     config.data.fit_examples = 1000
-    config.model.modes, config.model.window = (0, 4, 4), "one_sided"      # 191,881 parameters, as the published recipe
+    # 191,881 parameters, as the published recipe
+    config.model.modes, config.model.window = (0, 4, 4), "one_sided"
     config.model.width, config.model.coordinates = 24, "all"
-    config.task.losses, config.task.metrics = (("relative_l2", 1.0),), ("relative_l2", "vrmse", "rmse")
+    config.task.losses, config.task.metrics = (
+        (("relative_l2", 1.0),),
+        ("relative_l2", "vrmse", "rmse"),
+    )
     config.task.spectra = False
     config.checkpoint.best_metric = "relative_l2"
     config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"
     config.evaluate.batch_size = 50
     config.ema_decay = 0.0
-    config.total_steps, config.batch_size = 2000, 20                      # 40 epochs
+    config.total_steps, config.batch_size = 2000, 20  # 40 epochs
     config.optimizer.learning_rate, config.optimizer.clip_norm = 5e-3, 0.0
     config.optimizer.schedule.cosine.end_factor = 0.0
 
 
 def sweep() -> list[dict]:
     """Learning rate against width: 6 points."""
-    return [{"optimizer.learning_rate": rate, "model.width": width} for rate in (3e-3, 1e-2, 2e-2) for width in (16, 24)]
+    return [
+        {"optimizer.learning_rate": rate, "model.width": width}
+        for rate in (3e-3, 1e-2, 2e-2)
+        for width in (16, 24)
+    ]

@@ -1,18 +1,40 @@
-"""Small healthy runs, 16^3 boxes: what the pre-flight has to pass, and what faults are planted into (launch/campaigns/planted/__init__.py).
+"""Small healthy runs, 16^3 boxes: what the pre-flight has to pass, and what faults are planted into
+(launch/campaigns/planted/__init__.py).
 
-    python -m jaxvol.main --config=configs/healthy.py:fno --mode=preflight         half a minute on 2 CPU cores
+python -m jaxvol.main --config=configs/healthy.py:fno --mode=preflight         half a minute on 2
+CPU cores
 """
+
 from jaxvol.config import base
 from configs import pinn
 
-VARIANTS = ("fno", "vnet", "vit3d", "pix2pixcc", "vnet-batch", "fno-dense", "vit3d-linear", "fno-bf16", "vit3d-bf16", "pinn")
+VARIANTS = (
+    "fno",
+    "vnet",
+    "vit3d",
+    "pix2pixcc",
+    "vnet-batch",
+    "fno-dense",
+    "vit3d-linear",
+    "fno-bf16",
+    "vit3d-bf16",
+    "pinn",
+)
 FIELDS = {
     "fno": {"width": 8, "layers": 2, "modes": (6, 6, 6), "factorization": "tucker", "rank": 0.1},
     "fno-dense": {"width": 8, "layers": 2, "modes": (4, 4, 4)},
     "vnet": {"widths": (8, 16)},
     "vnet-batch": {"layout": "original", "widths": (8, 16), "norm": "batch"},
     "vit3d": {"width": 48, "layers": 2, "heads": 3, "head_features": 16, "stem_width": 8},
-    "vit3d-linear": {"width": 48, "layers": 2, "heads": 3, "head_features": 16, "embed": "linear", "head": "linear", "position": "learned"},
+    "vit3d-linear": {
+        "width": 48,
+        "layers": 2,
+        "heads": 3,
+        "head_features": 16,
+        "embed": "linear",
+        "head": "linear",
+        "position": "learned",
+    },
     "pix2pixcc": {"width": 8, "downs": 1, "blocks": 2, "norm": "group"},
 }
 FIELDS |= {f"{name}-bf16": FIELDS[name] for name in ("fno", "vit3d")}
@@ -27,7 +49,11 @@ def get_config(variant: str = "fno"):
     name, *kind = variant.split("-")
     config = base.common()
     config.precision = "bf16" if kind == ["bf16"] else "f32"
-    config.model, config.task, config.data = getattr(base, name)(), base.regression(), base.cosmology()
+    config.model, config.task, config.data = (
+        getattr(base, name)(),
+        base.regression(),
+        base.cosmology(),
+    )
     for field, value in fields.items():
         config.model[field] = value
     if name == "pix2pixcc":
@@ -48,9 +74,15 @@ def get_config(variant: str = "fno"):
 
 
 def physics_informed():
-    """The diffusion equation in the published size and with a fifth of its points; the check of physics alone."""
+    """The diffusion equation in the published size and with a fifth of its points; the check of
+    physics alone.
+    """
     config = pinn.get_config("diffusion-published")
-    config.data.points.interior, config.data.points.initial, config.data.points.boundary = 400, 100, 40
+    config.data.points.interior, config.data.points.initial, config.data.points.boundary = (
+        400,
+        100,
+        40,
+    )
     config.total_steps, config.evaluate.every, config.checkpoint.every = 200, 100, 100
     config.preflight.only = ("physics",)
     return config

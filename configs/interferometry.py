@@ -1,47 +1,75 @@
 """Height of a surface from 16 fringe images: 4 wavelengths, 4 phase steps (jaxvol/ops/fringes.py).
 
-    python -m jaxvol.main --config=configs/interferometry.py:pinn       a network of coordinates, one stack of images, 45 s of one core
-    python -m jaxvol.main --config=configs/interferometry.py:unet       images to heights, trained on random surfaces, 200 s of one core
-    python -m jaxvol.main --config=configs/interferometry.py:pinn-published, :unet-published      the published losses
-    python launch/studies/fringe_points.py                                      pixels per second and error for mini-batches of pixels
+    python -m jaxvol.main --config=configs/interferometry.py:pinn       a network of coordinates,
+    one stack of images, 45 s of one core
+    python -m jaxvol.main --config=configs/interferometry.py:unet       images to heights, trained
+    on random surfaces, 200 s of one core
+    python -m jaxvol.main --config=configs/interferometry.py:pinn-published, :unet-published
+    the published losses
+    python launch/studies/fringe_points.py                                      pixels per second
+    and error for mini-batches of pixels
 
-RMSE in um on the published surface, 128^2 pixels, 8 bits, seed 0; camera noise in grey levels is data.problem.noise, data.optics.noise:
+RMSE in um on the published surface, 128^2 pixels, 8 bits, seed 0; camera noise in grey levels is
+data.problem.noise, data.optics.noise:
 
     noise                        0         5        10
-    pinn                    0.0049    0.0051    0.0066      pinn-published at noise 5: 101, the mean 7.6
+    pinn                    0.0049    0.0051    0.0066      pinn-published at noise 5: 101, the mean
+    7.6
     unet                    0.0008   0.0036    0.0069
-    unwrapping              0.0007    0.0080    0.0160      (classical, needs the middle of the heights; see ops/fringes.py)
+    unwrapping              0.0007    0.0080    0.0160      (classical, needs the middle of the
+    heights; see ops/fringes.py)
     unwrapping, smoothed    0.0082    0.0085    0.0094
 
-Without the classical solution, 64^2 pixels, noise 5, on the published surface: unet-beats 1.4, unet-published 7.4, the mean 7.6.
+Without the classical solution, 64^2 pixels, noise 5, on the published surface: unet-beats 1.4,
+unet-published 7.4, the mean 7.6.
 
-Users' stacks: --config.data.problem.folder=FOLDER (U-Net: --config.data.optics.folder=FOLDER), see jaxvol/data/io/image_stack.py.
+Users' stacks: --config.data.problem.folder=FOLDER (U-Net: --config.data.optics.folder=FOLDER), see
+               jaxvol/data/io/image_stack.py.
 """
+
 from jaxvol.config import base, physics
 
 VARIANTS = ("pinn", "pinn-adam", "pinn-published", "unet", "unet-beats", "unet-published", "quick")
-LONG = ((1, -2, 1, 0), (0, 1, -2, 1))                               # differences of beats: ranges of 302 and 333 um
-BEATS = ((1, -1, 0, 0), (0, 1, -1, 0), (0, 0, 1, -1))               # 27.5, 30.3 and 33.3 um
-SHORT = ((1, 0, -1, 0), (0, 1, 0, -1), (1, 0, 0, -1))               # 14.4, 15.8 and 10.1 um
+# differences of beats: ranges of 302 and 333 um
+LONG = ((1, -2, 1, 0), (0, 1, -2, 1))
+BEATS = ((1, -1, 0, 0), (0, 1, -1, 0), (0, 0, 1, -1))  # 27.5, 30.3 and 33.3 um
+SHORT = ((1, 0, -1, 0), (0, 1, 0, -1), (1, 0, 0, -1))  # 14.4, 15.8 and 10.1 um
 
 
 def get_config(variant: str = "pinn"):
     """The config of a variant, one of VARIANTS."""
     config = base.common()
-    base.choose(variant, {"pinn": pinn, "pinn-adam": adam, "pinn-published": pinn_published, "unet": unet, "unet-beats": unet_beats,
-                          "unet-published": unet_published, "quick": quick})(config)
+    base.choose(
+        variant,
+        {
+            "pinn": pinn,
+            "pinn-adam": adam,
+            "pinn-published": pinn_published,
+            "unet": unet,
+            "unet-beats": unet_beats,
+            "unet-published": unet_published,
+            "quick": quick,
+        },
+    )(config)
     return config
 
 
 def coordinates(config) -> None:
-    """h(x, y) = 12 + 15 network um, from pixels that are drawn anew for every update of Adam, 1,024 of them."""
-    config.model, config.task, config.data = physics.cheb_kan(), physics.physics(), physics.collocation()
+    """h(x, y) = 12 + 15 network um, from pixels that are drawn anew for every update of Adam, 1,024
+    of them.
+    """
+    config.model, config.task, config.data = (
+        physics.cheb_kan(),
+        physics.physics(),
+        physics.collocation(),
+    )
     config.data.problem = physics.interferometry()
     # One set: the same pixels in four sets of 256 take longer (launch/studies/fringe_points.py).
     config.data.points.interior, config.data.points.data, config.data.resample = 256, 1024, 1
     config.batch_size = config.evaluate.batch_size = 1
     config.task.constraints = "hard"
-    config.task.weights.pde, config.task.weights.data = 1e-11, 1e-4       # published: 1e-7 and 1; here in units of modulation^2
+    # published: 1e-7 and 1; here in units of modulation^2
+    config.task.weights.pde, config.task.weights.data = 1e-11, 1e-4
     config.task.metrics = ("relative_l2", "rmse", "mae", "mape")
     config.evaluate.checkpoint, config.checkpoint.best_metric = "final", "loss"
     config.optimizer.name, config.optimizer.learning_rate = "adam", 5e-3
@@ -53,7 +81,12 @@ def coordinates(config) -> None:
 def lengths(config, *steps: int) -> None:
     """From long beats to short ones to the images: so many updates of each."""
     rate = "optimizer.learning_rate"
-    overrides = ({"data.problem.match": LONG}, {"data.problem.match": BEATS}, {"data.problem.match": SHORT, rate: 2e-3}, {rate: 1e-3})
+    overrides = (
+        {"data.problem.match": LONG},
+        {"data.problem.match": BEATS},
+        {"data.problem.match": SHORT, rate: 2e-3},
+        {rate: 1e-3},
+    )
     config.phases = tuple(zip(("long beats", "beats", "short beats", "images"), steps, overrides))
     config.total_steps = sum(steps)
     config.evaluate.every = config.checkpoint.every = max(config.total_steps // 8, 1)
@@ -63,8 +96,14 @@ def pinn(config) -> None:
     """The same, and then the self-scaled Broyden method in float64 on 4,096 pixels that stay."""
     coordinates(config)
     lengths(config, 400, 400, 400, 400)
-    search = {"optimizer.name": "broyden", "optimizer.clip_norm": 0.0, "optimizer.schedule.name": "constant",
-              "optimizer.schedule.warmup_steps": 0, "data.resample": 0, "data.points.data": 4096}
+    search = {
+        "optimizer.name": "broyden",
+        "optimizer.clip_norm": 0.0,
+        "optimizer.schedule.name": "constant",
+        "optimizer.schedule.warmup_steps": 0,
+        "data.resample": 0,
+        "data.points.data": 4096,
+    }
     config.phases = (*config.phases, ("images, Broyden", 600, search))
     config.total_steps += 600
     config.evaluate.every = config.checkpoint.every = 200
@@ -79,27 +118,36 @@ def adam(config) -> None:
 
 
 def pinn_published(config) -> None:
-    """The published loss alone, from the same start and with as many updates: it ends in a fringe nearby."""
+    """The published loss alone, from the same start and with as many updates: it ends in a fringe
+    nearby.
+    """
     adam(config)
     config.phases = ()
 
 
 def unet(config) -> None:
-    """What has to be added to the classical solution, 128^2 pixels, 256 random surfaces, noise anew each time; no height is ever shown."""
+    """What has to be added to the classical solution, 128^2 pixels, 256 random surfaces, noise anew
+    each time; no height is ever shown.
+    """
     config.model, config.task, config.data = base.unet(), physics.fringes(), physics.fringe_images()
     config.batch_size, config.evaluate.batch_size = 2, 2
     config.ema_decay = 0.99
     config.checkpoint.best_metric = "loss"
     config.optimizer.learning_rate, config.optimizer.schedule.warmup_steps = 2e-3, 20
-    # Fringes have no linear correlation with heights, and no loss of heights decides what is best: "data" and "state" would refuse that.
+    # Fringes have no linear correlation with heights, and no loss of heights decides what is best:
+    # "data" and "state" would refuse that.
     config.preflight.only = ("environment", "schedule", "structure", "numerics")
     config.total_steps = 500
     config.evaluate.every = config.checkpoint.every = 100
 
 
 def small(config, pixels: int) -> None:
-    """Fewer pixels; roughness is counted per squared pixel, so its weight goes with the fourth power of their size."""
-    config.task.weights.smooth = config.task.weights.smooth * (pixels / config.data.optics.size) ** 4
+    """Fewer pixels; roughness is counted per squared pixel, so its weight goes with the fourth
+    power of their size.
+    """
+    config.task.weights.smooth = (
+        config.task.weights.smooth * (pixels / config.data.optics.size) ** 4
+    )
     config.data.optics.size = pixels
 
 
@@ -109,8 +157,12 @@ def unet_beats(config) -> None:
     small(config, 64)
     config.task.start, config.task.scale, config.batch_size = "constant", 15.0, 4
     match = "task.match"
-    config.phases = (("long beats", 150, {match: LONG}), ("beats", 300, {match: BEATS}), ("short beats", 200, {match: SHORT}),
-                     ("images", 150, {}))
+    config.phases = (
+        ("long beats", 150, {match: LONG}),
+        ("beats", 300, {match: BEATS}),
+        ("short beats", 200, {match: SHORT}),
+        ("images", 150, {}),
+    )
     config.total_steps = 800
     config.evaluate.every = config.checkpoint.every = 200
     config.evaluate.checkpoint = "final"

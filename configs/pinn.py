@@ -1,52 +1,104 @@
-"""Physics-informed Chebyshev KANs, one variant per problem.  Relative L2 on a grid and processor time, seed 0, one core:
+"""Physics-informed Chebyshev KANs, one variant per problem.  Relative L2 on a grid and processor
+time, seed 0, one core:
 
-    python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi         2.4e-8    65 s
-    python -m jaxvol.main --config=configs/pinn.py:poisson3d             exact boundary values             1.9e-6    85 s
-    python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary values    3.1e-5   105 s
-    python -m jaxvol.main --config=configs/pinn.py:burgers               points follow the front           7.9e-4   380 s
-    python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000       2.7e-2    80 s
-    python launch/studies/pinn_table.py                                          all of them, with MLPs, unscaled, more seeds
-    python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation             one factor at a time, five seeds each; ablation-elliptic
+    python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi
+    2.4e-8    65 s
+    python -m jaxvol.main --config=configs/pinn.py:poisson3d             exact boundary values
+    1.9e-6    85 s
+    python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary
+    values    3.1e-5   105 s
+    python -m jaxvol.main --config=configs/pinn.py:burgers               points follow the front
+    7.9e-4   380 s
+    python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000
+    2.7e-2    80 s
+    python launch/studies/pinn_table.py                                          all of them, with
+    MLPs, unscaled, more seeds
+    python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation             one factor at a
+    time, five seeds each; ablation-elliptic
 
-`<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none leaves the domain as it is.
+`<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none
+leaves the domain as it is.
 """
+
 import math
 
 from jaxvol.config import base, physics
 
-PROBLEMS = ("helmholtz", "helmholtz2d", "helmholtz3d", "poisson1d", "poisson2d", "poisson3d", "diffusion", "diffusion-published",
-            "ablation", "ablation-elliptic", "wave", "burgers", "allen-cahn", "reaction-diffusion", "inverse", "taylor-green", "quick")
+PROBLEMS = (
+    "helmholtz",
+    "helmholtz2d",
+    "helmholtz3d",
+    "poisson1d",
+    "poisson2d",
+    "poisson3d",
+    "diffusion",
+    "diffusion-published",
+    "ablation",
+    "ablation-elliptic",
+    "wave",
+    "burgers",
+    "allen-cahn",
+    "reaction-diffusion",
+    "inverse",
+    "taylor-green",
+    "quick",
+)
 VARIANTS = ("", *PROBLEMS, "quick-mlp")
 
 
 def get_config(variant: str = ""):
     """The config of a variant: one of VARIANTS, or of PROBLEMS with "-mlp" behind it."""
     config, name = common(), variant.removesuffix("-mlp")
-    problems = {"": helmholtz, "helmholtz": helmholtz, "helmholtz2d": lambda c: helmholtz(c, (1, 4), 1.0),
-                "helmholtz3d": lambda c: helmholtz(c, (1, 1, 2), 1.0), "poisson1d": lambda c: poisson(c, 1),
-                "poisson2d": lambda c: poisson(c, 2), "poisson3d": lambda c: poisson(c, 3), "diffusion": diffusion,
-                "diffusion-published": published, "ablation": ablation, "ablation-elliptic": ablation_elliptic, "wave": wave,
-                "burgers": burgers, "allen-cahn": allen_cahn, "reaction-diffusion": reaction_diffusion, "inverse": inverse,
-                "taylor-green": taylor_green, "quick": quick}
+    problems = {
+        "": helmholtz,
+        "helmholtz": helmholtz,
+        "helmholtz2d": lambda c: helmholtz(c, (1, 4), 1.0),
+        "helmholtz3d": lambda c: helmholtz(c, (1, 1, 2), 1.0),
+        "poisson1d": lambda c: poisson(c, 1),
+        "poisson2d": lambda c: poisson(c, 2),
+        "poisson3d": lambda c: poisson(c, 3),
+        "diffusion": diffusion,
+        "diffusion-published": published,
+        "ablation": ablation,
+        "ablation-elliptic": ablation_elliptic,
+        "wave": wave,
+        "burgers": burgers,
+        "allen-cahn": allen_cahn,
+        "reaction-diffusion": reaction_diffusion,
+        "inverse": inverse,
+        "taylor-green": taylor_green,
+        "quick": quick,
+    }
     base.choose(name, problems)(config)
     if variant.endswith("-mlp"):
-        widths = (19, 19) if name == "diffusion-published" else (40, 40)     # 457 parameters against 528; 1,801 against 1,824
+        # 457 parameters against 528; 1,801 against 1,824
+        widths = (19, 19) if name == "diffusion-published" else (40, 40)
         config.model = physics.mlp()
-        config.model.widths, config.model.scaling = widths, "space" if name == "diffusion-published" else "affine"
+        config.model.widths, config.model.scaling = (
+            widths,
+            "space" if name == "diffusion-published" else "affine",
+        )
     return config
 
 
 def common():
-    """What all problems share: Adam, then the self-scaled Broyden method in float64 on one set of points; scored at the end, as they are."""
+    """What all problems share: Adam, then the self-scaled Broyden method in float64 on one set of
+    points; scored at the end, as they are.
+    """
     config = base.common()
-    config.model, config.task, config.data = physics.cheb_kan(), physics.physics(), physics.collocation()
+    config.model, config.task, config.data = (
+        physics.cheb_kan(),
+        physics.physics(),
+        physics.collocation(),
+    )
     config.precision = "f64"
     config.batch_size = config.evaluate.batch_size = 1
     config.ema_decay = 0.0
     config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"
     config.checkpoint.best_metric = "loss"
     config.optimizer.name, config.optimizer.learning_rate = "adam", 2e-3
-    # not `gradients`: one term outweighs the others at the start by nature, and Adam does not mind a clip that scales everything
+    # not `gradients`: one term outweighs the others at the start by nature, and Adam does not mind
+    # a clip that scales everything
     config.preflight.only = ("environment", "state", "schedule", "physics", "numerics", "lr_range")
     two_phases(config, 600, 1200)
     return config
@@ -54,8 +106,12 @@ def common():
 
 def two_phases(config, adam: int, second: int) -> None:
     """So many updates of Adam, then of the self-scaled Broyden method."""
-    search = {"optimizer.name": "broyden", "optimizer.clip_norm": 0.0, "optimizer.schedule.name": "constant",
-              "optimizer.schedule.warmup_steps": 0}
+    search = {
+        "optimizer.name": "broyden",
+        "optimizer.clip_norm": 0.0,
+        "optimizer.schedule.name": "constant",
+        "optimizer.schedule.warmup_steps": 0,
+    }
     config.phases = (("adam", adam, {}), ("broyden", second, search))
     config.total_steps = adam + second
     config.evaluate.every = config.checkpoint.every = max(config.total_steps // 8, 1)
@@ -89,7 +145,9 @@ def poisson(config, dimension: int) -> None:
 
 
 def diffusion(config) -> None:
-    """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine; its values and those of the ends are met exactly."""
+    """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine; its values and those
+    of the ends are met exactly.
+    """
     config.data.problem = physics.diffusion()
     config.data.points.interior = 1500
     config.task.constraints = "hard"
@@ -97,14 +155,24 @@ def diffusion(config) -> None:
 
 
 def published(config) -> None:
-    """Settings of the published code: 528 parameters, 2,000 + 400 + 2 x 200 random points, weights 0.01, 1 and 1, Adam 1e-3."""
+    """Settings of the published code: 528 parameters, 2,000 + 400 + 2 x 200 random points, weights
+    0.01, 1 and 1, Adam 1e-3.
+    """
     config.data.problem = physics.diffusion()
-    config.data.points.interior, config.data.points.initial, config.data.points.boundary = 2000, 400, 200
+    config.data.points.interior, config.data.points.initial, config.data.points.boundary = (
+        2000,
+        400,
+        200,
+    )
     config.data.sampler = "uniform"
     config.model.widths, config.model.scaling = (8, 8), "space"
     weights(config, 0.01, 1.0)
     config.precision, config.phases, config.total_steps = "f32", (), 10000
-    config.optimizer.learning_rate, config.optimizer.clip_norm, config.optimizer.schedule.name = 1e-3, 0.0, "constant"
+    config.optimizer.learning_rate, config.optimizer.clip_norm, config.optimizer.schedule.name = (
+        1e-3,
+        0.0,
+        "constant",
+    )
     config.evaluate.every = config.checkpoint.every = 2500
 
 
@@ -115,7 +183,9 @@ def ablation(config) -> None:
 
 
 def ablation_elliptic(config) -> None:
-    """Factors of sweep() on another kind of equation: Poisson 3D with soft boundary values and the same training."""
+    """Factors of sweep() on another kind of equation: Poisson 3D with soft boundary values and the
+    same training.
+    """
     ablation(config)
     config.data.problem = physics.poisson(3)
     config.data.points.interior, config.data.points.boundary = 1500, 200
@@ -131,7 +201,9 @@ def wave(config) -> None:
 
 
 def burgers(config) -> None:
-    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are drawn where it is; initial and boundary values met exactly."""
+    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are drawn where it is; initial and
+    boundary values met exactly.
+    """
     config.data.problem = physics.burgers()
     config.data.points.interior = 1000
     config.task.constraints, config.task.refine.name = "hard", "rad"
@@ -170,7 +242,9 @@ def taylor_green(config) -> None:
 
 
 def quick(config) -> None:
-    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values, the start that such runs end lowest from."""
+    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values, the
+    start that such runs end lowest from.
+    """
     poisson(config, 3)
     config.model.init = "small"
     config.data.points.interior, config.task.constraints = 512, "soft"
@@ -179,12 +253,19 @@ def quick(config) -> None:
 
 
 def sweep() -> list[dict]:
-    """Ablations of the variants `ablation` and `ablation-elliptic`, one factor at a time, five seeds each, with equal updates:
-    weightings of the loss, adaptive points (four refinements), clipping, precision, schedules, initialisations."""
+    """Ablations of the variants `ablation` and `ablation-elliptic`, one factor at a time, five
+    seeds each, with equal updates:
+    weightings of the loss, adaptive points (four refinements), clipping, precision, schedules,
+    initialisations."""
     balances = ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
     factors = [{"task.balance.name": b} for b in balances]
-    factors += [{"task.refine.name": r, "task.refine.every": 600, "task.refine.cap": 2000} for r in ("rar", "rad")]
-    factors += [{"optimizer.clip_norm": c} for c in (0.5, 1.0, 2.0)] + [{"precision": p} for p in ("bf16", "f64")]
+    factors += [
+        {"task.refine.name": r, "task.refine.every": 600, "task.refine.cap": 2000}
+        for r in ("rar", "rad")
+    ]
+    factors += [{"optimizer.clip_norm": c} for c in (0.5, 1.0, 2.0)] + [
+        {"precision": p} for p in ("bf16", "f64")
+    ]
     factors += [{"optimizer.schedule.name": s} for s in ("cosine", "exponential")]
     factors += [{"model.init": i} for i in ("kaiming", "orthogonal", "small")]
     return [{**factor, "seed": seed} for seed in range(5) for factor in factors]

@@ -1,13 +1,18 @@
-"""Pix2PixCC on volumes: a generator trained against a multi-scale patch discriminator, on the data of configs/fno.py.
+"""Pix2PixCC on volumes: a generator trained against a multi-scale patch discriminator, on the data
+of configs/fno.py.
 
-    python -m jaxvol.main --config=configs/pix2pixcc.py         1000 updates, about 17 minutes on 2 CPU cores (at the measured 0.97 a second)     not run
-    python -m jaxvol.main --config=configs/pix2pixcc.py:quick   300 updates, about 5 minutes and 4:45 of pre-flight  VRMSE 0.789 (Wiener 0.906)
+    python -m jaxvol.main --config=configs/pix2pixcc.py         1000 updates, about 17 minutes on 2
+    CPU cores (at the measured 0.97 a second)     not run
+    python -m jaxvol.main --config=configs/pix2pixcc.py:quick   300 updates, about 5 minutes and
+    4:45 of pre-flight  VRMSE 0.789 (Wiener 0.906)
 
-The published generator normalises each example (instance norm), which makes it blind to the amplitude of its input, and has no
-voxel loss, which leaves its own amplitude open.  Here the norms have a scale and an offset, over groups of channels, and the
-decoder adds the encoder's features; the voxel loss holds the large scales in place, and the discriminator, bounded by spectral
-norm so that it sees amplitudes too, asks for the power at small scales that a mean square error takes away.
+The published generator normalises each example (instance norm), which makes it blind to the
+amplitude of its input, and has no voxel loss, which leaves its own amplitude open.  Here the norms
+have a scale and an offset, over groups of channels, and the decoder adds the encoder's features;
+the voxel loss holds the large scales in place, and the discriminator, bounded by spectral norm so
+that it sees amplitudes too, asks for the power at small scales that a mean square error takes away.
 """
+
 from jaxvol.config import base
 from configs import fno
 
@@ -24,19 +29,28 @@ def get_config(variant: str = ""):
 
 
 def full(config) -> None:
-    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of 4 Mpc/h, as configs/fno.py."""
+    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of
+    4 Mpc/h, as configs/fno.py.
+    """
     reference = fno.get_config()
     for field in ("data", "total_steps", "batch_size", "ema_decay"):
         config[field] = reference[field]
-    # 1.06 million parameters.  One step down instead of the published two: 0.42 million at 16^3 learn more in 100 steps than
+    # 1.06 million parameters.  One step down instead of the published two: 0.42 million at 16^3
+    # learn more in 100 steps than
     # 1.06 million at 8^3 (VRMSE 0.863 against 0.880).  Without a norm 2e-3 ends in a constant.
-    config.model.width, config.model.downs, config.model.blocks, config.model.norm = 24, 1, 7, "group"
-    config.optimizer.learning_rate = 1e-3      # VRMSE 0.907 after 25 steps; 2e-3: 0.964
+    config.model.width, config.model.downs, config.model.blocks, config.model.norm = (
+        24,
+        1,
+        7,
+        "group",
+    )
+    config.optimizer.learning_rate = 1e-3  # VRMSE 0.907 after 25 steps; 2e-3: 0.964
     config.optimizer.schedule.warmup_steps = 20
     config.optimizer.groups = {"disc": {"learning_rate": 2e-4}}
     config.task.losses = (("mse", 1.0),)
     config.task.weights.adversarial, config.task.weights.feature_matching = 0.1, 0.1
-    config.task.ramp.start, config.task.ramp.steps = 300, 200     # first the scales that can be predicted
+    # first the scales that can be predicted
+    config.task.ramp.start, config.task.ramp.steps = 300, 200
     discriminator = config.task.discriminator
     discriminator.width, discriminator.max_width = 16, 128
     discriminator.strides, discriminator.pad_width = (2, 2, 1, 1), 2
@@ -50,4 +64,4 @@ def quick(config) -> None:
     config.task.ramp.start, config.task.ramp.steps = 90, 60
     config.ema_decay = 0.98
     config.evaluate.batch_size = 2
-    config.preflight.steps = 24                # as few as the checks need: an update takes a second
+    config.preflight.steps = 24  # as few as the checks need: an update takes a second

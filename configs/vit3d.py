@@ -1,8 +1,11 @@
 """ViT3D on volumes, on the data of configs/fno.py.
 
-    python -m jaxvol.main --config=configs/vit3d.py             1000 updates, about 10 minutes on 2 CPU cores     not measured
-    python -m jaxvol.main --config=configs/vit3d.py:quick       300 updates, about 3 minutes and the pre-flight   VRMSE 0.801 (Wiener 0.906)
+python -m jaxvol.main --config=configs/vit3d.py             1000 updates, about 10 minutes on 2 CPU
+cores     not measured
+python -m jaxvol.main --config=configs/vit3d.py:quick       300 updates, about 3 minutes and the
+pre-flight   VRMSE 0.801 (Wiener 0.906)
 """
+
 from jaxvol.config import base
 from configs import fno
 
@@ -18,11 +21,13 @@ def get_config(variant: str = ""):
 
 
 def full(config) -> None:
-    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of 4 Mpc/h, as configs/fno.py."""
+    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of
+    4 Mpc/h, as configs/fno.py.
+    """
     reference = fno.get_config()
     for field in ("data", "total_steps", "batch_size", "ema_decay"):
         config[field] = reference[field]
-    config.model.width, config.model.layers = 160, 5      # 1.10 million parameters
+    config.model.width, config.model.layers = 160, 5  # 1.10 million parameters
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule.warmup_steps = 20
 

@@ -1,28 +1,40 @@
 """The README's table of the pre-flight's checks, from the checks themselves and their limits.
 
-    python docs/check_reference.py            prints it
-    python docs/check_reference.py --write    puts it into README.md, between its two markers
+python docs/check_reference.py            prints it
+python docs/check_reference.py --write    puts it into README.md, between its two markers
 """
+
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol.config.limits import LIMITS                     # noqa: E402
-from jaxvol.diagnostics import preflight                          # noqa: E402
+from jaxvol.config.limits import LIMITS  # noqa: E402
+from jaxvol.diagnostics import preflight  # noqa: E402
 
-BEGIN, END = "<!-- checks: made by docs/check_reference.py --write -->\n", "<!-- end of checks -->\n"
+BEGIN, END = (
+    "<!-- checks: made by docs/check_reference.py --write -->\n",
+    "<!-- end of checks -->\n",
+)
 
 
 def table() -> str:
     """One row per metric that has a limit, in the order in which the checks run."""
-    rows = ["| check | measures | WARN unless | FAIL unless | what to do |", "|---|---|---|---|---|"]
-    for name, module in sorted(preflight.checks().items(), key=lambda item: (item[1].RANK, item[0])):
+    rows = [
+        "| check | measures | WARN unless | FAIL unless | what to do |",
+        "|---|---|---|---|---|",
+    ]
+    for name, module in sorted(
+        preflight.checks().items(), key=lambda item: (item[1].RANK, item[0])
+    ):
         for i, (metric, (side, warn, fail)) in enumerate(LIMITS[name].items()):
             meaning, remedy = module.MEANING[metric]
-            rows.append(f"| {f'**{name}**' if i == 0 else ''} | `{metric}`: {meaning.replace('|', '¦')} | {at_most(side, warn)} | "
-                        f"{at_most(side, fail)} | {remedy.replace('|', '¦')} |")
+            rows.append(
+                f"| {f'**{name}**' if i == 0 else ''} | `{metric}`: {meaning.replace('|', '¦')} | "
+                f"{at_most(side, warn)} | "
+                f"{at_most(side, fail)} | {remedy.replace('|', '¦')} |"
+            )
     return "\n".join(rows) + "\n"
 
 

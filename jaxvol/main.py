@@ -1,10 +1,13 @@
 """Command line: flags to modes, errors to exit statuses.
 
-    python -m jaxvol.main --config=configs/fno.py[:variant] [--config.a.b=value] [--workdir=DIR] [--mode=MODE]
+    python -m jaxvol.main --config=configs/fno.py[:variant] [--config.a.b=value] [--workdir=DIR]
+    [--mode=MODE]
 
-Exit status: 0 finished, 75 saved but unfinished (run the same command again), 1 user or input error,
+Exit status: 0 finished, 75 saved but unfinished (run the same command again), 1 user or input
+             error,
 2 pre-flight FAIL or ERROR, 3 non-finite, 4 workdir in use.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -32,29 +35,54 @@ UNFINISHED, REFUSED = monitoring.UNFINISHED, 2
 
 
 def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
-    """(config, mode, workdir) of a command line.  Raises UserError for anything that cannot be understood."""
+    """(config, mode, workdir) of a command line.  Raises UserError for anything that cannot be
+    understood.
+    """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "config file, FILE.py or FILE.py:variant", flag_values=values,
-                                    sys_argv=argv, lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "config file, FILE.py or FILE.py:variant",
+        flag_values=values,
+        sys_argv=argv,
+        lock_config=True,
+    )
     flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
-    flags.DEFINE_string("workdir", "", "folder of the run; default runs/<config file>[-variant]", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", "", "folder of the run; default runs/<config file>[-variant]", flag_values=values
+    )
     flags.DEFINE_bool("help", False, "this text", flag_values=values)
     try:
         rest = values(argv)
-    except Exception as error:      # absl, ml_collections and the config file itself raise many types
-        if not isinstance(error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)):
+    # absl, ml_collections and the config file itself raise many types
+    except Exception as error:
+        if not isinstance(
+            error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+        ):
             traceback.print_exc()
         told, cause = str(error).splitlines()[-1], error.args[0] if error.args else None
-        if isinstance(cause, KeyError):         # of a flag: the name of a field in quotes, perhaps with a guess on a second line
-            told = f"the config has no field {cause.args[0]} (see jaxvol/config/base.py)".replace("\n", ". ")
+        # of a flag: the name of a field in quotes, perhaps with a guess on a second line
+        if isinstance(cause, KeyError):
+            told = f"the config has no field {cause.args[0]} (see jaxvol/config/base.py)".replace(
+                "\n", ". "
+            )
         raise UserError(f"The command line cannot be used: {told}") from error
     if values.help or not values["config"].value:
-        raise UserError(f"{__doc__.split(chr(10) * 2)[1].strip()}\n    modes: {', '.join(MODES)}; configs: "
-                        + ", ".join(sorted(f"configs/{p.name}" for p in Path("configs").glob("*.py") if p.stem != "base")))
+        raise UserError(
+            f"{__doc__.split(chr(10) * 2)[1].strip()}\n    modes: {', '.join(MODES)}; configs: "
+            + ", ".join(
+                sorted(
+                    f"configs/{p.name}" for p in Path("configs").glob("*.py") if p.stem != "base"
+                )
+            )
+        )
     if rest[1:]:
-        raise UserError(f"Arguments {' '.join(rest[1:])} are not understood; overrides look like --config.total_steps=100.")
+        raise UserError(
+            f"Arguments {' '.join(rest[1:])} are not understood; overrides look like "
+            "--config.total_steps=100."
+        )
     file, _, variant = values["config"].config_filename.partition(":")
-    if not Path(file).is_file():        # absl reports it only when the config is first used
+    if not Path(file).is_file():  # absl reports it only when the config is first used
         raise UserError(f"--config={file}: there is no such file, seen from {Path.cwd()}.")
     default = Path("runs") / (f"{Path(file).stem}-{variant}" if variant else Path(file).stem)
     return values.config, values.mode, Path(values.workdir or default)
@@ -70,7 +98,9 @@ def prepare(config: ConfigDict) -> None:
 
 
 def check_resume(config: ConfigDict, workdir: Path) -> None:
-    """UserError if the workdir holds a run of another config; with resume=fresh its checkpoints are put aside."""
+    """UserError if the workdir holds a run of another config; with resume=fresh its checkpoints are
+    put aside.
+    """
     file = workdir / "config.json"
     if not file.exists():
         return
@@ -83,8 +113,12 @@ def check_resume(config: ConfigDict, workdir: Path) -> None:
         return
     changed = components.differences(writer.read_config(file), config)
     if changed:
-        raise UserError(f"{workdir} holds a run with another config:\n  - " + "\n  - ".join(changed) +
-                        "\nUse the old values to go on, another --workdir for a new run, or --config.resume=fresh to start over.")
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  - "
+            + "\n  - ".join(changed)
+            + "\nUse the old values to go on, another --workdir for a new run, or "
+            "--config.resume=fresh to start over."
+        )
 
 
 def do_train(config: ConfigDict, workdir: Path) -> int:
@@ -97,7 +131,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
 
     def parts_of(index: int) -> Parts:
         if index not in cache:
-            cache.clear()           # one phase's dataset and programs at a time
+            cache.clear()  # one phase's dataset and programs at a time
             _, start, stop, phase = plan[index]
             cache[index] = context.parts(phase, mesh, stop - start)
         return cache[index]
@@ -105,36 +139,76 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     with jax.set_mesh(mesh), processes.lock(workdir):
         processes.once(lambda: check_resume(config, workdir))
         parts = parts_of(0)
-        if config.preflight.run and not checkpoint.steps(workdir) and not preflight.passed(config, workdir, parts):
+        if (
+            config.preflight.run
+            and not checkpoint.steps(workdir)
+            and not preflight.passed(config, workdir, parts)
+        ):
             verdict = preflight.run(plan[0][3], workdir, mesh, plan[0][2], parts)
             if verdict.status in preflight.STOPS:
-                tell(f"The training was not started. Mend {verdict.first} first, or let it pass with "
-                     f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is {workdir}/preflight/report.html.")
+                tell(
+                    f"The training was not started. Mend {verdict.first} first, or let it pass "
+                    "with "
+                    f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is "
+                    f"{workdir}/preflight/report.html."
+                )
                 return REFUSED
         log = writer.open_run(workdir, config, processes.first())
-        meta = {"config": config.to_json(), "config_hash": components.fingerprint(config), "data_hash": parts.dataset.hash,
-                "versions": writer.versions()}
-        run = loop.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log,
-                        meta=meta, figures=evaluate.example_figure, watch=watch.make(config))
+        meta = {
+            "config": config.to_json(),
+            "config_hash": components.fingerprint(config),
+            "data_hash": parts.dataset.hash,
+            "versions": writer.versions(),
+        }
+        run = loop.Run(
+            config=config,
+            mesh=mesh,
+            store=checkpoint.open_store(workdir, config.checkpoint.keep),
+            writer=log,
+            meta=meta,
+            figures=evaluate.example_figure,
+            watch=watch.make(config),
+        )
         log.text(writer.table(parts.struct.params))
         try:
-            status = loop.train(run, parts_of, (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None)
+            status = loop.train(
+                run,
+                parts_of,
+                (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None,
+            )
         except Exception as error:
             saved = max(checkpoint.steps(workdir), default=None)
             told = errors.explain(error, workdir, saved, run.fits)
-            close(run, {"state": "failed", "step": run.saved, "reason": str(told).splitlines()[0][:500]}, cache, failed=True)
+            close(
+                run,
+                {"state": "failed", "step": run.saved, "reason": str(told).splitlines()[0][:500]},
+                cache,
+                failed=True,
+            )
             raise told from error
         done = status in ("finished", "early_stopped")
-        close(run, {"state": status if done else "saved", "step": run.saved, "reason": "" if done else status}, cache)
+        close(
+            run,
+            {
+                "state": status if done else "saved",
+                "step": run.saved,
+                "reason": "" if done else status,
+            },
+            cache,
+        )
     if not done:
-        tell(f"Stopped: {status}. Everything up to step {run.saved} of {run.total} is saved in {workdir}; "
-             "run the same command again to go on.")
+        tell(
+            f"Stopped: {status}. Everything up to step {run.saved} of {run.total} is saved in "
+            f"{workdir}; "
+            "run the same command again to go on."
+        )
         return UNFINISHED
     return do_evaluate(config, workdir)
 
 
 def close(run: loop.Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
-    """The last lines of a training: what was skipped, what came of it, status.json; its files are closed.
+    """The last lines of a training: what was skipped, what came of it, status.json; its files are
+    closed.
 
     failed: an error is on its way to the user, and none from here may take its place.
     """
@@ -145,16 +219,27 @@ def close(run: loop.Run, status: dict, cache: dict[int, Parts], failed: bool = F
     try:
         newest = max(checkpoint.steps(workdir), default=None)
         found = monitoring.summary(workdir)
-        run.writer.status({**status, "total": run.total, "checkpoint": newest, "best": dataclasses.asdict(progress), "skipped": skipped,
-                           "summary": {**found._asdict(), "goodput": found.goodput}})
+        run.writer.status(
+            {
+                **status,
+                "total": run.total,
+                "checkpoint": newest,
+                "best": dataclasses.asdict(progress),
+                "skipped": skipped,
+                "summary": {**found._asdict(), "goodput": found.goodput},
+            }
+        )
         best = run.config.checkpoint.best_metric, progress.best_value, progress.best_step
         tell(monitoring.sentence(found, best, max(run.saved, 0)))
         run.writer.close()
-        if not (failed and processes.several()):      # Orbax would wait for a process that may be gone
+        # Orbax would wait for a process that may be gone
+        if not (failed and processes.several()):
             run.store.manager.close()
     except Exception as error:
         if not failed:
-            raise errors.explain(error, workdir, max(checkpoint.steps(workdir), default=None), None) from error
+            raise errors.explain(
+                error, workdir, max(checkpoint.steps(workdir), default=None), None
+            ) from error
         logging.error("%s while the run was closed: %s", type(error).__name__, error)
 
 
@@ -177,7 +262,9 @@ def do_preflight(config: ConfigDict, workdir: Path) -> int:
 
 
 def do_evaluate(config: ConfigDict, workdir: Path) -> int:
-    """Score the split with the model and the baselines; the run's own config decides everything but `config.evaluate`."""
+    """Score the split with the model and the baselines; the run's own config decides everything but
+    `config.evaluate`.
+    """
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         tell(evaluate.evaluate_run(config.evaluate, workdir, mesh))
@@ -201,23 +288,41 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
 
 
 def quiet_libraries() -> None:
-    """Show our own messages, without stamps, and of other packages only errors (Orbax tells forty lines per save)."""
+    """Show our own messages, without stamps, and of other packages only errors (Orbax tells forty
+    lines per save).
+    """
     ours = str(Path(__file__).parent)
-    flags.FLAGS.mark_as_parsed()        # absl's logger waits for its own flags, which we do not use
+    flags.FLAGS.mark_as_parsed()  # absl's logger waits for its own flags, which we do not use
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.pathname.startswith(ours) or record.levelno >= logging.converter.STANDARD_ERROR)
+    handler.addFilter(
+        lambda record: (
+            record.pathname.startswith(ours) or record.levelno >= logging.converter.STANDARD_ERROR
+        )
+    )
     handler.setFormatter(Formatter("%(message)s"))
 
 
-STATUS = {UserError: 1, Alarm: REFUSED, NonFiniteError: 3, WorkdirLocked: 4, Interrupted: UNFINISHED}
+STATUS = {
+    UserError: 1,
+    Alarm: REFUSED,
+    NonFiniteError: 3,
+    WorkdirLocked: 4,
+    Interrupted: UNFINISHED,
+}
 
 
 def cli(argv: list[str]) -> int:
     """Run one command line; returns the exit status."""
     quiet_libraries()
-    modes = {"train": do_train, "preflight": do_preflight, "evaluate": do_evaluate, "predict": do_predict, "compare": do_compare}
+    modes = {
+        "train": do_train,
+        "preflight": do_preflight,
+        "evaluate": do_evaluate,
+        "predict": do_predict,
+        "compare": do_compare,
+    }
     try:
         config, mode, workdir = parse(argv)
         prepare(config)
@@ -232,7 +337,8 @@ def cli(argv: list[str]) -> int:
         else:
             raise
         if jax.distributed.is_initialized():
-            processes.leave(status)       # the others may wait for this process, and it must not wait for them
+            # the others may wait for this process, and it must not wait for them
+            processes.leave(status)
         return status
 
 

@@ -1,8 +1,10 @@
 """The records every room of jaxvol shares: what a batch, a spec, a dataset, a task and a state are.
 
-Shapes: volumes `[B, D, H, W, C]` (a 2D field has D = 1), points `[N, d]`.  A leaf's first axis is its example axis.
+Shapes: volumes `[B, D, H, W, C]` (a 2D field has D = 1), points `[N, d]`.  A leaf's first axis is
+        its example axis.
 Nothing here computes; nothing here imports another room.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,16 +18,20 @@ from flax import struct
 
 Array = jax.Array
 PyTree = Any
-Key = jax.Array                       # a typed PRNG key
+Key = jax.Array  # a typed PRNG key
 Batch = dict[str, Array]
-Params = dict[str, PyTree]            # group -> parameters: {"net"}, or competing players {"gen", "disc"}
-Extra = dict[str, PyTree]             # carried, never differentiated: {"stats": {group: collections}, "monitor", ...}
+# group -> parameters: {"net"}, or competing players {"gen", "disc"}
+Params = dict[str, PyTree]
+# carried, never differentiated: {"stats": {group: collections}, "monitor", ...}
+Extra = dict[str, PyTree]
 Metrics = dict[str, Any]
-Rows = dict[str, Array]               # name -> one value (or vector) per example, [B, ...]
+Rows = dict[str, Array]  # name -> one value (or vector) per example, [B, ...]
 
 
 class UserError(Exception):
-    """Something the user can mend: what was found, where, what was expected, what to do.  Exit status 1."""
+    """Something the user can mend: what was found, where, what was expected, what to do.  Exit
+    status 1.
+    """
 
 
 class NonFiniteError(Exception):
@@ -41,29 +47,38 @@ class WorkdirLocked(Exception):
 
 
 class Interrupted(Exception):
-    """Something outside the run broke it off, such as another process that ended.  Exit status 75: what was saved is sound."""
+    """Something outside the run broke it off, such as another process that ended.  Exit status 75:
+    what was saved is sound.
+    """
 
 
 class Fixed(NamedTuple):
     """What a loss may read and never differentiates."""
-    step: Array      # number of updates done so far, int32 scalar
+
+    step: Array  # number of updates done so far, int32 scalar
     extra: Extra
-    ema: PyTree      # {"params": Params, "stats": {group: collections}}
+    ema: PyTree  # {"params": Params, "stats": {group: collections}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned and how it is scored, as pure functions (all of them traceable except `summarize`).
+    """What is learned and how it is scored, as pure functions (all of them traceable except
+    `summarize`).
 
     init:      (Key, Batch) -> (Params, Extra)
     loss:      (Params, Fixed, Batch, Key) -> ({group: {term: weighted scalar}}, (Metrics, Extra))
-               Each group descends the sum of ITS terms.  The returned Extra holds only the keys that changed.
-    evaluate:  (Params, Extra, Batch, Key) -> Rows, one entry per example, padding included (the caller drops it)
+               Each group descends the sum of ITS terms.  The returned Extra holds only the keys
+               that changed.
+    evaluate:  (Params, Extra, Batch, Key) -> Rows, one entry per example, padding included (the
+               caller drops it)
     summarize: (Rows as numpy, padding dropped) -> Metrics (floats, or arrays for spectra)
     predict:   (Params, Extra, Batch) -> Array, in the target's normalised units
     """
+
     init: Callable[[Key, Batch], tuple[Params, Extra]]
-    loss: Callable[[Params, Fixed, Batch, Key], tuple[dict[str, dict[str, Array]], tuple[Metrics, Extra]]]
+    loss: Callable[
+        [Params, Fixed, Batch, Key], tuple[dict[str, dict[str, Array]], tuple[Metrics, Extra]]
+    ]
     evaluate: Callable[[Params, Extra, Batch, Key], Rows]
     summarize: Callable[[dict[str, np.ndarray]], Metrics]
     predict: Callable[[Params, Extra, Batch], Array]
@@ -71,32 +86,43 @@ class Task:
 
 @struct.dataclass
 class TrainState:
-    """Everything that training changes: arrays only, so that it can be sharded, donated and saved as it is."""
-    step: Array      # int32 scalar: updates done
+    """Everything that training changes: arrays only, so that it can be sharded, donated and saved
+    as it is.
+    """
+
+    step: Array  # int32 scalar: updates done
     params: Params
     extra: Extra
-    opt: PyTree      # {group: optimizer state}
-    ema: PyTree      # {"params": Params, "stats": {group: collections}}
+    opt: PyTree  # {group: optimizer state}
+    ema: PyTree  # {"params": Params, "stats": {group: collections}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One leaf of a batch: its channels, how it transforms under the cube group, and its fitted normaliser."""
-    channels: tuple[str, ...]                # names, one per channel
-    kind: str = "scalar"                     # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates
-    unit: str = ""                           # physical unit of the values, for labels
-    normaliser: tuple[dict, ...] = ()        # fitted steps, see ops/normalise.py; applied left to right
+    """One leaf of a batch: its channels, how it transforms under the cube group, and its fitted
+    normaliser.
+    """
+
+    channels: tuple[str, ...]  # names, one per channel
+    # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates
+    kind: str = "scalar"
+    unit: str = ""  # physical unit of the values, for labels
+    # fitted steps, see ops/normalise.py; applied left to right
+    normaliser: tuple[dict, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What a dataset knows and a task needs.  Saved in every checkpoint as JSON."""
-    fields: dict[str, Field]                 # "input" and "target" for volume tasks
-    shape: tuple[int, int, int]              # D, H, W of a training volume
-    spacing: tuple[float, float, float]      # size of a voxel along D, H, W in `unit`
-    unit: str = ""                           # unit of lengths: "Mpc/h", "mm", ""
-    periodic: tuple[bool, bool, bool] = (False, False, False)   # a training volume wraps along this axis
-    wrap: tuple[bool, bool, bool] = (False, False, False)       # the box it was cut from wraps (tiled prediction)
+
+    fields: dict[str, Field]  # "input" and "target" for volume tasks
+    shape: tuple[int, int, int]  # D, H, W of a training volume
+    spacing: tuple[float, float, float]  # size of a voxel along D, H, W in `unit`
+    unit: str = ""  # unit of lengths: "Mpc/h", "mm", ""
+    # a training volume wraps along this axis
+    periodic: tuple[bool, bool, bool] = (False, False, False)
+    # the box it was cut from wraps (tiled prediction)
+    wrap: tuple[bool, bool, bool] = (False, False, False)
     class_names: tuple[str, ...] = ()
 
     @property
@@ -110,72 +136,100 @@ class Spec:
     @staticmethod
     def from_json(text: str) -> Spec:
         raw = json.loads(text)
-        fields = {name: Field(tuple(f["channels"]), f["kind"], f["unit"], tuple(f["normaliser"]))
-                  for name, f in raw.pop("fields").items()}
-        return Spec(fields=fields, **{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        fields = {
+            name: Field(tuple(f["channels"]), f["kind"], f["unit"], tuple(f["normaliser"]))
+            for name, f in raw.pop("fields").items()
+        }
+        return Spec(
+            fields=fields, **{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Deterministic random access to normalised float32 batches; every random choice is a function of (seed, step).
+    """Deterministic random access to normalised float32 batches; every random choice is a function
+    of (seed, step).
 
-    batch:   (step, rows) -> the rows `rows` (a slice) of global training batch number `step`; always full
-    stream:  (start, stop, rows) -> iterator over batch(start), ..., batch(stop - 1), read ahead by worker threads
-    batches: (split, batch_size, rows, limit) -> one pass in order, last batch padded; adds `_mask` [B] (1 = real) and
-             `_index` [B]; `limit` > 0 reads only the first `limit` examples
+    batch:   (step, rows) -> the rows `rows` (a slice) of global training batch number `step`;
+             always full
+    stream:  (start, stop, rows) -> iterator over batch(start), ..., batch(stop - 1), read ahead by
+             worker threads
+    batches: (split, batch_size, rows, limit) -> one pass in order, last batch padded; adds `_mask`
+             [B] (1 = real) and `_index` [B]; `limit` > 0 reads only the first `limit` examples
     names:   (split) -> one name per example, for tables
     """
+
     spec: Spec
-    sizes: dict[str, int]                                    # examples per split: train, val, test
+    sizes: dict[str, int]  # examples per split: train, val, test
     batch: Callable[[int, slice], dict[str, np.ndarray]]
     stream: Callable[[int, int, slice], Iterator[dict[str, np.ndarray]]]
     batches: Callable[[str, int, slice, int], Iterator[dict[str, np.ndarray]]]
     names: Callable[[str], list[str]]
-    hash: str                                                # changes when the data or how it is read changes
-    skipped: Callable[[], list[str]]                         # examples skipped after read errors, with the reason
+    # changes when the data or how it is read changes
+    hash: str
+    # examples skipped after read errors, with the reason
+    skipped: Callable[[], list[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What one phase trains with; the compiled functions are shared by the pre-flight and the train loop."""
+    """What one phase trains with; the compiled functions are shared by the pre-flight and the train
+    loop.
+    """
+
     task: Task
     dataset: Dataset
     optimizers: dict
     init: Callable[[], TrainState]
-    struct: TrainState               # ShapeDtypeStructs with shardings
-    step: Callable                   # (state, batch, updates taken) -> (state, metrics), jitted; donates its state
-    evaluate: Callable               # (params, extra, batch, key) -> Rows with _mask and _index, jitted
+    struct: TrainState  # ShapeDtypeStructs with shardings
+    # (state, batch, updates taken) -> (state, metrics), jitted; donates its state
+    step: Callable
+    # (params, extra, batch, key) -> Rows with _mask and _index, jitted
+    evaluate: Callable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
     """What a check may look at: the parts of the real run, at step 0, before anything was trained.
 
-    A check calls these fields and nothing behind them, so that it measures what the run would do.  `step` donates its
-    state: call it with `probe.copy(state)`.  Hashed by identity, so that what several checks need is computed once.
+    A check calls these fields and nothing behind them, so that it measures what the run would do.
+    `step` donates its
+    state: call it with `probe.copy(state)`.  Hashed by identity, so that what several checks need
+           is computed once.
     """
-    steps: int                                               # updates of the phase
-    config: Any                                              # ConfigDict, locked
-    workdir: Any                                             # Path
+
+    steps: int  # updates of the phase
+    config: Any  # ConfigDict, locked
+    workdir: Any  # Path
     mesh: Any
     dataset: Dataset
     task: Task
     optimizers: dict
-    init: Callable[[], TrainState]                           # the state of step 0 (with config.init_from: before the transfer)
-    state: TrainState                                        # the state that training would start from
+    # the state of step 0 (with config.init_from: before the transfer)
+    init: Callable[[], TrainState]
+    # the state that training would start from
+    state: TrainState
     step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Extra, Batch, Key], Rows]
-    readings: Callable[[PyTree], Metrics]                    # optimizer state of a group -> lr, grad_norm, clipped_norm, ...
-    batch: Callable[[int], Batch]                            # training batch of a step, on the mesh
-    batches: Callable[[str, int], list[dict[str, np.ndarray]]]   # (split, examples) -> host batches, padding marked by _mask
-    put: Callable[[dict[str, np.ndarray]], Batch]            # an evaluation batch onto the mesh
-    score: Callable[[Params, Extra, str, int], tuple[Metrics, Rows]]   # what validation reports: (params, extra, split, examples)
-    validate: Callable[[TrainState, int], Metrics]           # what the train loop's validation reports of a state
-    better: Callable[[float, float], bool]                   # whether training would keep the first value as best, not the second
-    baselines: Callable[[], dict[str, Metrics]]              # {"mean", "identity", "wiener": what they score in validation}
-    trace: Callable[[int], Any]                              # batch size -> the traced train step: `.jaxpr`, `.lower()`
-    save_restore: Callable[[TrainState], TrainState]         # through a checkpoint on disk and back
-    retask: Callable[[dict[str, Any]], Task]                 # the task of a config with overrides {"a.b": value}
+    # optimizer state of a group -> lr, grad_norm, clipped_norm, ...
+    readings: Callable[[PyTree], Metrics]
+    batch: Callable[[int], Batch]  # training batch of a step, on the mesh
+    # (split, examples) -> host batches, padding marked by _mask
+    batches: Callable[[str, int], list[dict[str, np.ndarray]]]
+    put: Callable[[dict[str, np.ndarray]], Batch]  # an evaluation batch onto the mesh
+    # what validation reports: (params, extra, split, examples)
+    score: Callable[[Params, Extra, str, int], tuple[Metrics, Rows]]
+    # what the train loop's validation reports of a state
+    validate: Callable[[TrainState, int], Metrics]
+    # whether training would keep the first value as best, not the second
+    better: Callable[[float, float], bool]
+    # {"mean", "identity", "wiener": what they score in validation}
+    baselines: Callable[[], dict[str, Metrics]]
+    # batch size -> the traced train step: `.jaxpr`, `.lower()`
+    trace: Callable[[int], Any]
+    save_restore: Callable[[TrainState], TrainState]  # through a checkpoint on disk and back
+    # the task of a config with overrides {"a.b": value}
+    retask: Callable[[dict[str, Any]], Task]
 
     @property
     def spec(self) -> Spec:
@@ -184,9 +238,14 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a check measured.  `skip`: why there was nothing to measure; `absent`: metrics that this run cannot have."""
+    """What a check measured.  `skip`: why there was nothing to measure; `absent`: metrics that this
+    run cannot have.
+    """
+
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)    # title -> rows of named cells
-    figures: dict[str, Any] = dataclasses.field(default_factory=dict)                    # title -> matplotlib Figure
+    # title -> rows of named cells
+    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    # title -> matplotlib Figure
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
     skip: str = ""

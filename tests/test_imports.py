@@ -1,8 +1,10 @@
-"""The architecture, read from the source: who may import whom, what is banned where, and how long things may be.
+"""The architecture, read from the source: who may import whom, what is banned where, and how long
+things may be.
 
-A rule is a function `(path, text) -> ["path:line: what is wrong and what to do", ...]`, `path` relative to the checkout.
-Every rule is shown to fail on a bad example.
+A rule is a function `(path, text) -> ["path:line: what is wrong and what to do", ...]`, `path`
+relative to the checkout. Every rule is shown to fail on a bad example.
 """
+
 import ast
 import importlib
 import re
@@ -15,55 +17,128 @@ from tests import ROOT
 
 TEXTS = {".py", ".sh", ".md", ".cfg", ".toml", ".txt", ".cff", ".yml", ".yaml", ".json", ".csv"}
 
-# room or module -> the rooms and modules of jaxvol it may import, besides those of its own room (DESIGN section 4)
+# room or module -> the rooms and modules of jaxvol it may import, besides those of its own room
+# (DESIGN section 4)
 BASE = {"types", "ops"}
 SCIENCE = {"losses", "metrics", "pdes", "models", "data"}
 FILES = {"files", "containers", "stacks"}
-ENGINE = BASE | FILES | {"distributed", "lifeline", "faults", "health", "step", "evaluate", "predict", "optim", "sharding", "checkpoint", "writer", "figures"}
-EVERYTHING = ENGINE | SCIENCE | {"tasks", "diagnostics", "train", "compare", "tta", "inference", "solutions", "build", "validate", "context"}
+ENGINE = (
+    BASE
+    | FILES
+    | {
+        "distributed",
+        "lifeline",
+        "faults",
+        "health",
+        "step",
+        "evaluate",
+        "predict",
+        "optim",
+        "sharding",
+        "checkpoint",
+        "writer",
+        "figures",
+    }
+)
+EVERYTHING = (
+    ENGINE
+    | SCIENCE
+    | {
+        "tasks",
+        "diagnostics",
+        "train",
+        "compare",
+        "tta",
+        "inference",
+        "solutions",
+        "build",
+        "validate",
+        "context",
+    }
+)
 DIRECTION = {
-    "types": set(), "ops": {"types"}, "containers": {"types"}, "files": {"types", "containers"}, "figures": {"types"}, "solutions": {"types", "figures"},
+    "types": set(),
+    "ops": {"types"},
+    "containers": {"types"},
+    "files": {"types", "containers"},
+    "figures": {"types"},
+    "solutions": {"types", "figures"},
     "stacks": {"types", "files"},
-    "losses": BASE, "metrics": BASE, "pdes": BASE | FILES, "models": BASE, "data": BASE | FILES | {"pdes"},
-    "tasks": BASE | SCIENCE, "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
-    "optim": BASE, "step": BASE | {"optim"}, "sharding": BASE, "checkpoint": BASE | {"distributed"},
-    "distributed": {"types", "lifeline"}, "lifeline": {"health"}, "faults": {"types"}, "health": {"types"}, "writer": BASE | {"health"},
-    "evaluate": BASE | {"figures"}, "predict": BASE | FILES,
-    "train": ENGINE, "compare": ENGINE,
-    "weights": {"types", "containers"}, "converters": BASE | {"models"}, "tta": BASE,
-    "context": EVERYTHING, "preflight": EVERYTHING, "validate": EVERYTHING, "inference": EVERYTHING, "build": EVERYTHING,
-    "main": EVERYTHING | {"preflight"}, "__init__": {"build"},
+    "losses": BASE,
+    "metrics": BASE,
+    "pdes": BASE | FILES,
+    "models": BASE,
+    "data": BASE | FILES | {"pdes"},
+    "tasks": BASE | SCIENCE,
+    "diagnostics": BASE | {"metrics", "pdes", "figures", "step"},
+    "optim": BASE,
+    "step": BASE | {"optim"},
+    "sharding": BASE,
+    "checkpoint": BASE | {"distributed"},
+    "distributed": {"types", "lifeline"},
+    "lifeline": {"health"},
+    "faults": {"types"},
+    "health": {"types"},
+    "writer": BASE | {"health"},
+    "evaluate": BASE | {"figures"},
+    "predict": BASE | FILES,
+    "train": ENGINE,
+    "compare": ENGINE,
+    "weights": {"types", "containers"},
+    "converters": BASE | {"models"},
+    "tta": BASE,
+    "context": EVERYTHING,
+    "preflight": EVERYTHING,
+    "validate": EVERYTHING,
+    "inference": EVERYTHING,
+    "build": EVERYTHING,
+    "main": EVERYTHING | {"preflight"},
+    "__init__": {"build"},
     "convert": EVERYTHING | {"weights", "converters"},
 }
-LEARNING = {"flax", "optax", "ml_collections", "orbax", "absl"}         # what ops/ must not know
+LEARNING = {"flax", "optax", "ml_collections", "orbax", "absl"}  # what ops/ must not know
 OTHER_FRAMEWORKS = {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "clu", "keras"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-MACHINE_PATH = re.compile(r"(?<![\w.$}/])/(?:work|tmp|root|home|mnt|Users)/[\w.]|file://|\.\./shared(?!/data\")")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.$}/])/(?:work|tmp|root|home|mnt|Users)/[\w.]|file://|\.\./shared(?!/data\")"
+)
 
 
 def files(*suffixes: str) -> list[str]:
-    """Files of the project with one of the suffixes; what git ignores (runs, environments, caches) lies elsewhere."""
+    """Files of the project with one of the suffixes; what git ignores (runs, environments, caches)
+    lies elsewhere.
+    """
     folders = [ROOT / name for name in ("jaxvol", "configs", "launch", "tests", ".ci")]
-    found = [p for p in ROOT.iterdir() if p.is_file()] + [p for f in folders for p in f.rglob("*") if p.is_file()]
-    chosen = [p for p in found if p.suffix in suffixes or p == ROOT / ".ci" / "run" and ".sh" in suffixes]
+    found = [p for p in ROOT.iterdir() if p.is_file()] + [
+        p for f in folders for p in f.rglob("*") if p.is_file()
+    ]
+    chosen = [
+        p for p in found if p.suffix in suffixes or p == ROOT / ".ci" / "run" and ".sh" in suffixes
+    ]
     return sorted(p.relative_to(ROOT).as_posix() for p in chosen)
 
 
 def imports(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of everything imported anywhere in a file; `from a import b` gives a.b."""
+    """(line, absolute dotted name) of everything imported anywhere in a file; `from a import b`
+    gives a.b.
+    """
     package = path.removesuffix(".py").split("/")[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package[:len(package) - node.level + 1] if node.level else []
+            above = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
             yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
 
 
 def banned_imports(path: str, tree: ast.AST, banned: set[str], remedy: str) -> list[str]:
     """One line per import of a banned top-level package."""
-    return [f"{path}:{line}: imports {name}; {remedy}" for line, name in imports(path, tree) if name.split(".")[0] in banned]
+    return [
+        f"{path}:{line}: imports {name}; {remedy}"
+        for line, name in imports(path, tree)
+        if name.split(".")[0] in banned
+    ]
 
 
 def room(module: str) -> str:
@@ -85,52 +160,92 @@ def direction(path: str, text: str) -> list[str]:
         return []
     own = room(path.removesuffix(".py").replace("/", "."))
     if own not in DIRECTION:
-        return [f"{path}:1: has no place in DIRECTION of tests/test_imports.py; add the line, or move the file into a room"]
+        return [
+            f"{path}:1: has no place in DIRECTION of tests/test_imports.py; add the line, or move "
+            "the file into a room"
+        ]
     allowed = DIRECTION[own] | ({own} if "/" in path.removeprefix("jaxvol/") else set())
-    return [f"{path}:{line}: imports {name}, but {own} may import only {', '.join(sorted(allowed)) or 'nothing'} of jaxvol"
-            for line, name in imports(path, ast.parse(text)) if name.split(".")[0] == "jaxvol" and room(name) not in allowed]
+    return [
+        f"{path}:{line}: imports {name}, but {own} may import only "
+        f"{', '.join(sorted(allowed)) or 'nothing'} of jaxvol"
+        for line, name in imports(path, ast.parse(text))
+        if name.split(".")[0] == "jaxvol" and room(name) not in allowed
+    ]
 
 
 def ops_know_nothing_of_learning(path: str, text: str) -> list[str]:
     remedy = "ops/ is mathematics: take arrays and numbers, return arrays"
-    return banned_imports(path, ast.parse(text), LEARNING, remedy) if path.startswith("jaxvol/ops/") else []
+    return (
+        banned_imports(path, ast.parse(text), LEARNING, remedy)
+        if path.startswith("jaxvol/ops/")
+        else []
+    )
 
 
 def importlib_only_in_build(path: str, text: str) -> list[str]:
     if not path.startswith("jaxvol/") or path == "jaxvol/config/components.py":
         return []
     tree, remedy = ast.parse(text), "modules are chosen by name in jaxvol/config/components.py only"
-    calls = [f"{path}:{node.lineno}: calls {node.func.id}; {remedy}" for node in ast.walk(tree)
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("__import__", "eval", "exec")]
+    calls = [
+        f"{path}:{node.lineno}: calls {node.func.id}; {remedy}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("__import__", "eval", "exec")
+    ]
     return banned_imports(path, tree, {"importlib", "pkgutil", "runpy"}, remedy) + calls
 
 
 def updates_only_in_step(path: str, text: str) -> list[str]:
     if not path.startswith("jaxvol/") or path == "jaxvol/training/step.py":
         return []
-    named = ((node.lineno, node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else node.name)
-             for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Attribute, ast.Name, ast.alias)))
-    return [f"{path}:{line}: {name} outside jaxvol/training/step.py, the only place where gradients are applied"
-            for line, name in named if name in ("apply_updates", "apply_gradients")]
+    named = (
+        (
+            node.lineno,
+            node.attr
+            if isinstance(node, ast.Attribute)
+            else node.id
+            if isinstance(node, ast.Name)
+            else node.name,
+        )
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.Attribute, ast.Name, ast.alias))
+    )
+    return [
+        f"{path}:{line}: {name} outside jaxvol/training/step.py, the only place where gradients "
+        "are applied"
+        for line, name in named
+        if name in ("apply_updates", "apply_gradients")
+    ]
 
 
 def no_other_framework(path: str, text: str) -> list[str]:
     remedy = "the project runs without torch, TensorFlow and clu"
-    return [] if path in ("launch/benchmarks/bench.py", "launch/benchmarks/rivals.py") else banned_imports(path, ast.parse(text), OTHER_FRAMEWORKS, remedy)
+    return (
+        []
+        if path in ("launch/benchmarks/bench.py", "launch/benchmarks/rivals.py")
+        else banned_imports(path, ast.parse(text), OTHER_FRAMEWORKS, remedy)
+    )
 
 
 def no_pickles(path: str, text: str) -> list[str]:
-    if path.startswith("tests/"):       # they write pickles, to see them refused
+    if path.startswith("tests/"):  # they write pickles, to see them refused
         return []
     tree = ast.parse(text)
-    allowed = [f"{path}:{node.value.lineno}: allow_pickle must be False" for node in ast.walk(tree)
-               if isinstance(node, ast.keyword) and node.arg == "allow_pickle"
-               and not (isinstance(node.value, ast.Constant) and node.value.value is False)]
+    allowed = [
+        f"{path}:{node.value.lineno}: allow_pickle must be False"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword)
+        and node.arg == "allow_pickle"
+        and not (isinstance(node.value, ast.Constant) and node.value.value is False)
+    ]
     return banned_imports(path, tree, PICKLES, "files are read without executing them") + allowed
 
 
 def is_config(node: ast.AST, names: set[str]) -> bool:
-    """The expression is a config or a block of one: config, phase.config, config.model, config["model"], self.config.x."""
+    """The expression is a config or a block of one: config, phase.config, config.model,
+    config["model"], self.config.x.
+    """
     while isinstance(node, (ast.Attribute, ast.Subscript)):
         if isinstance(node, ast.Attribute) and node.attr.endswith("config"):
             return True
@@ -142,57 +257,97 @@ def configs_by_attribute(path: str, text: str) -> list[str]:
     if not path.startswith("jaxvol/"):
         return []
     tree, names, found = ast.parse(text), set(), []
-    for node in ast.walk(tree):     # names such as `block` in `block = config.optimizer`
+    for node in ast.walk(tree):  # names such as `block` in `block = config.optimizer`
         if isinstance(node, ast.Assign) and is_config(node.value, set()):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         called = node.func
-        got = isinstance(called, ast.Attribute) and called.attr in ("get", "setdefault") and is_config(called.value, names)
-        read = (isinstance(called, ast.Name) and called.id == "getattr" and len(node.args) == 3
-                and is_config(node.args[0], names))
+        got = (
+            isinstance(called, ast.Attribute)
+            and called.attr in ("get", "setdefault")
+            and is_config(called.value, names)
+        )
+        read = (
+            isinstance(called, ast.Name)
+            and called.id == "getattr"
+            and len(node.args) == 3
+            and is_config(node.args[0], names)
+        )
         if got or read:
-            found.append(f"{path}:{node.lineno}: reads a config with a default, which hides a typo; read the attribute, "
-                         "and give the field its default in jaxvol/config/base.py")
+            found.append(
+                f"{path}:{node.lineno}: reads a config with a default, which hides a typo; read "
+                "the attribute, "
+                "and give the field its default in jaxvol/config/base.py"
+            )
     return found
 
 
 def length(path: str, text: str) -> list[str]:
     lines = len(text.splitlines())
-    # jaxvol/config/base.py holds every field of every component, which is one list however long it is
-    long_file = [f"{path}:{lines}: {lines} lines; split files at 300"] if lines > 300 and path != "jaxvol/config/base.py" else []
-    return long_file + [f"{path}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines; split functions at 60"
-                        for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-                        and node.end_lineno - node.lineno + 1 > 60]
+    # jaxvol/config/base.py holds every field of every component, which is one list however long it
+    # is
+    long_file = (
+        [f"{path}:{lines}: {lines} lines; split files at 300"]
+        if lines > 300 and path != "jaxvol/config/base.py"
+        else []
+    )
+    return long_file + [
+        f"{path}:{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines; split "
+        "functions at 60"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.end_lineno - node.lineno + 1 > 60
+    ]
 
 
 def no_machine_paths(path: str, text: str) -> list[str]:
-    if path == "tests/test_imports.py":     # the bad examples below
+    if path == "tests/test_imports.py":  # the bad examples below
         return []
-    return [f"{path}:{number}: names a path of one machine ({match[0]}...)" for number, line in enumerate(text.splitlines(), 1)
-            for match in MACHINE_PATH.finditer(line)]
+    return [
+        f"{path}:{number}: names a path of one machine ({match[0]}...)"
+        for number, line in enumerate(text.splitlines(), 1)
+        for match in MACHINE_PATH.finditer(line)
+    ]
 
 
-SOURCE_RULES = [parses, direction, ops_know_nothing_of_learning, importlib_only_in_build, updates_only_in_step,
-                no_other_framework, no_pickles, configs_by_attribute, length]
+SOURCE_RULES = [
+    parses,
+    direction,
+    ops_know_nothing_of_learning,
+    importlib_only_in_build,
+    updates_only_in_step,
+    no_other_framework,
+    no_pickles,
+    configs_by_attribute,
+    length,
+]
 
 
 @pytest.mark.parametrize("rule", SOURCE_RULES, ids=lambda rule: rule.__name__)
 def test_source(rule: Callable[[str, str], list[str]]):
-    problems = [p for path in files(".py") for p in rule(path, (ROOT / path).read_text(encoding="utf-8"))]
+    problems = [
+        p for path in files(".py") for p in rule(path, (ROOT / path).read_text(encoding="utf-8"))
+    ]
     assert not problems, "\n" + "\n".join(problems)
 
 
 def test_no_machine_paths():
-    problems = [p for path in files(*TEXTS) for p in no_machine_paths(path, (ROOT / path).read_text(encoding="utf-8"))]
+    problems = [
+        p
+        for path in files(*TEXTS)
+        for p in no_machine_paths(path, (ROOT / path).read_text(encoding="utf-8"))
+    ]
     assert not problems, "\n" + "\n".join(problems)
 
 
 def test_every_module_imports():
     for path in files(".py"):
         if path.startswith("jaxvol/"):
-            importlib.import_module(path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+            importlib.import_module(
+                path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+            )
 
 
 BAD = [
@@ -210,7 +365,11 @@ BAD = [
     (ops_know_nothing_of_learning, "jaxvol/ops/a.py", "from flax import linen as nn"),
     (importlib_only_in_build, "jaxvol/main.py", "from importlib import import_module"),
     (importlib_only_in_build, "jaxvol/main.py", "fno = __import__('jaxvol.models.fno')"),
-    (updates_only_in_step, "jaxvol/training/loop.py", "params = optax.apply_updates(params, updates)"),
+    (
+        updates_only_in_step,
+        "jaxvol/training/loop.py",
+        "params = optax.apply_updates(params, updates)",
+    ),
     (updates_only_in_step, "jaxvol/tasks/a.py", "from optax import apply_updates as move"),
     (no_other_framework, "tests/a.py", "import torch.nn"),
     (no_other_framework, "jaxvol/runtime/writer.py", "from clu import metric_writers"),
@@ -219,24 +378,44 @@ BAD = [
     (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=True)"),
     (configs_by_attribute, "jaxvol/training/loop.py", "n = config.get('seed', 0)"),
     (configs_by_attribute, "jaxvol/training/loop.py", "n = run.config.optimizer.get('name')"),
-    (configs_by_attribute, "jaxvol/training/loop.py", "block = config.model\nwidth = block.get('width', 3)"),
+    (
+        configs_by_attribute,
+        "jaxvol/training/loop.py",
+        "block = config.model\nwidth = block.get('width', 3)",
+    ),
     (configs_by_attribute, "jaxvol/training/loop.py", "n = getattr(config.model, 'width', 3)"),
     (length, "jaxvol/a.py", "x = 1\n" * 301),
     (length, "jaxvol/a.py", "def f():\n" + "    x = 1\n" * 60),
     (no_machine_paths, "README.md", "cd /work/checkout"),
     (no_machine_paths, "launch/a.sh", "python=/root/.pyenv/bin/python"),
-    (no_machine_paths, "launch/environments/requirements-3.11.txt", "torch @ file:///wheels/torch.whl"),
+    (
+        no_machine_paths,
+        "launch/environments/requirements-3.11.txt",
+        "torch @ file:///wheels/torch.whl",
+    ),
     (no_machine_paths, "configs/a.py", "path = '../shared/parity'"),
 ]
 GOOD = [
-    (direction, "jaxvol/ops/a.py", "from . import spectra\nfrom jaxvol.types import Array\nimport jax"),
+    (
+        direction,
+        "jaxvol/ops/a.py",
+        "from . import spectra\nfrom jaxvol.types import Array\nimport jax",
+    ),
     (direction, "jaxvol/tasks/a.py", "from jaxvol import losses\nfrom jaxvol.models import fno"),
     (importlib_only_in_build, "jaxvol/config/components.py", "import importlib"),
     (updates_only_in_step, "jaxvol/training/step.py", "optax.apply_updates(params, updates)"),
     (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=False)"),
-    (configs_by_attribute, "jaxvol/data/io/files.py", "spacing = attributes.get('spacing', ())\nos.environ.get('X', '')"),
+    (
+        configs_by_attribute,
+        "jaxvol/data/io/files.py",
+        "spacing = attributes.get('spacing', ())\nos.environ.get('X', '')",
+    ),
     (length, "jaxvol/a.py", "def f():\n" + "    x = 1\n" * 59),
-    (no_machine_paths, "README.md", "https://example.org/home/index.html\nruns/tmp/a\nDATA = '../shared/data\""),
+    (
+        no_machine_paths,
+        "README.md",
+        "https://example.org/home/index.html\nruns/tmp/a\nDATA = '../shared/data\"",
+    ),
 ]
 
 

@@ -1,4 +1,7 @@
-"""A run of seconds for tests that need the real command line: 8^3 boxes, a four-channel FNO.  `:slow` leaves time to be killed."""
+"""A run of seconds for tests that need the real command line: 8^3 boxes, a four-channel FNO.
+`:slow` leaves time to be killed.
+"""
+
 from jaxvol.config import base
 
 
@@ -10,7 +13,12 @@ def get_config(variant: str = ""):
     config.data.grid, config.data.box_size = 8, 64.0
     config.data.boxes.train, config.data.boxes.val, config.data.boxes.test = 8, 2, 2
     config.data.fit_examples = 4
-    config.total_steps, config.log_every, config.evaluate.every, config.checkpoint.every = 6, 1, 2, 2
+    config.total_steps, config.log_every, config.evaluate.every, config.checkpoint.every = (
+        6,
+        1,
+        2,
+        2,
+    )
     config.evaluate.batch_size = 2
     config.ema_decay = 0.5
     config.preflight.run = False

@@ -1,7 +1,10 @@
-"""One executed notebook per model, which calls the checks of the pre-flight one by one and shows their tables and pictures.
+"""One executed notebook per model, which calls the checks of the pre-flight one by one and shows
+their tables and pictures.
 
-    pip install -e '.[notebooks]' && python docs/notebooks/make.py [MODEL ...]       writes launch/notebooks/<model>.ipynb, 1 minute each
+pip install -e '.[notebooks]' && python docs/notebooks/make.py [MODEL ...]       writes
+launch/notebooks/<model>.ipynb, 1 minute each
 """
+
 from __future__ import annotations
 
 import sys
@@ -11,22 +14,26 @@ import nbclient
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = {        # model -> (what it is, the checks that tell most about it)
+MODELS = {  # model -> (what it is, the checks that tell most about it)
     "fno": ("Fourier neural operator", ("data", "fno", "structure", "prediction", "spectra")),
     "vnet": ("V-Net", ("data", "vnet", "structure", "prediction", "spectra")),
     "vit3d": ("Vision transformer", ("data", "vit3d", "structure", "prediction", "spectra")),
-    "pix2pixcc": ("Pix2PixCC, a conditional GAN", ("data", "adversarial", "gradients", "prediction", "spectra")),
+    "pix2pixcc": (
+        "Pix2PixCC, a conditional GAN",
+        ("data", "adversarial", "gradients", "prediction", "spectra"),
+    ),
 }
 SETUP = """import os, sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")      # 16^3 volumes: a GPU is not needed
-sys.path.insert(0, os.path.abspath("../.."))       # the checkout; not needed where jaxvol is installed with its configs
+sys.path.insert(0, os.path.abspath("../.."))  # the checkout; needless where jaxvol is installed
 import logging; logging.getLogger("absl").setLevel(logging.WARNING)
 from IPython.display import HTML, display
 from jaxvol import preflight
 from jaxvol.diagnostics import report
 from configs import healthy
 
-config = healthy.get_config("{model}").lock()      # or your own: main.parse(["", "--config=configs/{model}.py"])[0]
+# or your own: main.parse(["", "--config=configs/{model}.py"])[0]
+config = healthy.get_config("{model}").lock()
 verdict = preflight.look(config, {checks})
 outcomes = {{o.name: o for o in verdict.outcomes}}
 print(report.text(verdict))"""
@@ -36,12 +43,24 @@ SHOW = """display(HTML(report.section(outcomes["{check}"], "", False)))"""
 def notebook(model: str) -> nbformat.NotebookNode:
     """The cells: a few words, the run, one cell per check."""
     title, checks = MODELS[model]
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    book.cells = [nbformat.v4.new_markdown_cell(f"# Pre-flight of {title}\n\nMade by `docs/notebooks/make.py {model}`: a small healthy run of "
-                                                "`configs/healthy.py`; change `config` and run it on your own."),
-                  nbformat.v4.new_code_cell(SETUP.format(model=model, checks=checks))]
+    book = nbformat.v4.new_notebook(
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+    )
+    book.cells = [
+        nbformat.v4.new_markdown_cell(
+            f"# Pre-flight of {title}\n\nMade by `docs/notebooks/make.py {model}`: a small healthy "
+            "run of "
+            "`configs/healthy.py`; change `config` and run it on your own."
+        ),
+        nbformat.v4.new_code_cell(SETUP.format(model=model, checks=checks)),
+    ]
     for check in checks:
-        book.cells += [nbformat.v4.new_markdown_cell(f"## {check}"), nbformat.v4.new_code_cell(SHOW.format(check=check))]
+        book.cells += [
+            nbformat.v4.new_markdown_cell(f"## {check}"),
+            nbformat.v4.new_code_cell(SHOW.format(check=check)),
+        ]
     return book
 
 
@@ -50,9 +69,11 @@ def make(model: str, folder: Path) -> Path:
     book, file = notebook(model), folder / f"{model}.ipynb"
     (ROOT / "launch" / "notebooks").mkdir(exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    nbclient.NotebookClient(book, timeout=1800, resources={"metadata": {"path": str(ROOT / "launch" / "notebooks")}}).execute()
+    nbclient.NotebookClient(
+        book, timeout=1800, resources={"metadata": {"path": str(ROOT / "launch" / "notebooks")}}
+    ).execute()
     for cell in book.cells:
-        cell.metadata.pop("execution", None)          # times, which differ from run to run
+        cell.metadata.pop("execution", None)  # times, which differ from run to run
     nbformat.write(book, file)
     return file
 

@@ -1,8 +1,10 @@
 """Rules of a config, all checked at once, before anything is read or compiled.
 
-Only what can be known from the config alone is here; what needs the data (grid against modes, channels, depth against the
-mesh) is checked by the module concerned when it is built, still before anything compiles.
+Only what can be known from the config alone is here; what needs the data (grid against modes,
+channels, depth against the mesh) is checked by the module concerned when it is built, still before
+anything compiles.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,38 +18,58 @@ from jaxvol.training.optim import RULES, SCHEDULES
 from jaxvol.evaluation.tta import TRANSFORMS
 from jaxvol.types import UserError
 
+
 def _positive(config: ConfigDict) -> list[str]:
     found = []
-    for path in ("total_steps", "batch_size", "micro_batches", "log_every", "checkpoint.every", "checkpoint.keep",
-                 "evaluate.every", "evaluate.batch_size", "wandb.images_every"):
+    for path in (
+        "total_steps",
+        "batch_size",
+        "micro_batches",
+        "log_every",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "evaluate.every",
+        "evaluate.batch_size",
+        "wandb.images_every",
+    ):
         value = config
         for name in path.split("."):
             value = value[name]
         if value < 1:
             found.append(f"{path} is {value}; it has to be at least 1.")
-    for path, value, low, high in (("ema_decay", config.ema_decay, 0.0, 1.0),
-                                   ("predict.overlap", config.predict.overlap, 0.0, 0.95),
-                                   ("optimizer.clip_norm", config.optimizer.clip_norm, 0.0, math.inf),
-                                   ("max_hours", config.max_hours, 0.0, math.inf)):
+    for path, value, low, high in (
+        ("ema_decay", config.ema_decay, 0.0, 1.0),
+        ("predict.overlap", config.predict.overlap, 0.0, 0.95),
+        ("optimizer.clip_norm", config.optimizer.clip_norm, 0.0, math.inf),
+        ("max_hours", config.max_hours, 0.0, math.inf),
+    ):
         if not low <= value < high:
             found.append(f"{path} is {value}; it has to be in [{low}, {high}).")
     if config.batch_size % max(config.micro_batches, 1):
-        found.append(f"batch_size {config.batch_size} cannot be cut in micro_batches={config.micro_batches} equal parts.")
+        found.append(
+            f"batch_size {config.batch_size} cannot be cut in micro_batches={config.micro_batches} "
+            "equal parts."
+        )
     return found
 
 
 def _choices(config: ConfigDict) -> list[str]:
-    wanted = [("precision", config.precision, ("f32", "bf16", "f64")),
-              ("matmul_precision", config.matmul_precision, ("default", "high", "highest")),
-              ("resume", config.resume, ("auto", "fresh")),
-              ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
-              ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
-              ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
-              ("evaluate.tta", config.evaluate.tta, TRANSFORMS),
-              ("optimizer.name", config.optimizer.name, RULES),
-              ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES)]
-    found = [f"{path} is {value!r}; it has to be one of {', '.join(known)}." for path, value, known in wanted
-             if value not in known]
+    wanted = [
+        ("precision", config.precision, ("f32", "bf16", "f64")),
+        ("matmul_precision", config.matmul_precision, ("default", "high", "highest")),
+        ("resume", config.resume, ("auto", "fresh")),
+        ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
+        ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
+        ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
+        ("evaluate.tta", config.evaluate.tta, TRANSFORMS),
+        ("optimizer.name", config.optimizer.name, RULES),
+        ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES),
+    ]
+    found = [
+        f"{path} is {value!r}; it has to be one of {', '.join(known)}."
+        for path, value, known in wanted
+        if value not in known
+    ]
     for room in ("model", "data", "task"):
         folder = room if room == "data" else room + "s"
         block, known = config[room], components.choices(folder)
@@ -61,24 +83,50 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
     if not 0 < block.learning_rate < 100:
         found.append(f"{label}.learning_rate is {block.learning_rate}; it has to be in (0, 100).")
     if not 0 <= block.schedule.warmup_steps < steps:
-        found.append(f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) (the phase's steps).")
-    if block.schedule.name == "step" and list(block.schedule.step.boundaries) != sorted(set(block.schedule.step.boundaries)):
-        found.append(f"{label}.schedule.step.boundaries {block.schedule.step.boundaries} have to increase.")
+        found.append(
+            f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) "
+            "(the phase's steps)."
+        )
+    if block.schedule.name == "step" and list(block.schedule.step.boundaries) != sorted(
+        set(block.schedule.step.boundaries)
+    ):
+        found.append(
+            f"{label}.schedule.step.boundaries {block.schedule.step.boundaries} have to increase."
+        )
     shape = block.schedule
-    for wrong, what in ((shape.name == "cyclic" and shape.cyclic.period < 2, "cyclic.period is not at least 2"),
-                        (shape.name == "exponential" and shape.exponential.every < 1, "exponential.every is not at least 1"),
-                        (shape.name == "onecycle" and not 0 < shape.onecycle.start_factor <= 1,
-                         "onecycle.start_factor is not in (0, 1]"),
-                        (shape.name == "plateau" and not 0 < shape.plateau.factor < 1, "plateau.factor is not in (0, 1)")):
+    for wrong, what in (
+        (shape.name == "cyclic" and shape.cyclic.period < 2, "cyclic.period is not at least 2"),
+        (
+            shape.name == "exponential" and shape.exponential.every < 1,
+            "exponential.every is not at least 1",
+        ),
+        (
+            shape.name == "onecycle" and not 0 < shape.onecycle.start_factor <= 1,
+            "onecycle.start_factor is not in (0, 1]",
+        ),
+        (
+            shape.name == "plateau" and not 0 < shape.plateau.factor < 1,
+            "plateau.factor is not in (0, 1)",
+        ),
+    ):
         if wrong:
             found.append(f"{label}.schedule.{what}.")
     if block.name in SEARCHED:
-        for wrong, what in ((block.clip_norm > 0, "clip_norm > 0"), (config.precision == "bf16", "precision='bf16'"),
-                            (config.ema_decay > 0, "ema_decay > 0"), (block.schedule.name != "constant", "a schedule")):
+        for wrong, what in (
+            (block.clip_norm > 0, "clip_norm > 0"),
+            (config.precision == "bf16", "precision='bf16'"),
+            (config.ema_decay > 0, "ema_decay > 0"),
+            (block.schedule.name != "constant", "a schedule"),
+        ):
             if wrong:
-                found.append(f"{label}.name={block.name!r} does not work with {what}: its line search needs the exact objective; "
-                             "use clip_norm=0, ema_decay=0, schedule.name='constant', precision f32 or f64.")
-    unknown = set(block.groups) and [f"{g}.{k}" for g, over in block.groups.items() for k in over if k not in block]
+                found.append(
+                    f"{label}.name={block.name!r} does not work with {what}: its line search needs "
+                    "the exact objective; "
+                    "use clip_norm=0, ema_decay=0, schedule.name='constant', precision f32 or f64."
+                )
+    unknown = set(block.groups) and [
+        f"{g}.{k}" for g, over in block.groups.items() for k in over if k not in block
+    ]
     if unknown:
         found.append(f"{label}.groups sets unknown fields {', '.join(unknown)}.")
     return found
@@ -87,18 +135,34 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
 def _phases(config: ConfigDict) -> list[str]:
     found, total, known = [], 0, components.flatten(config.to_dict())
     for phase in config.phases:
-        if len(phase) != 3 or not isinstance(phase[1], int) or phase[1] < 1 or not hasattr(phase[2], "items"):
-            found.append(f"phases has {phase!r}; a phase is (name, steps >= 1, {{'field.path': value}}).")
+        if (
+            len(phase) != 3
+            or not isinstance(phase[1], int)
+            or phase[1] < 1
+            or not hasattr(phase[2], "items")
+        ):
+            found.append(
+                f"phases has {phase!r}; a phase is (name, steps >= 1, {{'field.path': value}})."
+            )
             continue
         total += phase[1]
-        found += [f"phase {phase[0]!r} overrides {path!r}, which is no config field." for path in phase[2] if path not in known]
+        found += [
+            f"phase {phase[0]!r} overrides {path!r}, which is no config field."
+            for path in phase[2]
+            if path not in known
+        ]
     if config.phases and not found and total != config.total_steps:
-        found.append(f"total_steps is {config.total_steps}, but the phases have {total} steps together; make them equal.")
+        found.append(
+            f"total_steps is {config.total_steps}, but the phases have {total} steps together; "
+            "make them equal."
+        )
     return found
 
 
 def _own_rules(config: ConfigDict) -> list[str]:
-    """What the chosen model, task and dataset ask of the config: their function rules(config), where they have one."""
+    """What the chosen model, task and dataset ask of the config: their function rules(config),
+    where they have one.
+    """
     found = []
     for room, block in (("models", config.model), ("tasks", config.task), ("data", config.data)):
         if block.name in components.choices(room):
@@ -110,11 +174,18 @@ def _own_rules(config: ConfigDict) -> list[str]:
 def _data(config: ConfigDict) -> list[str]:
     if "augment" not in config.data:
         return []
-    found = [f"data.augment has {name!r}; known are {', '.join(KNOWN)}." for name in config.data.augment if name not in KNOWN]
+    found = [
+        f"data.augment has {name!r}; known are {', '.join(KNOWN)}."
+        for name in config.data.augment
+        if name not in KNOWN
+    ]
     if config.data.on_error not in ("stop", "skip"):
         found.append(f"data.on_error is {config.data.on_error!r}; it has to be stop or skip.")
     if config.data.num_workers < 0 or config.data.max_skips < 0 or config.data.fit_examples < 1:
-        found.append("data.num_workers and data.max_skips have to be at least 0, data.fit_examples at least 1.")
+        found.append(
+            "data.num_workers and data.max_skips have to be at least 0, data.fit_examples at least "
+            "1."
+        )
     return found
 
 
@@ -122,18 +193,34 @@ def doubts(config: ConfigDict) -> list[str]:
     """Values that are legal and rarely wanted."""
     found = []
     if config.optimizer.name in ("adam", "adamw", "lion") and config.optimizer.learning_rate > 0.02:
-        found.append(f"optimizer.learning_rate {config.optimizer.learning_rate} is high for {config.optimizer.name}.")
-    if config.ema_decay > 0 and config.total_steps < 3 / (1 - config.ema_decay) and config.evaluate.weights == "ema":
-        found.append(f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} steps, and there are "
-                     f"only {config.total_steps}: the averaged weights lag behind.")
+        found.append(
+            f"optimizer.learning_rate {config.optimizer.learning_rate} is high for "
+            f"{config.optimizer.name}."
+        )
+    if (
+        config.ema_decay > 0
+        and config.total_steps < 3 / (1 - config.ema_decay)
+        and config.evaluate.weights == "ema"
+    ):
+        found.append(
+            f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} "
+            "steps, and there are "
+            f"only {config.total_steps}: the averaged weights lag behind."
+        )
     cycle = config.optimizer.schedule
     if cycle.name == "cyclic" and cycle.cyclic.period // 2 > config.total_steps:
-        found.append(f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never reached in "
-                     f"{config.total_steps} steps.")
+        found.append(
+            f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never "
+            "reached in "
+            f"{config.total_steps} steps."
+        )
     if config.optimizer.clip_norm == 0 and config.optimizer.name not in SEARCHED:
         found.append("optimizer.clip_norm is 0: a single bad batch can throw the weights far away.")
     if config.evaluate.every > config.total_steps:
-        found.append("evaluate.every is larger than total_steps: only the first and the last weights are validated.")
+        found.append(
+            "evaluate.every is larger than total_steps: only the first and the last weights are "
+            "validated."
+        )
     return found
 
 
@@ -141,12 +228,24 @@ def validate(config: ConfigDict) -> list[str]:
     """Warnings.  Raises UserError that lists every violated rule at once."""
     missing = [room for room in ("model", "data", "task") if room not in config]
     if missing:
-        raise UserError(f"The config has no {', '.join(missing)} block; start from one of configs/*.py.")
-    violated = _positive(config) + _choices(config) + _phases(config) + _own_rules(config) + _data(config)
+        raise UserError(
+            f"The config has no {', '.join(missing)} block; start from one of configs/*.py."
+        )
+    violated = (
+        _positive(config) + _choices(config) + _phases(config) + _own_rules(config) + _data(config)
+    )
     if config.optimizer.name in RULES and config.optimizer.schedule.name in SCHEDULES:
-        violated += _optimizer(config, "optimizer", config.optimizer,
-                               config.phases[0][1] if config.phases else config.total_steps)
+        violated += _optimizer(
+            config,
+            "optimizer",
+            config.optimizer,
+            config.phases[0][1] if config.phases else config.total_steps,
+        )
     if violated:
-        raise UserError("The config breaks " + ("a rule" if len(violated) == 1 else f"{len(violated)} rules") + ":\n  - "
-                        + "\n  - ".join(violated))
+        raise UserError(
+            "The config breaks "
+            + ("a rule" if len(violated) == 1 else f"{len(violated)} rules")
+            + ":\n  - "
+            + "\n  - ".join(violated)
+        )
     return doubts(config)

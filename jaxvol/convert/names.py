@@ -1,4 +1,7 @@
-"""Comparison of the tensors that were given with those that a model of these hyper-parameters has, shared by all converters."""
+"""Comparison of the tensors that were given with those that a model of these hyper-parameters has,
+shared by all converters.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -7,32 +10,47 @@ import numpy as np
 
 from jaxvol.types import UserError
 
-BOOKKEEPING = ("num_batches_tracked",)      # counters that no output depends on
-SHOWN = 12                                  # names listed per kind of difference
-REMEDY = ("Use the hyper-parameters that the weights were trained with, and the state dict of this model alone "
-          "(--key=NAME chooses one of several).")
+BOOKKEEPING = ("num_batches_tracked",)  # counters that no output depends on
+SHOWN = 12  # names listed per kind of difference
+REMEDY = (
+    "Use the hyper-parameters that the weights were trained with, and the state dict of this model "
+    "alone "
+    "(--key=NAME chooses one of several)."
+)
 
 
-def check(model: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes with `expected` (name -> shape in torch's layout), before anything is converted.
+def check(
+    model: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare names and shapes with `expected` (name -> shape in torch's layout), before anything
+    is converted.
 
     Raises one UserError that names every tensor that is missing, superfluous or of another shape.
     """
     given = {name for name in tensors if not name.endswith(BOOKKEEPING)}
     missing = [f"{name} {expected[name]}" for name in expected if name not in given]
     superfluous = [f"{name} {np.shape(tensors[name])}" for name in sorted(given - set(expected))]
-    misshapen = [f"{name}: found {np.shape(tensors[name])}, expected {tuple(expected[name])}" for name in expected
-                 if name in given and np.shape(tensors[name]) != tuple(expected[name])]
-    refuse(f"{model} with these hyper-parameters",
-           {"missing": missing, "superfluous": superfluous, "of another shape": misshapen})
+    misshapen = [
+        f"{name}: found {np.shape(tensors[name])}, expected {tuple(expected[name])}"
+        for name in expected
+        if name in given and np.shape(tensors[name]) != tuple(expected[name])
+    ]
+    refuse(
+        f"{model} with these hyper-parameters",
+        {"missing": missing, "superfluous": superfluous, "of another shape": misshapen},
+    )
 
 
 def refuse(model: str, differences: Mapping[str, list[str]], remedy: str = REMEDY) -> None:
-    """UserError that lists the differences, kind by kind, and ends with what to do; nothing when all the lists are empty."""
+    """UserError that lists the differences, kind by kind, and ends with what to do; nothing when
+    all the lists are empty.
+    """
     lines = []
     for kind, names in differences.items():
         if names:
             more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             lines.append(f"  - {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}")
     if lines:
-        raise UserError(f"these tensors are not the ones of a {model}:\n" + "\n".join(lines) + f"\n{remedy}")
+        raise UserError(
+            f"these tensors are not the ones of a {model}:\n" + "\n".join(lines) + f"\n{remedy}"
+        )

@@ -1,16 +1,21 @@
-"""Weights of published PyTorch models -> jaxvol, as a library call and as a command that makes a workdir of them.
+"""Weights of published PyTorch models -> jaxvol, as a library call and as a command that makes a
+workdir of them.
 
     module, variables = convert.from_torch("vnet", tensors, config)
-    python -m jaxvol.convert --model=vnet --original=hparams.json --input=unet_best.pt --output=runs/imported
+    python -m jaxvol.convert --model=vnet --original=hparams.json --input=unet_best.pt
+    --output=runs/imported
 
-The workdir is that of a run at step 0: `--mode=evaluate`, `--mode=predict` and `config.init_from` accept it, and training goes on
-from it.  Its model block comes from the original's hyper-parameters (a JSON object), everything else from `--config`.
+The workdir is that of a run at step 0: `--mode=evaluate`, `--mode=predict` and `config.init_from`
+accept it, and training goes on from it.  Its model block comes from the original's hyper-parameters
+(a JSON object), everything else from `--config`.
 
-Normalisation.  A network works only on data prepared as in its training, which a file of weights does not tell.  Without
-`--config`, data go in and come out as they are, and of configs/<model>.py only the rest is used.  With `--config`, or an override
-of `--config.data.input_normaliser` or `target_normaliser`, that config decides; what such a normaliser fits is fitted on the
-training data of the config, not on the original's.
+Normalisation.  A network works only on data prepared as in its training, which a file of weights
+does not tell.  Without `--config`, data go in and come out as they are, and of configs/<model>.py
+only the rest is used.  With `--config`, or an override of `--config.data.input_normaliser` or
+`target_normaliser`, that config decides; what such a normaliser fits is fitted on the training data
+of the config, not on the original's.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -37,48 +42,73 @@ from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]
 CONVERTERS: dict[str, Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Converted]] = {
-    "fno": fno.fno, "spectral_conv": fno.spectral_conv, "vnet": vnet.vnet, "vit3d": vit3d.vit3d,
-    "generator": pix2pixcc.generator, "discriminator": pix2pixcc.discriminator,
-    "cheb_kan": cheb_kan.cheb_kan}
-NETWORKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], ConfigDict]]] = {     # kind -> config file, fields of config.model
-    "fno": ("configs/fno.py", fno.config), "vnet": ("configs/vnet.py", vnet.config),
-    "vit3d": ("configs/vit3d.py", vit3d.config), "generator": ("configs/pix2pixcc.py", pix2pixcc.config)}
+    "fno": fno.fno,
+    "spectral_conv": fno.spectral_conv,
+    "vnet": vnet.vnet,
+    "vit3d": vit3d.vit3d,
+    "generator": pix2pixcc.generator,
+    "discriminator": pix2pixcc.discriminator,
+    "cheb_kan": cheb_kan.cheb_kan,
+}
+# kind -> config file, fields of config.model
+NETWORKS: dict[str, tuple[str, Callable[[Mapping[str, Any]], ConfigDict]]] = {
+    "fno": ("configs/fno.py", fno.config),
+    "vnet": ("configs/vnet.py", vnet.config),
+    "vit3d": ("configs/vit3d.py", vit3d.config),
+    "generator": ("configs/pix2pixcc.py", pix2pixcc.config),
+}
 
 
 class Hyperparameters(dict):
     """The original's hyper-parameters; one that is needed and absent is the user's mistake."""
 
     def __missing__(self, name: str) -> Any:
-        raise UserError(f"the original's hyper-parameters have no {name!r}; found {', '.join(map(str, self)) or 'none'}: add it, "
-                        "spelled as in the original's constructor")
+        raise UserError(
+            f"the original's hyper-parameters have no {name!r}; found "
+            f"{', '.join(map(str, self)) or 'none'}: add it, "
+            "spelled as in the original's constructor"
+        )
 
 
-def from_torch(kind: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Converted:
-    """(module, variables) that equal a published model: module.apply(variables, x), x [B, D, H, W, C] -> [B, D, H, W, K].
+def from_torch(
+    kind: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> Converted:
+    """(module, variables) that equal a published model: module.apply(variables, x), x [B, D, H, W,
+    C] -> [B, D, H, W, K].
 
     kind:    one of CONVERTERS
-    tensors: original name -> array, in torch's layout (`jaxvol.data.io.weights.read` gives them); complex ones may be split in
-             `<name>.real`, `<name>.imag`
+    tensors: original name -> array, in torch's layout (`jaxvol.data.io.weights.read` gives them);
+             complex ones may be split in `<name>.real`, `<name>.imag`
     config:  the original's hyper-parameters, spelled as in its constructor
-    Raises UserError: unknown kind, unsupported or absent hyper-parameters, tensors that are missing, superfluous or misshapen.
+    Raises UserError: unknown kind, unsupported or absent hyper-parameters, tensors that are
+    missing, superfluous or misshapen.
     """
     if kind not in CONVERTERS:
         raise UserError(f"there is no converter for {kind!r}; known are {', '.join(CONVERTERS)}")
     try:
-        module, variables = CONVERTERS[kind]({name: np.asarray(x) for name, x in tensors.items()}, Hyperparameters(config))
+        module, variables = CONVERTERS[kind](
+            {name: np.asarray(x) for name, x in tensors.items()}, Hyperparameters(config)
+        )
     except KeyError as error:
         raise UserError(f"{kind}: the tensor {error} is missing") from error
     return module, jax.tree.map(np.ascontiguousarray, variables)
 
 
-def import_run(kind: str, tensors: Mapping[str, np.ndarray], original: Mapping[str, Any], config: ConfigDict, output: Path,
-               source: Mapping[str, Any]) -> str:
+def import_run(
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    original: Mapping[str, Any],
+    config: ConfigDict,
+    output: Path,
+    source: Mapping[str, Any],
+) -> str:
     """Make the workdir `output` of a converted network and say what it is.
 
-    config: of a run whose data the network is meant for; its model block is replaced, its task is regression.
+    config: of a run whose data the network is meant for; its model block is replaced, its task is
+            regression.
     source: goes into <output>/imported.json as it is.
-    Raises UserError as `from_torch`; when the data have other channels or another size than the network takes; when the workdir
-    holds a run already.
+    Raises UserError as `from_torch`; when the data have other channels or another size than the
+    network takes; when the workdir holds a run already.
     """
     if (output / "config.json").exists() or (output / "checkpoints").exists():
         raise UserError(f"{output} holds a run already; choose another --output or remove it")
@@ -87,29 +117,44 @@ def import_run(kind: str, tensors: Mapping[str, np.ndarray], original: Mapping[s
     dataset = components.dataset(config)
     state = state_of(config, dataset.spec, variables)
     store = checkpoint.open_store(output, config.checkpoint.keep)
-    meta = {"config": config.to_json(), "config_hash": components.fingerprint(config), "data_hash": dataset.hash,
-            "versions": writer.versions(), "phase": 0, "steps": config.total_steps, "spec": dataset.spec.to_json(),
-            "progress": dataclasses.asdict(loop.Progress())}
+    meta = {
+        "config": config.to_json(),
+        "config_hash": components.fingerprint(config),
+        "data_hash": dataset.hash,
+        "versions": writer.versions(),
+        "phase": 0,
+        "steps": config.total_steps,
+        "spec": dataset.spec.to_json(),
+        "progress": dataclasses.asdict(loop.Progress()),
+    }
     writer.write_config(output, config)
     checkpoint.save(store, state, meta, None)
     store.manager.wait_until_finished()
     store.manager.close()
-    (output / "imported.json").write_text(json.dumps({"kind": kind, "original": dict(original), **source}, indent=1) + "\n")
+    (output / "imported.json").write_text(
+        json.dumps({"kind": kind, "original": dict(original), **source}, indent=1) + "\n"
+    )
     count = sum(x.size for x in jax.tree.leaves(variables["params"]))
     lines = [f"{output}: {kind} with {count:,} parameters, step 0."]
     for name, field in dataset.spec.fields.items():
         chain = " -> ".join(entry["name"] for entry in field.normaliser)
-        lines.append(f"{name}: {f'{chain}, fitted on the data of the config' if chain else 'no normaliser'}")
+        lines.append(
+            f"{name}: {f'{chain}, fitted on the data of the config' if chain else 'no normaliser'}"
+        )
     return "\n".join(lines)
 
 
 def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
-    """`config` with the model block of the original, one phase, and the task regression; UserError lists the rules it breaks."""
+    """`config` with the model block of the original, one phase, and the task regression; UserError
+    lists the rules it breaks.
+    """
     chosen = ConfigDict(config.to_dict())
     chosen.model = NETWORKS[kind][1](Hyperparameters(original))
     if chosen.task.name != "regression":
         task = base.regression()
-        task.update({name: chosen.task[name] for name in ("metrics", "spectra") if name in chosen.task})
+        task.update(
+            {name: chosen.task[name] for name in ("metrics", "spectra") if name in chosen.task}
+        )
         chosen.task, chosen.phases = task, ()
     validate.validate(chosen)
     return chosen.lock()
@@ -121,17 +166,30 @@ def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
     own = {"params": struct.ema["params"]["net"], **struct.ema["stats"]["net"]}
     given, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (variables, own))
     text = jax.tree_util.keystr
-    names.refuse(f"{config.model.name} for the data of --config ({describe(spec)})", {
-        "missing": [text(path) for path in wanted if path not in given],
-        "superfluous": [text(path) for path in given if path not in wanted],
-        "of another shape": [f"{text(path)}: found {given[path].shape}, expected {wanted[path].shape}" for path in wanted
-                             if path in given and given[path].shape != wanted[path].shape]},
-        "Choose a --config whose data have the channels, and the size of volume, that the network was trained on.")
+    names.refuse(
+        f"{config.model.name} for the data of --config ({describe(spec)})",
+        {
+            "missing": [text(path) for path in wanted if path not in given],
+            "superfluous": [text(path) for path in given if path not in wanted],
+            "of another shape": [
+                f"{text(path)}: found {given[path].shape}, expected {wanted[path].shape}"
+                for path in wanted
+                if path in given and given[path].shape != wanted[path].shape
+            ],
+        },
+        "Choose a --config whose data have the channels, and the size of volume, that the network "
+        "was trained on.",
+    )
     placed = jax.tree_util.tree_map_with_path(
-        lambda path, s: jax.device_put(np.asarray(given[path], s.dtype), s.sharding), own)
+        lambda path, s: jax.device_put(np.asarray(given[path], s.dtype), s.sharding), own
+    )
     params, stats = {"net": placed.pop("params")}, {"net": placed}
-    task = dataclasses.replace(components.task(config, spec), init=lambda key, batch: (params, {"stats": stats}))
-    return step.init(task, components.optimizers(config, params, config.total_steps), config.seed, {})
+    task = dataclasses.replace(
+        components.task(config, spec), init=lambda key, batch: (params, {"stats": stats})
+    )
+    return step.init(
+        task, components.optimizers(config, params, config.total_steps), config.seed, {}
+    )
 
 
 def describe(spec: Spec) -> str:
@@ -141,34 +199,71 @@ def describe(spec: Spec) -> str:
 
 
 def parse(argv: list[str]) -> tuple[str, dict, dict, ConfigDict, Path, dict]:
-    """(kind, tensors, original, config, output, source) of a command line.  Raises UserError for what cannot be understood."""
+    """(kind, tensors, original, config, output, source) of a command line.  Raises UserError for
+    what cannot be understood.
+    """
     values, settings = flags.FlagValues(), flags.FlagValues()
     flags.DEFINE_enum("model", None, list(NETWORKS), "what the weights are of", flag_values=values)
-    flags.DEFINE_string("original", "", "JSON file with the original's hyper-parameters", flag_values=values)
-    flags.DEFINE_string("input", "", f"file of weights: {' '.join(weights.EXTENSIONS)}", flag_values=values)
-    flags.DEFINE_string("key", "", "the state dict inside the file, e.g. model.ema", flag_values=values)
+    flags.DEFINE_string(
+        "original", "", "JSON file with the original's hyper-parameters", flag_values=values
+    )
+    flags.DEFINE_string(
+        "input", "", f"file of weights: {' '.join(weights.EXTENSIONS)}", flag_values=values
+    )
+    flags.DEFINE_string(
+        "key", "", "the state dict inside the file, e.g. model.ema", flag_values=values
+    )
     flags.DEFINE_string("output", "", "workdir to make", flag_values=values)
     flags.DEFINE_bool("help", False, "this text", flag_values=values)
     try:
         others = values(argv, known_only=True)
-        absent = [f"--{name}" for name in ("model", "original", "input", "output") if not values[name].value]
+        absent = [
+            f"--{name}"
+            for name in ("model", "original", "input", "output")
+            if not values[name].value
+        ]
         if values.help or absent:
-            raise UserError(f"{__doc__}\nmodels: {', '.join(NETWORKS)}; missing: {' '.join(absent) or 'nothing'}")
-        config_flags.DEFINE_config_file("config", NETWORKS[values.model][0], "config file", flag_values=settings, sys_argv=others,
-                                        lock_config=True)
+            raise UserError(
+                f"{__doc__}\nmodels: {', '.join(NETWORKS)}; missing: "
+                f"{' '.join(absent) or 'nothing'}"
+            )
+        config_flags.DEFINE_config_file(
+            "config",
+            NETWORKS[values.model][0],
+            "config file",
+            flag_values=settings,
+            sys_argv=others,
+            lock_config=True,
+        )
         rest, config = settings(others), settings.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"The command line cannot be used: {str(error).splitlines()[-1]}") from error
+        raise UserError(
+            f"The command line cannot be used: {str(error).splitlines()[-1]}"
+        ) from error
     if rest[1:]:
-        raise UserError(f"Arguments {' '.join(rest[1:])} are not understood; overrides look like --config.data.grid=64.")
+        raise UserError(
+            f"Arguments {' '.join(rest[1:])} are not understood; overrides look like "
+            "--config.data.grid=64."
+        )
     if settings["config"].using_default_value:
         with config.unlocked():
             for field in ("input_normaliser", "target_normaliser"):
-                config.data[field] = config.data[field] if any(a.startswith(f"--config.data.{field}") for a in others) else ()
+                config.data[field] = (
+                    config.data[field]
+                    if any(a.startswith(f"--config.data.{field}") for a in others)
+                    else ()
+                )
     source = {"input": values.input, "key": values.key}
     tensors = weights.read(values.input, values.key)
     source["sha256"] = hashlib.sha256(Path(values.input).read_bytes()).hexdigest()
-    return values.model, tensors, read_original(values.original), config, Path(values.output), source
+    return (
+        values.model,
+        tensors,
+        read_original(values.original),
+        config,
+        Path(values.output),
+        source,
+    )
 
 
 def read_original(path: str) -> dict[str, Any]:
@@ -178,7 +273,10 @@ def read_original(path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--original={path}: it cannot be read as JSON ({error})") from error
     if not isinstance(found, dict):
-        raise UserError(f"--original={path}: found a JSON {type(found).__name__}; expected an object of hyper-parameters")
+        raise UserError(
+            f"--original={path}: found a JSON {type(found).__name__}; expected an object of "
+            "hyper-parameters"
+        )
     return found
 
 
@@ -193,4 +291,3 @@ def cli(argv: list[str]) -> int:
     except UserError as error:
         print(f"\njaxvol: {error}", file=sys.stderr)
         return 1
-

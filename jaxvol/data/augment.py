@@ -1,4 +1,7 @@
-"""Random symmetries of training examples: the same rotation and shift for input, target and mask."""
+"""Random symmetries of training examples: the same rotation and shift for input,
+target and mask.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -12,37 +15,66 @@ KNOWN = ("cube", "transpose", "shift")
 
 
 def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
-    """UserError when a name is unknown, a field's kind is (or is not one of volumes), or `shift` is asked for where no axis is periodic."""
+    """UserError when a name is unknown, a field's kind is (or is not one of volumes), or `shift` is
+    asked for where no axis is periodic.
+    """
     if unknown := [name for name in names if name not in KNOWN]:
-        raise UserError(f"data.augment has {', '.join(map(repr, unknown))}: expected names out of {', '.join(KNOWN)}")
+        raise UserError(
+            f"data.augment has {', '.join(map(repr, unknown))}: expected names out of "
+            f"{', '.join(KNOWN)}"
+        )
     if "shift" in names and not _periodic_axes(spec):
-        raise UserError(f"data.augment has 'shift', but no axis of the volumes {spec.shape} is periodic: "
-                        "expected a periodic dataset; remove 'shift' from data.augment")
+        raise UserError(
+            f"data.augment has 'shift', but no axis of the volumes {spec.shape} is periodic: "
+            "expected a periodic dataset; remove 'shift' from data.augment"
+        )
     for name, field in spec.fields.items():
         rotations.line_of_sight(field.kind)
         if field.kind == rotations.COORDINATES:
-            raise UserError(f"the field {name!r} has the kind 'coordinates', which is for points of equations (data.name='collocation'): "
-                            "expected scalar, vector or line_of_sight=<0, 1 or 2>")
+            raise UserError(
+                f"the field {name!r} has the kind 'coordinates', which is for points of equations "
+                "(data.name='collocation'): "
+                "expected scalar, vector or line_of_sight=<0, 1 or 2>"
+            )
         if field.kind == "vector" and len(field.channels) % 3:
-            raise UserError(f"the field {name!r} is a vector with {len(field.channels)} channels {field.channels}: "
-                            "expected a multiple of 3 (components along d, h, w)")
+            raise UserError(
+                f"the field {name!r} is a vector with {len(field.channels)} channels "
+                f"{field.channels}: "
+                "expected a multiple of 3 (components along d, h, w)"
+            )
 
 
-def augment(example: dict[str, np.ndarray], spec: Spec, rng: np.random.Generator,
-            names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """One random element of the allowed cube group ("cube"), then one random periodic shift ("shift"), for all leaves.
+def augment(
+    example: dict[str, np.ndarray], spec: Spec, rng: np.random.Generator, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """One random element of the allowed cube group ("cube"), then one random periodic shift
+    ("shift"), for all leaves.
 
-    "transpose" takes the exchanges of axes alone: samples at 0, h, 2h, ... of an interval have no mirror image on the grid.
+    "transpose" takes the exchanges of axes alone: samples at 0, h, 2h, ... of an interval have no
+    mirror image on the grid.
 
-    example: leaves [D, H, W, C] in physical units (a vector must not have been normalised per component).  A leaf that is
-    no field of the spec, such as the mask, moves like a scalar.  Only periodic axes shift, by whole voxels.
+    example: leaves [D, H, W, C] in physical units (a vector must not have been normalised per
+             component).  A leaf that is
+    no field of the spec, such as the mask, moves like a scalar.  Only periodic axes shift, by whole
+    voxels.
     """
     if "cube" in names or "transpose" in names:
-        group = _group(spec.shape, spec.spacing, tuple(field.kind for field in spec.fields.values()), spec.periodic)
-        group = group if "cube" in names else [element for element in group if not any(element.flips)]
+        group = _group(
+            spec.shape,
+            spec.spacing,
+            tuple(field.kind for field in spec.fields.values()),
+            spec.periodic,
+        )
+        group = (
+            group if "cube" in names else [element for element in group if not any(element.flips)]
+        )
         element = group[rng.integers(len(group))]
-        example = {name: rotations.apply(element, x, spec.fields[name].kind if name in spec.fields else "scalar")
-                   for name, x in example.items()}
+        example = {
+            name: rotations.apply(
+                element, x, spec.fields[name].kind if name in spec.fields else "scalar"
+            )
+            for name, x in example.items()
+        }
     if "shift" in names:
         axes = _periodic_axes(spec)
         shifts = tuple(int(rng.integers(spec.shape[axis])) for axis in axes)

@@ -1,12 +1,17 @@
-"""Points for physics-informed training: inside a domain, on its faces, at its start, and where something was measured.
+"""Points for physics-informed training: inside a domain, on its faces, at its start, and where
+something was measured.
 
-An example is a SET of points, so that a batch is `points` [B, n, d] and, for every condition of the problem, `<condition>`
-[B, n_c, d] with `<condition>_target` [B, n_c, k]; coordinates are physical.  A set is a function of (seed, draw, example), and
-the draw is the step divided by `resample`: fixed or fresh points, and a run that was stopped goes on with those it would have had.
+An example is a SET of points, so that a batch is `points` [B, n, d] and, for every condition of the
+problem, `<condition>` [B, n_c, d] with `<condition>_target` [B, n_c, k]; coordinates are physical.
+A set is a function of (seed, draw, example), and
+the draw is the step divided by `resample`: fixed or fresh points, and a run that was stopped goes
+on with those it would have had.
 
-Validation and test have one example: the grid `input` [D, H, W, d] (normalised coordinates; the first axes have length one when
-d < 3), the solution on it as `target` [D, H, W, m], and a set of points that training never sees.
+Validation and test have one example: the grid `input` [D, H, W, d] (normalised coordinates; the
+first axes have length one when d < 3), the solution on it as `target` [D, H, W, m], and a set of
+points that training never sees.
 """
+
 from __future__ import annotations
 
 import functools
@@ -23,22 +28,39 @@ from jaxvol.ops import normalise
 from jaxvol.types import Dataset, Field, Spec, UserError
 
 SAMPLERS = ("uniform", "latin", "sobol", "grid")
-EVALUATION = {"train": 2 ** 31, "val": 2 ** 31 + 1, "test": 2 ** 31 + 2}       # draws that no training step reaches
-SENSORS = 2 ** 31 + 3                                                          # the draw of places that are measured once
+# draws that no training step reaches
+EVALUATION = {"train": 2**31, "val": 2**31 + 1, "test": 2**31 + 2}
+# the draw of places that are measured once
+SENSORS = 2**31 + 3
 
 
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.data`, for jaxvol/config/validate.py."""
     data = config.data
-    found = [] if data.sampler in SAMPLERS else [f"data.sampler is {data.sampler!r}; it has to be one of {', '.join(SAMPLERS)}."]
-    found += [f"data.points.{name} is {data.points[name]}; it has to be at least 1." for name in data.points if data.points[name] < 1]
+    found = (
+        []
+        if data.sampler in SAMPLERS
+        else [f"data.sampler is {data.sampler!r}; it has to be one of {', '.join(SAMPLERS)}."]
+    )
+    found += [
+        f"data.points.{name} is {data.points[name]}; it has to be at least 1."
+        for name in data.points
+        if data.points[name] < 1
+    ]
     if data.resample < 0:
-        found.append(f"data.resample is {data.resample}; it has to be 0 (fixed points) or a number of updates.")
+        found.append(
+            f"data.resample is {data.resample}; it has to be 0 (fixed points) or a number of "
+            "updates."
+        )
     return found
 
 
-def sample(rng: np.random.Generator, n: int, low: np.ndarray, high: np.ndarray, sampler: str) -> np.ndarray:
-    """n points of a box, [n, d] float64: uniform | latin (hypercube) | sobol (scrambled) | grid (the nearest regular one, cut to n)."""
+def sample(
+    rng: np.random.Generator, n: int, low: np.ndarray, high: np.ndarray, sampler: str
+) -> np.ndarray:
+    """n points of a box, [n, d] float64: uniform | latin (hypercube) | sobol (scrambled) | grid
+    (the nearest regular one, cut to n).
+    """
     d = len(low)
     if d == 0:
         return np.zeros((n, 0))
@@ -55,7 +77,9 @@ def sample(rng: np.random.Generator, n: int, low: np.ndarray, high: np.ndarray, 
     return low + unit * (high - low)
 
 
-def on_faces(rng: np.random.Generator, n: int, problem: pdes.Problem, faces: tuple, sampler: str) -> np.ndarray:
+def on_faces(
+    rng: np.random.Generator, n: int, problem: pdes.Problem, faces: tuple, sampler: str
+) -> np.ndarray:
     """n points of every face, [faces n, d]; one point where a face is a point."""
     low, high = np.array(problem.low), np.array(problem.high)
     if not faces:
@@ -69,17 +93,28 @@ def on_faces(rng: np.random.Generator, n: int, problem: pdes.Problem, faces: tup
     return np.concatenate(found)
 
 
-def draw(config: ConfigDict, problem: pdes.Problem, number: int, example: int) -> dict[str, np.ndarray]:
-    """The point set of one example of a draw: {"points" [n, d], "<condition>" [n_c, d], "<condition>_target" [n_c, k]}."""
+def draw(
+    config: ConfigDict, problem: pdes.Problem, number: int, example: int
+) -> dict[str, np.ndarray]:
+    """The point set of one example of a draw: {"points" [n, d], "<condition>" [n_c, d],
+    "<condition>_target" [n_c, k]}.
+    """
     data, dtype = config.data, np.float64 if config.precision == "f64" else np.float32
     rng = np.random.default_rng([config.seed, number, example])
-    sets = {"points": sample(rng, data.points.interior, np.array(problem.low), np.array(problem.high), data.sampler)}
+    sets = {
+        "points": sample(
+            rng, data.points.interior, np.array(problem.low), np.array(problem.high), data.sampler
+        )
+    }
     for condition in problem.conditions:
         measured = condition.kind == "data"
         own = np.random.default_rng([config.seed, SENSORS, example]) if measured else rng
         count = data.points[condition.kind]
-        at = (on_faces(own, count, problem, condition.faces, data.sampler) if condition.places is None else
-              condition.places[rng.integers(len(condition.places), size=count)])
+        at = (
+            on_faces(own, count, problem, condition.faces, data.sampler)
+            if condition.places is None
+            else condition.places[rng.integers(len(condition.places), size=count)]
+        )
         target = np.asarray(condition.target(at), np.float64)
         if condition.noise:
             target = target + condition.noise * target.std() * own.normal(size=target.shape)
@@ -92,15 +127,26 @@ def specify(problem: pdes.Problem) -> Spec:
     low, high, d = np.array(problem.low), np.array(problem.high), len(problem.low)
     scaled = {"name": "linear", "low": low.tolist(), "high": high.tolist(), "clip": False}
     spacing = (high - low) / (np.array(problem.grid) - 1)
-    return Spec({"input": Field(problem.coordinates, "coordinates", normaliser=(scaled,)), "target": Field(problem.fields)},
-                (1,) * (3 - d) + tuple(problem.grid), (1.0,) * (3 - d) + tuple(map(float, spacing)))
+    return Spec(
+        {
+            "input": Field(problem.coordinates, "coordinates", normaliser=(scaled,)),
+            "target": Field(problem.fields),
+        },
+        (1,) * (3 - d) + tuple(problem.grid),
+        (1.0,) * (3 - d) + tuple(map(float, spacing)),
+    )
 
 
 def make(config: ConfigDict) -> Dataset:
-    """The points of `config.data.problem`.  Raises UserError for an unknown problem or one with more than three coordinates."""
+    """The points of `config.data.problem`.  Raises UserError for an unknown problem or one with
+    more than three coordinates.
+    """
     problem = pdes.make(config.data.problem)
     if len(problem.low) > 3:
-        raise UserError(f"the problem has the coordinates {', '.join(problem.coordinates)}; the evaluation grid takes three at most")
+        raise UserError(
+            f"the problem has the coordinates {', '.join(problem.coordinates)}; the evaluation "
+            "grid takes three at most"
+        )
     spec, dtype = specify(problem), np.float64 if config.precision == "f64" else np.float32
     resample = config.data.resample
 
@@ -112,20 +158,40 @@ def make(config: ConfigDict) -> Dataset:
     @functools.lru_cache(maxsize=1)
     def grid() -> dict[str, np.ndarray]:
         x = problem.mesh
-        values = {"input": normalise.forward(spec.fields["input"].normaliser, x), "target": problem.solution(x, np)}
-        return {name: np.asarray(v, dtype).reshape(1, *spec.shape, -1) for name, v in values.items()}
+        values = {
+            "input": normalise.forward(spec.fields["input"].normaliser, x),
+            "target": problem.solution(x, np),
+        }
+        return {
+            name: np.asarray(v, dtype).reshape(1, *spec.shape, -1) for name, v in values.items()
+        }
 
     def batch(step: int, rows: slice) -> dict[str, np.ndarray]:
         start, stop, _ = rows.indices(config.batch_size)
         return sets(step // resample if resample else 0, start, stop)
 
-    def batches(split: str, batch_size: int, rows: slice, limit: int) -> Iterator[dict[str, np.ndarray]]:
+    def batches(
+        split: str, batch_size: int, rows: slice, limit: int
+    ) -> Iterator[dict[str, np.ndarray]]:
         start, stop, _ = rows.indices(batch_size)
         one = {**grid(), **sets(EVALUATION[split], 0, 1)}
-        yield {**{name: np.repeat(v, stop - start, 0) for name, v in one.items()},
-               "_mask": (np.arange(start, stop) == 0).astype(np.float32), "_index": np.zeros(stop - start, np.int32)}
+        yield {
+            **{name: np.repeat(v, stop - start, 0) for name, v in one.items()},
+            "_mask": (np.arange(start, stop) == 0).astype(np.float32),
+            "_index": np.zeros(stop - start, np.int32),
+        }
 
-    told = json.loads(config.data.to_json()) | ({"problem": problem.fingerprint} if problem.fingerprint else {})
+    told = json.loads(config.data.to_json()) | (
+        {"problem": problem.fingerprint} if problem.fingerprint else {}
+    )
     text = json.dumps([told, config.seed, config.precision], sort_keys=True)
-    return Dataset(spec, dict.fromkeys(EVALUATION, 1), batch, lambda start, stop, rows: (batch(s, rows) for s in range(start, stop)),
-                   batches, lambda split: [config.data.problem.name], hashlib.sha256(text.encode()).hexdigest()[:16], lambda: [])
+    return Dataset(
+        spec,
+        dict.fromkeys(EVALUATION, 1),
+        batch,
+        lambda start, stop, rows: (batch(s, rows) for s in range(start, stop)),
+        batches,
+        lambda split: [config.data.problem.name],
+        hashlib.sha256(text.encode()).hexdigest()[:16],
+        lambda: [],
+    )

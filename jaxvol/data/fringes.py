@@ -1,10 +1,14 @@
-"""Stacks of fringe images and the height of the surface, as volumes of depth 1: users' folders (jaxvol/data/io/image_stack.py), or simulated.
+"""Stacks of fringe images and the height of the surface, as volumes of depth 1: users' folders
+(jaxvol/data/io/image_stack.py), or simulated.
 
-`input` [1, H, W, 4 W'] holds the images in grey levels, `target` [1, H, W, 1] the height in um, which only scores read.  Simulated:
-training and validation surfaces are random (ops/fringes.smooth), the first test surface is the published one.  A training surface
-is the same in every epoch and its camera noise is another one each time, a function of (seed, step, row) as every random choice is.
-A folder's samples are divided among the splits; those without a ground truth are solved and not scored (their mask is 0).
+`input` [1, H, W, 4 W'] holds the images in grey levels, `target` [1, H, W, 1] the height in um,
+which only scores read.  Simulated: training and validation surfaces are random
+(ops/fringes.smooth), the first test surface is the published one.  A training surface is the same
+in every epoch and its camera noise is another one each time, a function of (seed, step, row) as
+every random choice is. A folder's samples are divided among the splits; those without a ground
+truth are solved and not scored (their mask is 0).
 """
+
 from __future__ import annotations
 
 import json
@@ -20,37 +24,57 @@ from jaxvol.data.pipeline import Source
 from jaxvol.ops import fringes
 from jaxvol.types import Dataset, Field, Spec, UserError
 
-INSIDE = 0.9            # of the unambiguous range is used by random surfaces: noise would carry heights at its ends to the other one
+# of the unambiguous range is used by random surfaces: noise would carry heights at its ends to the
+# other one
+INSIDE = 0.9
 
 
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.data`, for jaxvol/config/validate.py."""
-    found = [f"data.surfaces.{split} is {config.data.surfaces[split]}; it has to be at least 1." for split in SPLITS
-             if config.data.surfaces[split] < 1]
-    return found + ([] if config.task.name == "fringes" else
-                    [f"data.name='fringes' needs task.name='fringes', not {config.task.name!r}."])
+    found = [
+        f"data.surfaces.{split} is {config.data.surfaces[split]}; it has to be at least 1."
+        for split in SPLITS
+        if config.data.surfaces[split] < 1
+    ]
+    return found + (
+        []
+        if config.task.name == "fringes"
+        else [f"data.name='fringes' needs task.name='fringes', not {config.task.name!r}."]
+    )
 
 
 def make(config: ConfigDict) -> Dataset:
-    """Dataset of `config.data`; UserError for a file that cannot be used and for settings that make no sense."""
+    """Dataset of `config.data`; UserError for a file that cannot be used and for settings that make
+    no sense.
+    """
     o = config.data.optics
     fringes.check(o.wavelengths, o.modulation, o.size, o.noise, o.bits)
     layout.check_fractions(config.data.fractions)
-    return pipeline.dataset(from_folder(config.data) if o.folder else simulated(config.data), config)
+    return pipeline.dataset(
+        from_folder(config.data) if o.folder else simulated(config.data), config
+    )
 
 
 def specify(data: ConfigDict, shape: tuple[int, int]) -> Spec:
     """The spec of images of so many pixels on [-1, 1]^2."""
-    channels = tuple(f"bucket_{i:02d}" for i in range(len(fringes.STEPS) * len(data.optics.wavelengths)))
-    return Spec({"input": Field(channels, unit="grey levels"), "target": Field(("height",), unit="µm")}, (1, *shape),
-                (1.0, *(2 / max(n - 1, 1) for n in shape)))
+    channels = tuple(
+        f"bucket_{i:02d}" for i in range(len(fringes.STEPS) * len(data.optics.wavelengths))
+    )
+    return Spec(
+        {"input": Field(channels, unit="grey levels"), "target": Field(("height",), unit="µm")},
+        (1, *shape),
+        (1.0, *(2 / max(n - 1, 1) for n in shape)),
+    )
 
 
 def simulated(data: ConfigDict) -> Source:
     """Random surfaces, and the published one as the first of the split "test"."""
     o, sizes = data.optics, {split: data.surfaces[split] for split in SPLITS}
-    axis, reach = np.linspace(-1, 1, o.size), INSIDE * fringes.reach(o.wavelengths, fringes.beats(o.wavelengths)[0])
-    y, x = np.meshgrid(axis, axis, indexing="ij")           # rows along y, from -1
+    axis, reach = (
+        np.linspace(-1, 1, o.size),
+        INSIDE * fringes.reach(o.wavelengths, fringes.beats(o.wavelengths)[0]),
+    )
+    y, x = np.meshgrid(axis, axis, indexing="ij")  # rows along y, from -1
     points = np.stack([x, y], -1)
 
     def read(split: str, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
@@ -59,25 +83,41 @@ def simulated(data: ConfigDict) -> Source:
             own, height = np.random.default_rng([o.simulation_seed, 0]), fringes.published(points)
         else:
             height = fringes.smooth(own, points, o.centre - reach / 2, o.centre + reach / 2)
-        images = fringes.expose(rng or own, height, o.wavelengths, o.background, o.modulation, o.noise, o.bits)
+        images = fringes.expose(
+            rng or own, height, o.wavelengths, o.background, o.modulation, o.noise, o.bits
+        )
         return {"input": images[None], "target": height[None, ..., None]}
 
     def names(split: str) -> list[str]:
-        return ["published" if split == "test" and i == 0 else f"surface_{i:04d}" for i in range(sizes[split])]
+        return [
+            "published" if split == "test" and i == 0 else f"surface_{i:04d}"
+            for i in range(sizes[split])
+        ]
 
-    return Source(specify(data, (o.size, o.size)), sizes, read, names, layout.digest("simulated", settings(o), sizes))
+    return Source(
+        specify(data, (o.size, o.size)),
+        sizes,
+        read,
+        names,
+        layout.digest("simulated", settings(o), sizes),
+    )
 
 
 def from_folder(data: ConfigDict) -> Source:
-    """Users' stacks; every file is read once here, so that a bad one is told before anything is trained."""
+    """Users' stacks; every file is read once here, so that a bad one is told before anything is
+    trained.
+    """
     o = data.optics
     found, count = image_stack.samples(o.folder), len(fringes.STEPS) * len(o.wavelengths)
     loaded, shape = {}, None
     for name in found:
         images, height = image_stack.read(os.path.join(o.folder, name), count)
         if shape not in (None, images.shape[:2]):
-            raise UserError(f"{o.folder}/{name}: found images of {image_stack.size(images)} pixels; expected {shape[1]} x {shape[0]}, as in "
-                            f"{found[0]}: crop them alike, or put them into folders of their own")
+            raise UserError(
+                f"{o.folder}/{name}: found images of {image_stack.size(images)} pixels; expected "
+                f"{shape[1]} x {shape[0]}, as in "
+                f"{found[0]}: crop them alike, or put them into folders of their own"
+            )
         shape = images.shape[:2]
         loaded[name] = images, height
     splits = layout.divide(found, data.fractions, o.simulation_seed, "samples")
@@ -90,8 +130,13 @@ def from_folder(data: ConfigDict) -> Source:
         return {"input": images[None], "target": known[None, ..., None], **mask}
 
     prints = [(name, image_stack.fingerprint(*pair)) for name, pair in loaded.items()]
-    return Source(specify(data, shape), {split: len(splits[split]) for split in SPLITS}, read, lambda split: splits[split],
-                  layout.digest(prints, splits, settings(o)))
+    return Source(
+        specify(data, shape),
+        {split: len(splits[split]) for split in SPLITS},
+        read,
+        lambda split: splits[split],
+        layout.digest(prints, splits, settings(o)),
+    )
 
 
 def settings(optics: ConfigDict) -> str:

@@ -1,9 +1,12 @@
-"""One random half of the galaxies in a periodic box -> the density of the other half, in crops (jaxvol/data/box.py).
+"""One random half of the galaxies in a periodic box -> the density of the other half, in crops
+(jaxvol/data/box.py).
 
-Binomial thinning: every galaxy goes to the input with probability p, to the target otherwise, so that
-input ~ B(counts, p), target = counts - input.  Given the underlying density, the two halves of a Poisson sample are
+Binomial thinning: every galaxy goes to the input with probability p, to the target otherwise, so
+that input ~ B(counts, p), target = counts - input.  Given the underlying density, the two halves of
+a Poisson sample are
 independent: what can be learned of one from the other is structure, never noise.
 """
+
 from __future__ import annotations
 
 import os
@@ -18,30 +21,54 @@ from jaxvol.data.pipeline import Source
 from jaxvol.data.io.files import FileError
 from jaxvol.types import Dataset, Field, UserError
 
-ORIGIN = ("the file theory/tests/data/gals_Mr19.ff of the source distribution of the Python package corrfunc (`pip download "
-          "--no-deps --no-binary :all: corrfunc`), or counts [n, n, n] and `boxsize` in an .npz made of it")
+ORIGIN = (
+    "the file theory/tests/data/gals_Mr19.ff of the source distribution of the Python package "
+    "corrfunc (`pip download "
+    "--no-deps --no-binary :all: corrfunc`), or counts [n, n, n] and `boxsize` in an .npz made of "
+    "it"
+)
 
 
 def make(config) -> Dataset:
-    """Dataset of crops of the two halves, each in units of its mean (1 + delta); UserError when the file is not given."""
+    """Dataset of crops of the two halves, each in units of its mean (1 + delta); UserError when the
+    file is not given.
+    """
     return pipeline.dataset(source(config), config)
 
 
 def source(config) -> Source:
-    """Thin the counts of config.data.path once, with config.data.thinning_seed, and cut crops from the two halves."""
+    """Thin the counts of config.data.path once, with config.data.thinning_seed, and cut crops from
+    the two halves.
+    """
     data = config.data
     path = os.path.expanduser(data.path)
     if not path:
         raise UserError(f"data.path is empty; expected the path of {ORIGIN}")
     if not os.path.isfile(path):
-        raise UserError(f"data.path='{path}' is no file, seen from {os.getcwd()}; expected {ORIGIN}")
+        raise UserError(
+            f"data.path='{path}' is no file, seen from {os.getcwd()}; expected {ORIGIN}"
+        )
     counts, box_size = read_counts(path, data.grid)
     halves = thin(counts, data.thinning_fraction, data.thinning_seed)
-    densities = {leaf: (half / half.mean()).astype(np.float32)[..., None] for leaf, half in zip(("input", "target"), halves)}
-    readers = {leaf: (lambda piece, values=values: values[piece]) for leaf, values in densities.items()}
+    densities = {
+        leaf: (half / half.mean()).astype(np.float32)[..., None]
+        for leaf, half in zip(("input", "target"), halves)
+    }
+    readers = {
+        leaf: (lambda piece, values=values: values[piece]) for leaf, values in densities.items()
+    }
     fields = {leaf: Field(channels=("galaxies",), unit="1 + delta") for leaf in densities}
-    identity = layout.digest([(leaf, int(half.sum()), hash_of(half)) for leaf, half in zip(densities, halves)], box_size)
-    return box.crops([Box("galaxies", readers)], counts.shape, (box_size / data.grid,) * 3, fields, data, identity)
+    identity = layout.digest(
+        [(leaf, int(half.sum()), hash_of(half)) for leaf, half in zip(densities, halves)], box_size
+    )
+    return box.crops(
+        [Box("galaxies", readers)],
+        counts.shape,
+        (box_size / data.grid,) * 3,
+        fields,
+        data,
+        identity,
+    )
 
 
 def hash_of(counts: np.ndarray) -> str:
@@ -50,63 +77,93 @@ def hash_of(counts: np.ndarray) -> str:
 
 
 def thin(counts: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, rest) of non-negative integer counts, each galaxy kept with probability `fraction`; kept + rest = counts."""
+    """(kept, rest) of non-negative integer counts, each galaxy kept with probability `fraction`;
+    kept + rest = counts.
+    """
     if not 0 < fraction < 1:
         raise UserError(f"data.thinning_fraction={fraction}; expected a number between 0 and 1")
     kept = np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction)
     if not 0 < kept.sum() < counts.sum():
-        raise UserError(f"thinning {counts.sum()} galaxies left one half empty; expected a catalogue with galaxies")
+        raise UserError(
+            f"thinning {counts.sum()} galaxies left one half empty; expected a catalogue with "
+            "galaxies"
+        )
     return kept, counts - kept
 
 
 def read_counts(path: str, grid: int) -> tuple[np.ndarray, float]:
-    """Counts [grid, grid, grid] (int64) of a periodic box and its size in Mpc/h, from an .npz or a Corrfunc .ff catalogue."""
+    """Counts [grid, grid, grid] (int64) of a periodic box and its size in Mpc/h, from an .npz or a
+    Corrfunc .ff catalogue.
+    """
     if path.lower().endswith(".ff"):
         positions, box_size = read_fastfood(path)
         return count(positions, box_size, grid), box_size
     counts, size = files.read(path, "counts", ndim=(3,)), files.read(path, "boxsize")
     if counts.shape != (grid,) * 3:
-        raise FileError(f"{path}, key 'counts': found shape {counts.shape}; expected {(grid,) * 3} (data.grid={grid})")
+        raise FileError(
+            f"{path}, key 'counts': found shape {counts.shape}; expected {(grid,) * 3} "
+            f"(data.grid={grid})"
+        )
     if counts.dtype.kind not in "iu" or counts.min() < 0:
-        raise FileError(f"{path}, key 'counts': found {counts.dtype} with minimum {counts.min()}; expected whole numbers >= 0")
+        raise FileError(
+            f"{path}, key 'counts': found {counts.dtype} with minimum {counts.min()}; expected "
+            "whole numbers >= 0"
+        )
     if size.size != 1 or not 0 < float(size) < np.inf:
-        raise FileError(f"{path}, key 'boxsize': found {size}; expected one positive number (Mpc/h)")
+        raise FileError(
+            f"{path}, key 'boxsize': found {size}; expected one positive number (Mpc/h)"
+        )
     return counts.astype(np.int64), float(size)
 
 
 def count(positions: np.ndarray, box_size: float, grid: int) -> np.ndarray:
-    """Galaxies per cell (nearest grid point) of positions [n, 3] in the periodic box, [grid, grid, grid]."""
+    """Galaxies per cell (nearest grid point) of positions [n, 3] in the periodic box, [grid, grid,
+    grid].
+    """
     cells = np.floor(positions / box_size * grid).astype(np.int64) % grid
     flat = np.ravel_multi_index(tuple(cells.T), (grid,) * 3)
-    return np.bincount(flat, minlength=grid ** 3).reshape((grid,) * 3)
+    return np.bincount(flat, minlength=grid**3).reshape((grid,) * 3)
 
 
 def read_fastfood(path: str) -> tuple[np.ndarray, float]:
     """Positions [n, 3] (float64) and box size of a Corrfunc "fast food" file.
 
-    Fortran records, each between two 4-byte lengths: int32[5] (the second is n), float32[9] (the first is the box size),
-    float32[1] (redshift), then x, y and z, float32[n] or float64[n] each; what follows (weights) is not read.
+    Fortran records, each between two 4-byte lengths: int32[5] (the second is n), float32[9] (the
+    first is the box size), float32[1] (redshift), then x, y and z, float32[n] or float64[n] each;
+    what follows (weights) is not read.
     """
     with open(path, "rb") as file:
         content = file.read()
     records, place = [], 0
     while place < len(content):
-        size = int.from_bytes(content[place:place + 4], "little", signed=True)
+        size = int.from_bytes(content[place : place + 4], "little", signed=True)
         end = place + 4 + size
-        if size < 0 or content[end:end + 4] != content[place:place + 4]:
-            raise FileError(f"{path}: Fortran record {len(records)} at byte {place} declares {size} bytes and is not closed by "
-                            f"that length in a file of {len(content)} bytes; the file is truncated or no fast-food file")
-        records.append(content[place + 4:end])
+        if size < 0 or content[end : end + 4] != content[place : place + 4]:
+            raise FileError(
+                f"{path}: Fortran record {len(records)} at byte {place} declares {size} bytes and "
+                "is not closed by "
+                f"that length in a file of {len(content)} bytes; the file is truncated or no "
+                "fast-food file"
+            )
+        records.append(content[place + 4 : end])
         place = end + 4
     sizes = [len(record) for record in records]
     n = struct.unpack("<5i", records[0])[1] if sizes[:1] == [20] else -1
     if len(sizes) < 6 or sizes[1] != 36 or n < 1 or sizes[3:6] not in ([4 * n] * 3, [8 * n] * 3):
-        raise FileError(f"{path}: found Fortran records of {sizes[:8]} bytes; expected 20, 36, 4 or 8, and three of 4 n or 8 n "
-                        "bytes for n galaxies")
+        raise FileError(
+            f"{path}: found Fortran records of {sizes[:8]} bytes; expected 20, 36, 4 or 8, and "
+            "three of 4 n or 8 n "
+            "bytes for n galaxies"
+        )
     box_size = float(struct.unpack("<9f", records[1])[0])
     values = "<f4" if sizes[3] == 4 * n else "<f8"
-    positions = np.stack([np.frombuffer(record, values) for record in records[3:6]], 1).astype(np.float64)
+    positions = np.stack([np.frombuffer(record, values) for record in records[3:6]], 1).astype(
+        np.float64
+    )
     if not 0 < box_size < np.inf or not np.isfinite(positions).all():
-        raise FileError(f"{path}: found box size {box_size} and positions of which {np.isfinite(positions).mean():.1%} are "
-                        "finite; expected a positive size and finite positions")
+        raise FileError(
+            f"{path}: found box size {box_size} and positions of which "
+            f"{np.isfinite(positions).mean():.1%} are "
+            "finite; expected a positive size and finite positions"
+        )
     return positions, box_size

@@ -1,4 +1,7 @@
-"""The pre-flight of a run: its Context, the checks that apply, the report on disk, and whether an earlier one still holds."""
+"""The pre-flight of a run: its Context, the checks that apply, the report on disk, and whether an
+earlier one still holds.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,32 +22,46 @@ from jaxvol.diagnostics import baseline, probe, report
 from jaxvol.diagnostics import engine as diagnostics
 from jaxvol.types import Parts
 
-STOPS = diagnostics.RED      # verdicts with which a training does not start
+STOPS = diagnostics.RED  # verdicts with which a training does not start
 
 
 def checks() -> dict:
     """Name -> module of every check."""
-    return {name: components.module("diagnostics/checks", name) for name in components.choices("diagnostics/checks")}
+    return {
+        name: components.module("diagnostics/checks", name)
+        for name in components.choices("diagnostics/checks")
+    }
 
 
 def passed(config: ConfigDict, workdir: Path, parts: Parts) -> bool:
-    """Whether the report in the workdir is of this config and this data and lets the training start."""
+    """Whether the report in the workdir is of this config and this data and lets the training
+    start.
+    """
     earlier = report.read(workdir / "preflight")
-    return (earlier is not None and earlier["config_hash"] == components.fingerprint(config)
-            and earlier["data_hash"] == parts.dataset.hash and earlier["complete"]
-            and not [check for check in earlier["checks"] if check["status"] in STOPS
-                     and check["name"] not in config.preflight.waive])
+    return (
+        earlier is not None
+        and earlier["config_hash"] == components.fingerprint(config)
+        and earlier["data_hash"] == parts.dataset.hash
+        and earlier["complete"]
+        and not [
+            check
+            for check in earlier["checks"]
+            if check["status"] in STOPS and check["name"] not in config.preflight.waive
+        ]
+    )
 
 
 @contextlib.contextmanager
 def compilation_cache():
-    """Programs that several checks compile, kept in a folder that is deleted afterwards; the user's own cache, if there is one."""
+    """Programs that several checks compile, kept in a folder that is deleted afterwards; the user's
+    own cache, if there is one.
+    """
     if jax.config.jax_compilation_cache_dir:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", folder)
-        compilation.reset_cache()        # whether there is one was decided at the first compilation
+        compilation.reset_cache()  # whether there is one was decided at the first compilation
         try:
             yield
         finally:
@@ -53,7 +70,9 @@ def compilation_cache():
 
 
 def look(config: ConfigDict, only: tuple[str, ...] = ()) -> diagnostics.Verdict:
-    """The checks `only` (() = all that apply) of a config, for notebooks and scripts: a Verdict with tables and figures, no files."""
+    """The checks `only` (() = all that apply) of a config, for notebooks and scripts: a Verdict
+    with tables and figures, no files.
+    """
     known, mesh = checks(), sharding.make_mesh(config.mesh)
     if only:
         known = {name: known[name] for name in only}
@@ -62,20 +81,34 @@ def look(config: ConfigDict, only: tuple[str, ...] = ()) -> diagnostics.Verdict:
         return diagnostics.run(context.make(phase, mesh, Path(folder), steps), known)
 
 
-def run(config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts | None) -> diagnostics.Verdict:
+def run(
+    config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts | None
+) -> diagnostics.Verdict:
     """Run the checks, print the table and write `<workdir>/preflight/`."""
     known = checks()
-    diagnostics.order(config, known)          # a check that does not exist is named before anything is compiled
+    # a check that does not exist is named before anything is compiled
+    diagnostics.order(config, known)
     with compilation_cache():
         seen = context.make(config, mesh, workdir, steps, parts)
         verdict = diagnostics.run(seen, known)
     for name in verdict.waived:
-        logging.warning("pre-flight: %s is waived; whatever it finds does not stop the training", name)
-    info = {"config_hash": components.fingerprint(config), "data_hash": seen.dataset.hash, "complete": not config.preflight.only,
-            "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}", "versions": writer.versions()}
+        logging.warning(
+            "pre-flight: %s is waived; whatever it finds does not stop the training", name
+        )
+    info = {
+        "config_hash": components.fingerprint(config),
+        "data_hash": seen.dataset.hash,
+        "complete": not config.preflight.only,
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "versions": writer.versions(),
+    }
     if jax.process_index() == 0:
         found = baseline.record(verdict, *probe.recorded(seen))
-        changes = baseline.moved(baseline.read(config.preflight.baseline), found) if config.preflight.baseline else None
+        changes = (
+            baseline.moved(baseline.read(config.preflight.baseline), found)
+            if config.preflight.baseline
+            else None
+        )
         report.write(workdir / "preflight", verdict, info, workdir.name, changes)
         baseline.write(workdir / "preflight", found)
         print(report.text(verdict))

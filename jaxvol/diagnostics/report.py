@@ -1,7 +1,9 @@
-"""A verdict as a table on the console, report.json, report.csv and one HTML file that needs nothing else.
+"""A verdict as a table on the console, report.json, report.csv and one HTML file that needs nothing
+else.
 
 All text that comes from files, configs or errors is escaped; pictures are embedded.
 """
+
 from __future__ import annotations
 
 import base64
@@ -19,21 +21,49 @@ from jaxvol.plots import figures
 from jaxvol.diagnostics.engine import Outcome, PASS, SIGN, Verdict, number
 from jaxvol.types import UserError
 
-COLOUR = {"PASS": "#0a7d3c", "WARN": "#a86500", "FAIL": "#c21f1f", "ERROR": "#8a1fc2", "SKIP": "#666666"}
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2rem 0 .3rem;border-top:1px solid #ddd;padding-top:1rem}
-table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}td,th{padding:.2rem .7rem;text-align:left;
-border-bottom:1px solid #e4e4e4;vertical-align:top}th{font-weight:600}td.n{text-align:right}img{max-width:100%;height:auto}
-.badge{color:#fff;border-radius:.3rem;padding:.05rem .5rem;font-size:.85em;font-weight:600}.scroll{overflow-x:auto}
-figure{margin:1rem 0}figcaption{color:#555;font-size:.9em}"""
+COLOUR = {
+    "PASS": "#0a7d3c",
+    "WARN": "#a86500",
+    "FAIL": "#c21f1f",
+    "ERROR": "#8a1fc2",
+    "SKIP": "#666666",
+}
+STYLE = """\
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;
+color:#222}
+h1{font-size:1.6rem}
+h2{font-size:1.15rem;margin:2rem 0 .3rem;border-top:1px solid #ddd;padding-top:1rem}
+table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}
+td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}
+th{font-weight:600}
+td.n{text-align:right}
+img{max-width:100%;height:auto}
+.badge{color:#fff;border-radius:.3rem;padding:.05rem .5rem;font-size:.85em;font-weight:600}
+.scroll{overflow-x:auto}
+figure{margin:1rem 0}
+figcaption{color:#555;font-size:.9em}"""
 
 
 def as_dict(verdict: Verdict, info: dict[str, Any]) -> dict[str, Any]:
     """What report.json holds: DESIGN's keys, and the first cause."""
-    return {"verdict": verdict.status, "first_cause": verdict.first, **info, "waived": list(verdict.waived),
-            "checks": [{"name": o.name, "status": o.status, "metrics": {k: plain(v) for k, v in o.result.metrics.items()},
-                        "limits": {k: list(v) for k, v in o.limits.items()}, "reason": o.reason, "remedy": o.remedy,
-                        "seconds": round(o.seconds, 2)} for o in verdict.outcomes]}
+    return {
+        "verdict": verdict.status,
+        "first_cause": verdict.first,
+        **info,
+        "waived": list(verdict.waived),
+        "checks": [
+            {
+                "name": o.name,
+                "status": o.status,
+                "metrics": {k: plain(v) for k, v in o.result.metrics.items()},
+                "limits": {k: list(v) for k, v in o.limits.items()},
+                "reason": o.reason,
+                "remedy": o.remedy,
+                "seconds": round(o.seconds, 2),
+            }
+            for o in verdict.outcomes
+        ],
+    }
 
 
 def plain(value: Any) -> float | str:
@@ -43,11 +73,17 @@ def plain(value: Any) -> float | str:
 
 
 def text(verdict: Verdict) -> str:
-    """The table for the console: one line per check, the reason and the remedy below what is not PASS."""
+    """The table for the console: one line per check, the reason and the remedy below what is not
+    PASS.
+    """
     width = max((len(o.name) for o in verdict.outcomes), default=5)
     lines = [f"{'check':{width}}  status  seconds  what was measured"]
     for o in verdict.outcomes:
-        shown = "  ".join(f"{name} {number(o.result.metrics[name])}" for name in o.limits if name in o.result.metrics)
+        shown = "  ".join(
+            f"{name} {number(o.result.metrics[name])}"
+            for name in o.limits
+            if name in o.result.metrics
+        )
         mark = f"{o.status} (waived)" if o.name in verdict.waived else o.status
         lines.append(f"{o.name:{width}}  {mark:6}  {o.seconds:7.1f}  {shown[:150]}".rstrip())
         if o.status != PASS:
@@ -64,8 +100,17 @@ def rows(verdict: Verdict) -> list[dict[str, Any]]:
     for o in verdict.outcomes:
         for metric, value in (o.result.metrics or {"": math.nan}).items():
             side, warn, fail = o.limits.get(metric, ("", "", "")) if metric else ("", "", "")
-            found.append({"check": o.name, "status": o.status, "metric": metric, "value": float(value), "side": side, "warn": warn,
-                          "fail": fail})
+            found.append(
+                {
+                    "check": o.name,
+                    "status": o.status,
+                    "metric": metric,
+                    "value": float(value),
+                    "side": side,
+                    "warn": warn,
+                    "fail": fail,
+                }
+            )
     return found
 
 
@@ -93,7 +138,9 @@ def html_table(table: list[dict[str, Any]]) -> str:
     if not table:
         return ""
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table[0])
-    body = "".join("<tr>" + "".join(cell(row[name]) for name in table[0]) + "</tr>" for row in table)
+    body = "".join(
+        "<tr>" + "".join(cell(row[name]) for name in table[0]) + "</tr>" for row in table
+    )
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -103,22 +150,39 @@ def picture(title: str, figure: Any) -> str:
     figure.savefig(out, format="png", dpi=110)
     data = base64.b64encode(out.getvalue()).decode()
     name = html.escape(title, quote=True)
-    return f'<figure><img style="max-width:100%" alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
+    return (
+        f'<figure><img style="max-width:100%" alt="{name}" '
+        f'src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
+    )
 
 
 def section(o: Outcome, prefix: str, waived: bool) -> str:
     """One check: what it measured against its limits, its tables and pictures."""
-    measured = [{"metric": name, "value": float(value), "expected": f"{SIGN[o.limits[name][0]]} {number(o.limits[name][1])}" if name in
-                 o.limits else "", "fails at": number(o.limits[name][2]) if name in o.limits else ""}
-                for name, value in o.result.metrics.items()]
-    parts = [f'<h2 id="{html.escape(prefix + o.name, quote=True)}">{html.escape(o.name)} {badge(o.status)}'
-             f'{" (waived)" if waived else ""}</h2>']
+    measured = [
+        {
+            "metric": name,
+            "value": float(value),
+            "expected": f"{SIGN[o.limits[name][0]]} {number(o.limits[name][1])}"
+            if name in o.limits
+            else "",
+            "fails at": number(o.limits[name][2]) if name in o.limits else "",
+        }
+        for name, value in o.result.metrics.items()
+    ]
+    parts = [
+        f'<h2 id="{html.escape(prefix + o.name, quote=True)}">{html.escape(o.name)} '
+        f"{badge(o.status)}"
+        f"{' (waived)' if waived else ''}</h2>"
+    ]
     if o.reason:
         parts.append(f"<p>{html.escape(o.reason)}</p>")
     if o.remedy:
         parts.append(f"<p><strong>What to do:</strong> {html.escape(o.remedy)}</p>")
     parts.append(html_table(measured))
-    parts += [f"<h3>{html.escape(title)}</h3>{html_table(table)}" for title, table in o.result.tables.items()]
+    parts += [
+        f"<h3>{html.escape(title)}</h3>{html_table(table)}"
+        for title, table in o.result.tables.items()
+    ]
     parts += [picture(title, figure) for title, figure in o.result.figures.items()]
     return "".join(parts)
 
@@ -126,37 +190,66 @@ def section(o: Outcome, prefix: str, waived: bool) -> str:
 def as_html(verdicts: dict[str, Verdict], info: dict[str, Any]) -> str:
     """One self-contained page; several runs stand side by side in its first table."""
     names = list(dict.fromkeys(o.name for v in verdicts.values() for o in v.outcomes))
-    head = "<tr><th>check</th>" + "".join(f"<th>{html.escape(run)} {badge(v.status)}</th>" for run, v in verdicts.items()) + "</tr>"
+    head = (
+        "<tr><th>check</th>"
+        + "".join(f"<th>{html.escape(run)} {badge(v.status)}</th>" for run, v in verdicts.items())
+        + "</tr>"
+    )
     lines = []
     for name in names:
         cells = []
         for run, v in verdicts.items():
             found = [o for o in v.outcomes if o.name == name]
             link = html.escape(f"#{run}-{name}", quote=True)
-            cells.append(f'<td><a href="{link}">{badge(found[0].status)}</a></td>' if found else "<td></td>")
+            cells.append(
+                f'<td><a href="{link}">{badge(found[0].status)}</a></td>' if found else "<td></td>"
+            )
         lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>")
-    firsts = "".join(f"<p>{html.escape(run)}: look first at <strong>{html.escape(v.first)}</strong>.</p>"
-                     for run, v in verdicts.items() if v.first)
+    firsts = "".join(
+        f"<p>{html.escape(run)}: look first at <strong>{html.escape(v.first)}</strong>.</p>"
+        for run, v in verdicts.items()
+        if v.first
+    )
     known = html_table([{"": key, "value": str(value)} for key, value in info.items()])
-    body = "".join((f"<h1>{html.escape(run)}</h1>" if len(verdicts) > 1 else "")
-                   + "".join(section(o, f"{run}-", o.name in v.waived) for o in v.outcomes) for run, v in verdicts.items())
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>jaxvol pre-flight</title><style>{STYLE}</style></head><body><h1>jaxvol pre-flight</h1>{firsts}"
-            f"<table>{head}{''.join(lines)}</table>{known}{body}</body></html>")
+    body = "".join(
+        (f"<h1>{html.escape(run)}</h1>" if len(verdicts) > 1 else "")
+        + "".join(section(o, f"{run}-", o.name in v.waived) for o in v.outcomes)
+        for run, v in verdicts.items()
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width">'
+        f"<title>jaxvol pre-flight</title><style>{STYLE}</style></head><body><h1>jaxvol "
+        f"pre-flight</h1>{firsts}"
+        f"<table>{head}{''.join(lines)}</table>{known}{body}</body></html>"
+    )
 
 
 def text_of_changes(changes: list[dict[str, Any]], since: str) -> str:
     """What moved since an earlier pre-flight, for the console."""
-    lines = [f"{row['what']:44} {number(row['before']):>12} -> {number(row['now'])}" for row in changes[:20]]
+    lines = [
+        f"{row['what']:44} {number(row['before']):>12} -> {number(row['now'])}"
+        for row in changes[:20]
+    ]
     return "\n".join([f"\nMoved since {since}: {len(changes) or 'nothing'}", *lines])
 
 
-def write(folder: Path, verdict: Verdict, info: dict[str, Any], run: str, changes: list[dict[str, Any]] | None = None) -> None:
-    """report.json, report.csv, report.html and every figure as PNG in `folder`; `changes` since an earlier pre-flight."""
+def write(
+    folder: Path,
+    verdict: Verdict,
+    info: dict[str, Any],
+    run: str,
+    changes: list[dict[str, Any]] | None = None,
+) -> None:
+    """report.json, report.csv, report.html and every figure as PNG in `folder`; `changes` since an
+    earlier pre-flight.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     page = as_html({run: verdict}, info)
     if changes is not None:
-        moved = f"<h2>Moved since the earlier pre-flight</h2>{html_table(changes) or '<p>nothing</p>'}"
+        moved = (
+            f"<h2>Moved since the earlier pre-flight</h2>{html_table(changes) or '<p>nothing</p>'}"
+        )
         page = page.replace("</body></html>", f"{moved}</body></html>")
     (folder / "report.html").write_text(page, encoding="utf-8")
     (folder / "report.csv").write_text(as_csv(rows(verdict)), encoding="utf-8")
@@ -164,17 +257,26 @@ def write(folder: Path, verdict: Verdict, info: dict[str, Any], run: str, change
         for title, figure in o.result.figures.items():
             name = "".join(c if c.isalnum() else "_" for c in f"{o.name}_{title}")
             figures.save(figure, folder / f"{name}.png")
-    overrides = [f"{row['override']}    # {o.name}, {row['rule']}" for o in verdict.outcomes for table in o.result.tables.values()
-                 for row in table if "override" in row]
+    overrides = [
+        f"{row['override']}    # {o.name}, {row['rule']}"
+        for o in verdict.outcomes
+        for table in o.result.tables.values()
+        for row in table
+        if "override" in row
+    ]
     if overrides:
         (folder / "overrides.txt").write_text("\n".join(overrides) + "\n", encoding="utf-8")
     tensorboard(folder / "tensorboard", verdict)
     # the JSON is what says that this pre-flight is done: it comes last
-    (folder / "report.json").write_text(json.dumps(as_dict(verdict, info), indent=1), encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(as_dict(verdict, info), indent=1), encoding="utf-8"
+    )
 
 
 def tensorboard(folder: Path, verdict: Verdict) -> None:
-    """preflight/<check>/<metric> as scalars, the table as text; text is escaped, TensorBoard shows it as Markdown."""
+    """preflight/<check>/<metric> as scalars, the table as text; text is escaped, TensorBoard shows
+    it as Markdown.
+    """
     with SummaryWriter(str(folder)) as board:
         for o in verdict.outcomes:
             for metric, value in o.result.metrics.items():
@@ -190,4 +292,6 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); delete it, and the pre-flight runs again.") from error
+        raise UserError(
+            f"{file} is not JSON ({error}); delete it, and the pre-flight runs again."
+        ) from error

@@ -1,8 +1,10 @@
-"""While a run trains: the readings that cost next to nothing, at every evaluation, against the limits of the pre-flight.
+"""While a run trains: the readings that cost next to nothing, at every evaluation, against the
+limits of the pre-flight.
 
-Clipped share of the gradient, share of each term of a generator, balance of a discriminator, collapse and saturation of the
-predictions.  (A step that is not finite stops every run by itself.)
+Clipped share of the gradient, share of each term of a generator, balance of a discriminator,
+collapse and saturation of the predictions.  (A step that is not finite stops every run by itself.)
 """
+
 from __future__ import annotations
 
 import functools
@@ -20,19 +22,28 @@ from jaxvol.types import Alarm, Parts, Result
 MODULES = dict(zip(engine.WATCHED, (gradients, prediction, adversarial)))
 
 
-def measure(readings: dict[str, float], y: np.ndarray | None, target: np.ndarray | None) -> dict[str, dict[str, float]]:
-    """check -> metric -> value, from the values that the last update reported and predictions next to their targets."""
+def measure(
+    readings: dict[str, float], y: np.ndarray | None, target: np.ndarray | None
+) -> dict[str, dict[str, float]]:
+    """check -> metric -> value, from the values that the last update reported and predictions next
+    to their targets.
+    """
     found: dict[str, dict[str, float]] = {"gradients": {}, "prediction": {}, "adversarial": {}}
-    lost = [1 - readings[f"{name.removesuffix('/grad_norm')}/clipped_norm"] / value for name, value in readings.items()
-            if name.endswith("/grad_norm") and value > 0]
+    lost = [
+        1 - readings[f"{name.removesuffix('/grad_norm')}/clipped_norm"] / value
+        for name, value in readings.items()
+        if name.endswith("/grad_norm") and value > 0
+    ]
     if lost:
         found["gradients"]["clipped"] = max(lost)
     shares = [value for name, value in readings.items() if "/share_" in name]
     if len(shares) > 1:
         found["gradients"]["largest_share"] = max(shares)
     if "disc/accuracy_real" in readings:
-        found["adversarial"] = {"one_sided": abs(readings["disc/accuracy_real"] - readings["disc/accuracy_fake"]),
-                                "response": abs(readings["disc/D_real"] - readings["disc/D_fake"])}
+        found["adversarial"] = {
+            "one_sided": abs(readings["disc/accuracy_real"] - readings["disc/accuracy_fake"]),
+            "response": abs(readings["disc/D_real"] - readings["disc/D_fake"]),
+        }
     if y is not None and target is not None:
         found["prediction"] = prediction.shape(y, target)
     return {check: metrics for check, metrics in found.items() if metrics}
@@ -42,29 +53,47 @@ def judge(config: Any, measured: dict[str, dict[str, float]]) -> list[engine.Out
     """What is out of its limits."""
     found = []
     for check, metrics in measured.items():
-        limits = {name: limit for name, limit in engine.limits_of(config, check).items() if name in metrics}
+        limits = {
+            name: limit
+            for name, limit in engine.limits_of(config, check).items()
+            if name in metrics
+        }
         found.append(engine.outcome(check, MODULES[check], Result(metrics), limits, 0.0))
     return [o for o in found if o.status != engine.PASS]
 
 
 def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
-    """(parts, params and extra that are validated, evaluation batch, readings of the last update, step): warn of what is out of its
+    """(parts, params and extra that are validated, evaluation batch, readings of the last update,
+    step): warn of what is out of its
     limits.  Raises Alarm where `preflight.stop_on` names the check."""
+
     @functools.lru_cache(maxsize=1)
     def forward(task):
         return jax.jit(task.predict)
 
     def look(parts: Parts, pair: tuple, batch: dict, readings: dict[str, float], step: int) -> None:
         y = target = None
-        if "target" in batch and "input" in batch and jax.process_count() == 1:      # no process sees the whole of the others' volumes
+        # no process sees the whole of the others' volumes
+        if "target" in batch and "input" in batch and jax.process_count() == 1:
             real = prediction.known(batch)
             shown = {name: v for name, v in batch.items() if not name.startswith("_")}
             if real.any():
                 y = np.asarray(jax.device_get(forward(parts.task)(*pair, shown)), np.float64)[real]
                 target = np.asarray(batch["target"], np.float64)[real]
         for found in judge(config, measure(readings, y, target)):
-            logging.warning("step %d: %s is %s: %s (%s)", step, found.name, found.status, found.reason, found.remedy)
+            logging.warning(
+                "step %d: %s is %s: %s (%s)",
+                step,
+                found.name,
+                found.status,
+                found.reason,
+                found.remedy,
+            )
             if found.status == engine.FAIL and found.name in config.preflight.stop_on:
-                raise Alarm(f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on names it. {found.reason}. "
-                            f"{found.remedy}. The newest checkpoint is kept.")
+                raise Alarm(
+                    f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on "
+                    f"names it. {found.reason}. "
+                    f"{found.remedy}. The newest checkpoint is kept."
+                )
+
     return look

@@ -1,7 +1,9 @@
-"""Scoring a split and writing what came out: metrics.json, metrics.csv, spectra.csv and a table with the baselines.
+"""Scoring a split and writing what came out: metrics.json, metrics.csv, spectra.csv and a table
+with the baselines.
 
 Imports records only; the task, the dataset and the placement of batches are handed in.
 """
+
 from __future__ import annotations
 
 import csv
@@ -20,32 +22,82 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvol.types import Batch, Dataset, Extra, Key, Metrics, Params, Rows, Task, UserError
 
-HIGHER = ("r_eighth", "r_quarter", "r_half", "pearson", "ssim", "psnr", "ccc", "r2", "dice", "nsd", "iou", "accuracy")
-LOWER = ("transfer_error", "vrmse", "rmse", "mae", "mape", "mse", "relative_l2", "h1", "hd95", "pdf_distance", "wasserstein", "loss")
-FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}      # what tables lead with and sentences are about
+HIGHER = (
+    "r_eighth",
+    "r_quarter",
+    "r_half",
+    "pearson",
+    "ssim",
+    "psnr",
+    "ccc",
+    "r2",
+    "dice",
+    "nsd",
+    "iou",
+    "accuracy",
+)
+LOWER = (
+    "transfer_error",
+    "vrmse",
+    "rmse",
+    "mae",
+    "mape",
+    "mse",
+    "relative_l2",
+    "h1",
+    "hd95",
+    "pdf_distance",
+    "wasserstein",
+    "loss",
+)
+# what tables lead with and sentences are about
+FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}
 ORDER = (*FIRST, "rmse", "mae", "pearson", "ssim", "psnr")
-SPELLED = {"vnet": "V-Net", "vit3d": "ViT3D", "pix2pixcc": "Pix2PixCC", "unet": "U-Net", "cheb_kan": "Chebyshev KAN"}
+SPELLED = {
+    "vnet": "V-Net",
+    "vit3d": "ViT3D",
+    "pix2pixcc": "Pix2PixCC",
+    "unet": "U-Net",
+    "cheb_kan": "Chebyshev KAN",
+}
 TITLES = {"mean": "mean", "identity": "identity", "wiener": "Wiener filter"}
 
 
 def make(task: Task, mesh: Mesh) -> Callable[[Params, Extra, Batch, Key], Rows]:
-    """Compile `task.evaluate`; rows and the leaves `_mask`, `_index` come back on every process, whole."""
+    """Compile `task.evaluate`; rows and the leaves `_mask`, `_index` come back on every process,
+    whole.
+    """
+
     def rows(params: Params, extra: Extra, batch: Batch, key: Key) -> Rows:
-        return {**task.evaluate(params, extra, batch, key), **{k: v for k, v in batch.items() if k.startswith("_")}}
+        return {
+            **task.evaluate(params, extra, batch, key),
+            **{k: v for k, v in batch.items() if k.startswith("_")},
+        }
+
     return jax.jit(rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def score(evaluate: Callable, task: Task, dataset: Dataset, config: Any, params: Params, extra: Extra,
-          put: Callable[[dict[str, np.ndarray]], Batch], rows: slice, split: str,
-          limit: int = 0) -> tuple[Metrics, dict[str, np.ndarray]]:
+def score(
+    evaluate: Callable,
+    task: Task,
+    dataset: Dataset,
+    config: Any,
+    params: Params,
+    extra: Extra,
+    put: Callable[[dict[str, np.ndarray]], Batch],
+    rows: slice,
+    split: str,
+    limit: int = 0,
+) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Metrics of a split and its rows, one per example in the order of the split, padding dropped.
 
     evaluate: what `make` returned.
     put:      host batch of this process -> arrays on the mesh.
-    rows:     the part of each global batch of `config.evaluate.batch_size` examples that this process reads.
+    rows:     the part of each global batch of `config.evaluate.batch_size` examples that this
+              process reads.
     limit:    score only the first examples; 0 = all.
-    Example number `_index` stays in the rows.  Batch number b uses the key fold_in(key(seed), b).  UserError when
-    the split is empty.
+    Example number `_index` stays in the rows.  Batch number b uses the key fold_in(key(seed), b).
+    UserError when the split is empty.
     """
     key = jax.random.key(config.seed)
     parts: list[dict[str, np.ndarray]] = []
@@ -54,51 +106,96 @@ def score(evaluate: Callable, task: Task, dataset: Dataset, config: Any, params:
         real = np.asarray(found.pop("_mask")) > 0
         parts.append({name: np.asarray(values)[real] for name, values in found.items()})
     if not parts or not any(len(next(iter(part.values()))) for part in parts):
-        raise UserError(f"split '{split}' has no examples to score (sizes: {dataset.sizes}); "
-                        "choose another with --config.evaluate.split or give it data")
+        raise UserError(
+            f"split '{split}' has no examples to score (sizes: {dataset.sizes}); "
+            "choose another with --config.evaluate.split or give it data"
+        )
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return task.summarize({k: v for k, v in joined.items() if not k.startswith("_")}), joined
 
 
-def report(directory: str | os.PathLike, scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]],
-           names: Sequence[str], info: Mapping[str, Any]) -> str:
-    """Write metrics.json, metrics.csv (per example) and spectra.csv into `directory`; return the table, ready to print.
+def report(
+    directory: str | os.PathLike,
+    scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]],
+    names: Sequence[str],
+    info: Mapping[str, Any],
+) -> str:
+    """Write metrics.json, metrics.csv (per example) and spectra.csv into `directory`; return the
+    table, ready to print.
 
-    scores: {"model": (metrics, rows), "mean": ..., "identity": ..., "wiener": ...}, of which "model" is required.
+    scores: {"model": (metrics, rows), "mean": ..., "identity": ..., "wiener": ...}, of which
+            "model" is required.
     names:  name of every example of the split, looked up by `_index`.
-    info:   goes into metrics.json as it is: name (of the model), split, weights, checkpoint, config_hash, data_hash, ...
+    info:   goes into metrics.json as it is: name (of the model), split, weights, checkpoint,
+            config_hash, data_hash, ...
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     broken = {who: _broken(metrics, "") for who, (metrics, _) in scores.items()}
-    payload = {"model": scores["model"][0], "baselines": {k: v[0] for k, v in scores.items() if k != "model"},
-               **info, "examples": _count(scores["model"][1]), "versus": _versus(scores),
-               "non_finite": {who: found for who, found in broken.items() if found}}
-    write_text(directory / "metrics.json", json.dumps(plain(payload), indent=1, allow_nan=False) + "\n")
+    payload = {
+        "model": scores["model"][0],
+        "baselines": {k: v[0] for k, v in scores.items() if k != "model"},
+        **info,
+        "examples": _count(scores["model"][1]),
+        "versus": _versus(scores),
+        "non_finite": {who: found for who, found in broken.items() if found},
+    }
+    write_text(
+        directory / "metrics.json", json.dumps(plain(payload), indent=1, allow_nan=False) + "\n"
+    )
     write_text(directory / "metrics.csv", _per_example(scores, names))
-    spectra = {who: metrics["spectra"] for who, (metrics, _) in scores.items() if "spectra" in metrics}
+    spectra = {
+        who: metrics["spectra"] for who, (metrics, _) in scores.items() if "spectra" in metrics
+    }
     if spectra:
         write_text(directory / "spectra.csv", _spectra(spectra))
     metrics = {who: scalars(found) for who, (found, _) in scores.items()}
-    lines = [table({label(who, info["name"]): found for who, found in metrics.items()}, {label("model", info["name"])})]
+    lines = [
+        table(
+            {label(who, info["name"]): found for who, found in metrics.items()},
+            {label("model", info["name"])},
+        )
+    ]
     lines += sentences(metrics, info["name"], payload["versus"])
-    lines += [f"{label(who, info['name'])}: {key.removesuffix('_count')} is undefined in some examples, its mean is over {count}"
-              for who, (found, _) in scores.items() for key, count in found.items() if key.endswith("_count")]
-    lines += [f"NOT FINITE in {label(who, info['name'])}: {', '.join(found)}" for who, found in payload["non_finite"].items()]
+    lines += [
+        f"{label(who, info['name'])}: {key.removesuffix('_count')} is undefined in some examples, "
+        f"its mean is over {count}"
+        for who, (found, _) in scores.items()
+        for key, count in found.items()
+        if key.endswith("_count")
+    ]
+    lines += [
+        f"NOT FINITE in {label(who, info['name'])}: {', '.join(found)}"
+        for who, found in payload["non_finite"].items()
+    ]
     return "\n".join(lines)
 
 
 def direction(name: str) -> int:
-    """+1 when more is better, -1 when less is, 0 when unknown; `dice/liver` and `dice_mean` count as `dice`."""
+    """+1 when more is better, -1 when less is, 0 when unknown; `dice/liver` and `dice_mean` count
+    as `dice`.
+    """
+
     def is_one_of(known: Iterable[str]) -> bool:
-        return not name.endswith("_count") and any(name == k or name.startswith((f"{k}/", f"{k}_")) for k in known)
+        return not name.endswith("_count") and any(
+            name == k or name.startswith((f"{k}/", f"{k}_")) for k in known
+        )
+
     return 1 if is_one_of(HIGHER) else -1 if is_one_of(LOWER) else 0
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among the metrics, the most telling first, the loss last; not its terms and not how many examples counted."""
-    found = {k: float(v) for k, v in metrics.items() if not isinstance(v, (Mapping, str)) and np.ndim(v) == 0
-             and not k.startswith("loss_") and not k.endswith("_count")}
+    """The numbers among the metrics, the most telling first, the loss last; not its terms and not
+    how many examples counted.
+    """
+    found = {
+        k: float(v)
+        for k, v in metrics.items()
+        if not isinstance(v, (Mapping, str))
+        and np.ndim(v) == 0
+        and not k.startswith("loss_")
+        and not k.endswith("_count")
+    }
     return {k: found[k] for k in sorted(found, key=rank)}
 
 
@@ -114,12 +211,22 @@ def label(who: str, name: str) -> str:
 
 def pretty(name: str) -> str:
     """Model names as people write them; short ones that are not listed in capitals."""
-    return SPELLED[name] if name in SPELLED else name.upper() if name.islower() and len(name) <= 4 else name
+    return (
+        SPELLED[name]
+        if name in SPELLED
+        else name.upper()
+        if name.islower() and len(name) <= 4
+        else name
+    )
 
 
-def table(lines: Mapping[str, Mapping[str, float]], ours: Iterable[str] = (),
-          suffixes: Mapping[str, Mapping[str, str]] | None = None) -> str:
-    """Aligned text: one line per model, one column per metric, arrows for what is better, `*` at the best.
+def table(
+    lines: Mapping[str, Mapping[str, float]],
+    ours: Iterable[str] = (),
+    suffixes: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """Aligned text: one line per model, one column per metric, arrows for what is better, `*` at
+    the best.
 
     ours: lines set apart by `>`.   suffixes: text after a number, e.g. a scatter over seeds.
     """
@@ -134,14 +241,25 @@ def table(lines: Mapping[str, Mapping[str, float]], ours: Iterable[str] = (),
             text += suffixes[who][c] if suffixes and c in suffixes.get(who, {}) else ""
             cells[-1].append(text + ("*" if who in best[c] else " "))
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns) + 1)]
-    text = [row[0].ljust(widths[0]) + "".join("  " + v.rjust(w) for v, w in zip(row[1:], widths[1:])) for row in cells]
+    text = [
+        row[0].ljust(widths[0]) + "".join("  " + v.rjust(w) for v, w in zip(row[1:], widths[1:]))
+        for row in cells
+    ]
     rule = "-" * max(map(len, text))
-    return "\n".join([text[0].rstrip(), rule, *(t.rstrip() for t in text[1:]), rule, "* best in its column"])
+    return "\n".join(
+        [text[0].rstrip(), rule, *(t.rstrip() for t in text[1:]), rule, "* best in its column"]
+    )
 
 
 def winners(lines: Mapping[str, Mapping[str, float]], column: str) -> set[str]:
-    """Who has the best finite value of a metric; nobody when the direction is unknown or all are equal."""
-    values = {who: found[column] for who, found in lines.items() if column in found and np.isfinite(found[column])}
+    """Who has the best finite value of a metric; nobody when the direction is unknown or all are
+    equal.
+    """
+    values = {
+        who: found[column]
+        for who, found in lines.items()
+        if column in found and np.isfinite(found[column])
+    }
     if not values or not direction(column) or (len(values) > 1 and len(set(values.values())) == 1):
         return set()
     best = (max if direction(column) > 0 else min)(values.values())
@@ -153,13 +271,19 @@ def number(value: float) -> str:
     return f"{value:.4g}" if np.isfinite(value) else str(float(value))
 
 
-def sentences(metrics: Mapping[str, Mapping[str, float]], name: str,
-              versus: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+def sentences(
+    metrics: Mapping[str, Mapping[str, float]],
+    name: str,
+    versus: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> list[str]:
     """One sentence per leading metric: the model against the best baseline, in per cent."""
     lines = []
     for key in (k for k in FIRST if k in metrics["model"]):
-        others = {who: found[key] for who, found in metrics.items()
-                  if who != "model" and key in found and np.isfinite(found[key])}
+        others = {
+            who: found[key]
+            for who, found in metrics.items()
+            if who != "model" and key in found and np.isfinite(found[key])
+        }
         ours = metrics["model"][key]
         if not others or not np.isfinite(ours):
             continue
@@ -167,51 +291,108 @@ def sentences(metrics: Mapping[str, Mapping[str, float]], name: str,
         if not others[rival]:
             continue
         change = 100 * (ours / others[rival] - 1)
-        text = f"{abs(change):.0f} % {'below' if change < 0 else 'above'}" if round(abs(change)) else "within 1 % of"
-        line = f"{pretty(name)} {FIRST[key]} {ours:.3g} is {text} the {label(rival, name)}'s {others[rival]:.3g}"
+        text = (
+            f"{abs(change):.0f} % {'below' if change < 0 else 'above'}"
+            if round(abs(change))
+            else "within 1 % of"
+        )
+        line = (
+            f"{pretty(name)} {FIRST[key]} {ours:.3g} is {text} the {label(rival, name)}'s "
+            f"{others[rival]:.3g}"
+        )
         pair = versus[rival][key] if rival in versus and key in versus[rival] else None
         if pair and np.isfinite(pair["standard_error"]):
-            line += f" (difference {pair['difference']:+.3g} ± {pair['standard_error']:.2g} over {pair['examples']} examples)"
+            line += (
+                f" (difference {pair['difference']:+.3g} ± {pair['standard_error']:.2g} over "
+                f"{pair['examples']} examples)"
+            )
         lines.append(line)
     return lines
 
 
-def _versus(scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Model minus baseline, paired by example: mean and jackknife standard error s / sqrt(n) of that mean."""
+def _versus(
+    scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Model minus baseline, paired by example: mean and jackknife standard error s / sqrt(n) of
+    that mean.
+    """
     ours, out = scores["model"][1], {}
     for who, (_, theirs) in scores.items():
-        shared = [k for k in FIRST if k in ours and k in theirs and ours[k].shape == theirs[k].shape and ours[k].ndim == 1]
+        shared = [
+            k
+            for k in FIRST
+            if k in ours and k in theirs and ours[k].shape == theirs[k].shape and ours[k].ndim == 1
+        ]
         if who != "model" and shared:
-            gaps = {k: np.asarray(ours[k], np.float64) - np.asarray(theirs[k], np.float64) for k in shared}
-            out[who] = {k: {"difference": float(np.mean(d)), "examples": len(d), "standard_error":
-                            float(np.std(d, ddof=1) / np.sqrt(len(d))) if len(d) > 1 else float("nan")} for k, d in gaps.items()}
+            gaps = {
+                k: np.asarray(ours[k], np.float64) - np.asarray(theirs[k], np.float64)
+                for k in shared
+            }
+            out[who] = {
+                k: {
+                    "difference": float(np.mean(d)),
+                    "examples": len(d),
+                    "standard_error": float(np.std(d, ddof=1) / np.sqrt(len(d)))
+                    if len(d) > 1
+                    else float("nan"),
+                }
+                for k, d in gaps.items()
+            }
     return out
 
 
-def _per_example(scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]], names: Sequence[str]) -> str:
-    """CSV text: one line per (model, example), one column per metric that has one value per example."""
-    columns = list(dict.fromkeys(k for _, rows in scores.values() for k, v in rows.items()
-                                 if not k.startswith("_") and np.ndim(v) == 1))
+def _per_example(
+    scores: Mapping[str, tuple[Metrics, Mapping[str, np.ndarray]]], names: Sequence[str]
+) -> str:
+    """CSV text: one line per (model, example), one column per metric that has one value per
+    example.
+    """
+    columns = list(
+        dict.fromkeys(
+            k
+            for _, rows in scores.values()
+            for k, v in rows.items()
+            if not k.startswith("_") and np.ndim(v) == 1
+        )
+    )
     columns.sort(key=rank)
     out = [["model", "example", *columns]]
     for who, (_, rows) in scores.items():
         index = rows["_index"] if "_index" in rows else np.arange(_count(rows))
         for i, example in enumerate(index):
-            out.append([who, names[int(example)], *(repr(float(rows[c][i])) if c in rows else "" for c in columns)])
+            out.append(
+                [
+                    who,
+                    names[int(example)],
+                    *(repr(float(rows[c][i])) if c in rows else "" for c in columns),
+                ]
+            )
     return as_csv(out)
 
 
 def _spectra(spectra: Mapping[str, Mapping[str, Any]]) -> str:
-    """CSV text: one line per (model, wavenumber bin); spectra of several channels, [K, C], are columns T_0, T_1, ..."""
+    """CSV text: one line per (model, wavenumber bin); spectra of several channels, [K, C], are
+    columns T_0, T_1, ...
+    """
     flat: dict[str, dict[str, np.ndarray]] = {}
     for who, found in spectra.items():
         bins = len(found["k"])
-        arrays = {k: np.asarray(v) for k, v in found.items() if not isinstance(v, str) and np.shape(v)[:1] == (bins,)}
-        flat[who] = {f"{k}_{c}" if v.ndim > 1 else k: column for k, v in arrays.items()
-                     for c, column in enumerate(v.reshape(bins, -1).T)}
+        arrays = {
+            k: np.asarray(v)
+            for k, v in found.items()
+            if not isinstance(v, str) and np.shape(v)[:1] == (bins,)
+        }
+        flat[who] = {
+            f"{k}_{c}" if v.ndim > 1 else k: column
+            for k, v in arrays.items()
+            for c, column in enumerate(v.reshape(bins, -1).T)
+        }
     columns = list(dict.fromkeys(k for found in flat.values() for k in found))
-    out = [[who, *(repr(float(found[c][i])) if c in found else "" for c in columns)]
-           for who, found in flat.items() for i in range(len(found["k"]))]
+    out = [
+        [who, *(repr(float(found[c][i])) if c in found else "" for c in columns)]
+        for who, found in flat.items()
+        for i in range(len(found["k"]))
+    ]
     return as_csv([["model", *columns], *out])
 
 
@@ -229,7 +410,9 @@ def _count(rows: Mapping[str, np.ndarray]) -> int:
 def _broken(value: Any, path: str) -> list[str]:
     """Names of the metrics that hold a NaN or an infinity."""
     if isinstance(value, Mapping):
-        return [name for k, v in value.items() for name in _broken(v, f"{path}/{k}" if path else str(k))]
+        return [
+            name for k, v in value.items() for name in _broken(v, f"{path}/{k}" if path else str(k))
+        ]
     array = np.asarray(value)
     return [path] if array.dtype.kind in "fc" and not np.isfinite(array).all() else []
 

@@ -1,10 +1,14 @@
 """Chebyshev KAN on coordinates, in the two published forms.
 
-    y_o = sum_i sum_k C_kio T_k(x_i)                    one layer, T_k of degree 0 ... K, no bias (T_0 is one)
+y_o = sum_i sum_k C_kio T_k(x_i)                    one layer, T_k of degree 0 ... K, no bias (T_0
+is one)
 
-    tanh:        x <- layer(tanh x) in every layer, the first and the last included  (Scaled-cPIKAN, arXiv:2501.02762)
-    layer_norm:  x <- tanh(norm(layer x)) in hidden layers, y = layer(x) in the last  (its port, StreoCalibration/Scaled-cPIKANs)
+tanh:        x <- layer(tanh x) in every layer, the first and the last included  (Scaled-cPIKAN,
+             arXiv:2501.02762)
+layer_norm:  x <- tanh(norm(layer x)) in hidden layers, y = layer(x) in the last  (its port,
+             StreoCalibration/Scaled-cPIKANs)
 """
+
 from __future__ import annotations
 
 import math
@@ -36,7 +40,8 @@ def rules(config) -> list[str]:
 
 
 def make(config, spec: Spec) -> nn.Module:
-    """The Chebyshev KAN of `config.model`: physical coordinates [.., d] -> fields [.., channels], Taylor operands likewise.
+    """The Chebyshev KAN of `config.model`: physical coordinates [.., d] -> fields [.., channels],
+    Taylor operands likewise.
 
     Raises UserError, see `coordinates.fields`.
     """
@@ -46,6 +51,7 @@ def make(config, spec: Spec) -> nn.Module:
 
 class ChebKAN(nn.Module):
     """[.., d] -> [.., channels] in at least float32; xhat = factor x + shift comes first."""
+
     channels: int
     widths: tuple[int, ...]
     degree: int
@@ -60,15 +66,28 @@ class ChebKAN(nn.Module):
     def __call__(self, x: Array | taylor.Taylor, train: bool = False) -> Array | taylor.Taylor:
         x, inputs = enter(x, self.factor, self.shift, self.dtype), len(self.factor)
         for i, outputs in enumerate((*self.widths, self.channels)):
-            c = self.param(f"layer_{i}", initialiser(self.initial), (self.degree + 1, inputs, outputs), self.param_dtype).astype(self.dtype)
+            c = self.param(
+                f"layer_{i}",
+                initialiser(self.initial),
+                (self.degree + 1, inputs, outputs),
+                self.param_dtype,
+            ).astype(self.dtype)
             if self.form == "tanh":
                 x = chebyshev.layer(taylor.tanh(x), c)
             else:
                 x = chebyshev.layer(x, c)
                 if i < len(self.widths):
-                    scale = self.param(f"norm_{i}_scale", nn.initializers.ones, (outputs,), self.param_dtype)
-                    bias = self.param(f"norm_{i}_bias", nn.initializers.zeros, (outputs,), self.param_dtype)
-                    x = taylor.tanh(taylor.layer_norm(x, scale.astype(self.dtype), bias.astype(self.dtype), EPSILON))
+                    scale = self.param(
+                        f"norm_{i}_scale", nn.initializers.ones, (outputs,), self.param_dtype
+                    )
+                    bias = self.param(
+                        f"norm_{i}_bias", nn.initializers.zeros, (outputs,), self.param_dtype
+                    )
+                    x = taylor.tanh(
+                        taylor.layer_norm(
+                            x, scale.astype(self.dtype), bias.astype(self.dtype), EPSILON
+                        )
+                    )
             inputs = outputs
         return leave(x)
 
@@ -76,17 +95,25 @@ class ChebKAN(nn.Module):
 def initialiser(name: str) -> Callable:
     """Coefficients [K + 1, m, n] of one layer at the start, for (key, shape, dtype).
 
-    xavier:      normal, variance 2 / ((m + n)(K + 1))            kaiming: uniform within sqrt(2 / 1.01) sqrt(3 / (m (K + 1)))
-    orthogonal:  the (K + 1) m rows or the n columns orthonormal  small: normal, standard deviation 0.1 / sqrt(m (K + 1))
+    xavier:      normal, variance 2 / ((m + n)(K + 1))            kaiming: uniform within sqrt(2 /
+                 1.01) sqrt(3 / (m (K + 1)))
+    orthogonal:  the (K + 1) m rows or the n columns orthonormal  small: normal, standard deviation
+                 0.1 / sqrt(m (K + 1))
     """
+
     def draw(key: jax.Array, shape: tuple[int, int, int], dtype) -> Array:
         degrees, inputs, outputs = shape
         if name == "xavier":
-            return math.sqrt(2 / ((inputs + outputs) * degrees)) * jax.random.normal(key, shape, dtype)
+            return math.sqrt(2 / ((inputs + outputs) * degrees)) * jax.random.normal(
+                key, shape, dtype
+            )
         if name == "kaiming":
             bound = math.sqrt(2 / 1.01) * math.sqrt(3 / (inputs * degrees))
             return jax.random.uniform(key, shape, dtype, -bound, bound)
         if name == "orthogonal":
-            return nn.initializers.orthogonal()(key, (degrees * inputs, outputs), dtype).reshape(shape)
+            return nn.initializers.orthogonal()(key, (degrees * inputs, outputs), dtype).reshape(
+                shape
+            )
         return 0.1 / math.sqrt(inputs * degrees) * jax.random.normal(key, shape, dtype)
+
     return draw

@@ -2,11 +2,14 @@
 
 Scale s sees the volume average-pooled s times and has its own weights:
 
-    D^1 = act(conv x);   D^l = act(norm(conv D^(l-1)));   D^L = conv D^(L-1), the logits;    act = LeakyReLU 0.2
+    D^1 = act(conv x);   D^l = act(norm(conv D^(l-1)));   D^L = conv D^(L-1), the logits;    act =
+    LeakyReLU 0.2
 
-Each logit judges a patch.  All convolutions are 4^3; volumes of depth 1 have kernels of depth 1.  With spectral
-normalisation (Miyato et al. 2018, arXiv:1802.05957) the kernels are divided by their largest singular value.
+Each logit judges a patch.  All convolutions are 4^3; volumes of depth 1 have kernels of depth 1.
+With spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) the kernels are divided by their
+largest singular value.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,53 +28,85 @@ from jaxvol.types import Array, Spec, UserError
 Dtype = Any
 Shape = tuple[int, int, int]
 KERNEL = 4
-SLOPE = 0.2                     # of LeakyReLU below 0
-TINY = 1e-12                    # least norm that a vector of the power iteration is divided by
-WARM_UP = 15                    # power iterations before the first step
+SLOPE = 0.2  # of LeakyReLU below 0
+TINY = 1e-12  # least norm that a vector of the power iteration is divided by
+WARM_UP = 15  # power iterations before the first step
 
 
 def discriminator(block: ConfigDict, spec: Spec, precision: str) -> nn.Module:
-    """The discriminator of `block` (fields of base.discriminator()) for volumes of `spec`, precision f32 | bf16 | f64.
+    """The discriminator of `block` (fields of base.discriminator()) for volumes of `spec`,
+    precision f32 | bf16 | f64.
 
-    Called as module(x, train=bool), x [B, D, H, W, C] the pair of condition and image -> per scale, a tuple of one feature volume
-    per entry of `block.strides`, the last being the logits [B, D', H', W', 1], in at least float32.  With spectral normalisation
-    (and norm="batch") a call with train=True changes the collection "batch_stats".
-    Raises UserError for an unknown choice and when a scale has no voxels left.
+    Called as module(x, train=bool), x [B, D, H, W, C] the pair of condition and image -> per scale,
+    a tuple of one feature volume per entry of `block.strides`, the last being the logits [B, D',
+    H', W', 1], in at least float32.  With spectral normalisation (and norm="batch") a call with
+    train=True changes the collection "batch_stats". Raises UserError for an unknown choice and when
+    a scale has no voxels left.
     """
     if block.norm not in NORMS:
-        raise UserError(f"config.task.discriminator.norm is {block.norm!r}; choose one of {', '.join(NORMS)}.")
+        raise UserError(
+            f"config.task.discriminator.norm is {block.norm!r}; choose one of {', '.join(NORMS)}."
+        )
     if block.padding not in PADDINGS:
-        raise UserError(f"config.task.discriminator.padding is {block.padding!r}; choose one of {', '.join(PADDINGS)}.")
+        raise UserError(
+            f"config.task.discriminator.padding is {block.padding!r}; choose one of "
+            f"{', '.join(PADDINGS)}."
+        )
     if len(block.strides) < 2 or block.scales < 1:
-        raise UserError(f"config.task.discriminator has strides {tuple(block.strides)} and scales {block.scales}; expected two "
-                        "or more strides, one per convolution, and at least one scale.")
+        raise UserError(
+            f"config.task.discriminator has strides {tuple(block.strides)} and scales "
+            f"{block.scales}; expected two "
+            "or more strides, one per convolution, and at least one scale."
+        )
     strides = tuple(block.strides)
     feature_shapes(spec.shape, block.scales, strides, block.pad_width)
-    return Discriminator(scales=block.scales, width=block.width, max_width=block.max_width, strides=strides,
-                         pad_width=block.pad_width, padding=boundary(block.padding, spec, "zero"), norm=block.norm,
-                         spectral_norm=block.spectral_norm, count_padding=block.count_padding, remat=block.remat,
-                         dtype=COMPUTE[precision], param_dtype=jnp.float64 if precision == "f64" else jnp.float32)
+    return Discriminator(
+        scales=block.scales,
+        width=block.width,
+        max_width=block.max_width,
+        strides=strides,
+        pad_width=block.pad_width,
+        padding=boundary(block.padding, spec, "zero"),
+        norm=block.norm,
+        spectral_norm=block.spectral_norm,
+        count_padding=block.count_padding,
+        remat=block.remat,
+        dtype=COMPUTE[precision],
+        param_dtype=jnp.float64 if precision == "f64" else jnp.float32,
+    )
 
 
-def feature_shapes(shape: Shape, scales: int, strides: tuple[int, ...], pad_width: int) -> list[list[Shape]]:
+def feature_shapes(
+    shape: Shape, scales: int, strides: tuple[int, ...], pad_width: int
+) -> list[list[Shape]]:
     """[scale][layer] -> voxels of the feature volume; UserError when a scale has none left."""
     flat, found = shape[0] == 1, []
     for s in range(scales):
         sides, layers = shape, []
         for i, stride in enumerate(strides):
-            sides = tuple(1 if flat and axis == 0 else (n + 2 * pad_width - KERNEL) // stride + 1 for axis, n in enumerate(sides))
+            sides = tuple(
+                1 if flat and axis == 0 else (n + 2 * pad_width - KERNEL) // stride + 1
+                for axis, n in enumerate(sides)
+            )
             layers.append(sides)
             if min(sides) < 1:
-                raise UserError(f"the discriminator's scale {s} sees {'x'.join(map(str, shape))} voxels and has none left after "
-                                f"convolution {i + 1} of {len(strides)} (strides {strides}, padding {pad_width}): lower "
-                                "config.task.discriminator.scales or its strides, or take larger volumes.")
+                raise UserError(
+                    f"the discriminator's scale {s} sees {'x'.join(map(str, shape))} voxels and "
+                    "has none left after "
+                    f"convolution {i + 1} of {len(strides)} (strides {strides}, padding "
+                    f"{pad_width}): lower "
+                    "config.task.discriminator.scales or its strides, or take larger volumes."
+                )
         found.append(layers)
         shape = tuple((n - 1) // 2 + 1 for n in shape)
     return found
 
 
 class Discriminator(nn.Module):
-    """[B, D, H, W, C] -> (features of scale 0, of scale 1, ...), width * 2^l channels in layer l, at most max_width."""
+    """[B, D, H, W, C] -> (features of scale 0, of scale 1, ...), width * 2^l channels in layer l,
+    at most max_width.
+    """
+
     scales: int
     width: int
     max_width: int
@@ -94,24 +129,36 @@ class Discriminator(nn.Module):
             x = self.halve(x) if s else x
             v, features = x, []
             for i, stride in enumerate(self.strides):
-                v = layer(1 if i == last else min(self.width * 2 ** i, self.max_width), stride, self.pad_width, self.padding,
-                          "none" if i in (0, last) else self.norm, i < last, self.spectral_norm,
-                          jnp.promote_types(self.dtype, jnp.float32) if i == last else self.dtype, self.param_dtype,
-                          name=f"scale_{s}_block_{i}")(v, train)
+                v = layer(
+                    1 if i == last else min(self.width * 2**i, self.max_width),
+                    stride,
+                    self.pad_width,
+                    self.padding,
+                    "none" if i in (0, last) else self.norm,
+                    i < last,
+                    self.spectral_norm,
+                    jnp.promote_types(self.dtype, jnp.float32) if i == last else self.dtype,
+                    self.param_dtype,
+                    name=f"scale_{s}_block_{i}",
+                )(v, train)
                 features.append(v)
             found.append(tuple(features))
         return tuple(found)
 
     def halve(self, x: Array) -> Array:
-        """Averages over 3^3 voxels at every second one; beyond the border the volume wraps, is 0 (count_padding) or left out."""
+        """Averages over 3^3 voxels at every second one; beyond the border the volume wraps, is 0
+        (count_padding) or left out.
+        """
         flat = x.shape[1] == 1
         if self.padding == "periodic":
             return resample.avg_pool(convolution.pad(x, ((1, 1),) * 3, "periodic"), 3, 2)
-        return resample.avg_pool(x, 3, 2, 1, self.count_padding and not flat)   # a flat volume has nothing beyond its depth
+        # a flat volume has nothing beyond its depth
+        return resample.avg_pool(x, 3, 2, 1, self.count_padding and not flat)
 
 
 class Layer(nn.Module):
     """act(norm(conv x)): one feature volume."""
+
     features: int
     stride: int
     pad_width: int
@@ -131,15 +178,21 @@ class Layer(nn.Module):
         if self.spectral_norm:
             kernel = kernel / self.largest_singular_value(kernel, train)
         widths = ((0 if depth == 1 else self.pad_width,) * 2, *((self.pad_width,) * 2,) * 2)
-        y = convolution.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, widths, self.padding)
+        y = convolution.conv(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, widths, self.padding
+        )
         y = (y + bias.astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
-        y = Norm(self.norm, self.norm != "instance", self.dtype, self.param_dtype, name="norm")(y, train)
+        y = Norm(self.norm, self.norm != "instance", self.dtype, self.param_dtype, name="norm")(
+            y, train
+        )
         return nn.leaky_relu(y, SLOPE) if self.activate else y
 
     def largest_singular_value(self, kernel: Array, train: bool) -> Array:
-        """sigma = v^T W u of W [inputs, features]; while training after one more power iteration v = W u, u = W^T v (normalised).
+        """sigma = v^T W u of W [inputs, features]; while training after one more power iteration v
+        = W u, u = W^T v (normalised).
 
-        u and v are kept in "batch_stats" and are constants of the gradient, as in torch's spectral_norm.
+        u and v are kept in "batch_stats" and are constants of the gradient, as in torch's
+        spectral_norm.
         """
         w = kernel.reshape(-1, self.features)
         u = self.variable("batch_stats", "u", lambda: self.first_vector(w))
@@ -157,7 +210,9 @@ class Layer(nn.Module):
 
 
 def power_iteration(w: Array, u: Array) -> tuple[Array, Array]:
-    """One step (u, v) towards the singular vectors of w [inputs, features] with the largest singular value, as constants."""
+    """One step (u, v) towards the singular vectors of w [inputs, features] with the largest
+    singular value, as constants.
+    """
     w = jax.lax.stop_gradient(w)
     v = unit(dot(w, u))
     return unit(dot(v, w)), v

@@ -1,4 +1,5 @@
 """Layers that several models share: convolution and normalisation of volumes [B, D, H, W, C]."""
+
 from __future__ import annotations
 
 import math
@@ -14,17 +15,21 @@ from jaxvol.types import Array, Spec, UserError
 Dtype = Any
 PADDINGS = ("auto", *convolution.PADDINGS)
 NORMS = ("batch", "instance", "group", "none")
-GROUPS = 8                     # groups of channels of the norm `group`, or the largest power of two that divides them
+# groups of channels of the norm `group`, or the largest power of two that divides them
+GROUPS = 8
 EPSILON = 1e-5
-MOMENTUM = 0.1                 # of the running statistics: new = 0.9 old + 0.1 batch
+MOMENTUM = 0.1  # of the running statistics: new = 0.9 old + 0.1 batch
 
 
 class Conv(nn.Module):
-    """Convolution with a cube of `kernel_size`^3 voxels, `width` voxels of padding at each face; [B, D, H, W, C] -> [.., features].
+    """Convolution with a cube of `kernel_size`^3 voxels, `width` voxels of padding at each face;
+    [B, D, H, W, C] -> [.., features].
 
-    Parameters: kernel [k, k, k, C, features] and bias [features].  The product is in `dtype`, and so is the result; the bias is
+    Parameters: kernel [k, k, k, C, features] and bias [features].  The product is in `dtype`, and
+                so is the result; the bias is
     added in at least float32, as its gradient is a sum over all voxels.
     """
+
     features: int
     kernel_size: int
     stride: int = 1
@@ -38,9 +43,20 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (self.kernel_size,) * 3 + (x.shape[-1], self.features), self.param_dtype)
-        y = convolution.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, ((self.width, self.width),) * 3,
-                             self.padding, self.implementation)
+        kernel = self.param(
+            "kernel",
+            self.kernel_init,
+            (self.kernel_size,) * 3 + (x.shape[-1], self.features),
+            self.param_dtype,
+        )
+        y = convolution.conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.stride,
+            ((self.width, self.width),) * 3,
+            self.padding,
+            self.implementation,
+        )
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
@@ -48,22 +64,27 @@ class Conv(nn.Module):
 
 
 def boundary(padding: str, spec: Spec, otherwise: str = "replicate") -> str:
-    """What the padding `auto` means: periodic if the volumes wrap along every axis of more than one voxel, else `otherwise`."""
+    """What the padding `auto` means: periodic if the volumes wrap along every axis of more than one
+    voxel, else `otherwise`.
+    """
     if padding != "auto":
         return padding
     return "periodic" if all(p for p, n in zip(spec.periodic, spec.shape) if n > 1) else otherwise
 
 
 class Norm(nn.Module):
-    """(x - mean) / sqrt(var + 1e-5), then times `scale` plus `bias` per channel if `affine`; x's shape, in `dtype`.
+    """(x - mean) / sqrt(var + 1e-5), then times `scale` plus `bias` per channel if `affine`; x's
+    shape, in `dtype`.
 
-    batch:    over the examples and voxels of each channel while training, and the running statistics (collection "batch_stats":
-              mean, var) otherwise.  They move by a tenth of the way per step, the variance towards the unbiased one, as torch's do.
+    batch:    over the examples and voxels of each channel while training, and the running
+              statistics (collection "batch_stats": mean, var) otherwise.  They move by a tenth of
+              the way per step, the variance towards the unbiased one, as torch's do.
     instance: over the voxels of each example and channel.
     group:    over the voxels of each example and each of GROUPS groups of channels.
     none:     x itself.
     Statistics are computed in at least float32.
     """
+
     kind: str
     affine: bool = True
     dtype: Dtype = jnp.float32
@@ -76,7 +97,9 @@ class Norm(nn.Module):
         if self.kind == "none":
             return x.astype(self.dtype)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, var = self.running(wide, train) if self.kind == "batch" else per_example(wide, self.kind)
+        mean, var = (
+            self.running(wide, train) if self.kind == "batch" else per_example(wide, self.kind)
+        )
         factor = 1 / jnp.sqrt(var + EPSILON)
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
@@ -85,7 +108,9 @@ class Norm(nn.Module):
         return ((wide - mean) * factor).astype(self.dtype)
 
     def running(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Mean and variance of each channel [C]: the batch's, which move the running ones, or these."""
+        """Mean and variance of each channel [C]: the batch's, which move the running ones, or
+        these.
+        """
         old_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:], self.param_dtype)
         old_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:], self.param_dtype)
         if not train:
@@ -100,7 +125,9 @@ class Norm(nn.Module):
 
 
 def per_example(x: Array, kind: str) -> tuple[Array, Array]:
-    """Mean and variance over the voxels of each example, [B, 1, 1, 1, C]; of `group` those of the channel's group."""
+    """Mean and variance over the voxels of each example, [B, 1, 1, 1, C]; of `group` those of the
+    channel's group.
+    """
     groups = math.gcd(GROUPS, x.shape[-1]) if kind == "group" else x.shape[-1]
     mean = x.mean((1, 2, 3), keepdims=True)
     mean = shared(mean, groups)

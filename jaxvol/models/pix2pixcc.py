@@ -1,11 +1,14 @@
-"""The Pix2PixCC generator in 3D (Jeong et al. 2022, arXiv:2204.12068, after pix2pixHD, arXiv:1711.11585).
+"""The Pix2PixCC generator in 3D (Jeong et al. 2022, arXiv:2204.12068, after pix2pixHD,
+arXiv:1711.11585).
 
-    v = act(norm(conv7 x));   n x  v = act(norm(conv5 v)) at half the resolution and twice the channels
-    m x  v = v + norm(conv3 act(norm(conv3 v)))
+    v = act(norm(conv7 x));   n x  v = act(norm(conv5 v)) at half the resolution and twice the
+    channels m x  v = v + norm(conv3 act(norm(conv3 v)))
     n x  v = act(norm(conv3 up(v) [+ the encoder's v of that size]));   y = conv7 v,    act = Mish
 
-Sides that 2^n does not divide come out at their own size: every step up ends at the size from which the step down started.
+Sides that 2^n does not divide come out at their own size: every step up ends at the size from which
+the step down started.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,41 +27,72 @@ Dtype = Any
 PADDINGS = ("auto", *convolution.PADDINGS)
 UPSAMPLING = ("trilinear", "transposed")
 SKIPS = ("none", "add")
-OUTER, DOWN, INNER = 7, 5, 3        # kernel sizes: first and last convolution, steps down, everything else
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    # the first prediction is close to the mean
+# kernel sizes: first and last convolution, steps down, everything else
+OUTER, DOWN, INNER = 7, 5, 3
+# the first prediction is close to the mean
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def make(config, spec: Spec) -> nn.Module:
     """The generator of `config.model` for volumes of `spec`: [B, D, H, W, C] -> [B, D, H, W, K].
 
-    Raises UserError for an unknown choice, and when the steps down leave a norm per example a single voxel.
+    Raises UserError for an unknown choice, and when the steps down leave a norm per example a
+    single voxel.
     """
     m = config.model
-    for field, value, known in (("padding", m.padding, PADDINGS), ("down_padding", m.down_padding, PADDINGS),
-                                ("upsampling", m.upsampling, UPSAMPLING), ("skips", m.skips, SKIPS), ("norm", m.norm, NORMS)):
+    for field, value, known in (
+        ("padding", m.padding, PADDINGS),
+        ("down_padding", m.down_padding, PADDINGS),
+        ("upsampling", m.upsampling, UPSAMPLING),
+        ("skips", m.skips, SKIPS),
+        ("norm", m.norm, NORMS),
+    ):
         if value not in known:
             raise UserError(f"config.model.{field} is {value!r}; choose one of {', '.join(known)}.")
     if "target" not in spec.fields:
-        raise UserError(f"the dataset has the fields {', '.join(spec.fields)}; model pix2pixcc needs one named 'target'.")
-    coarse = tuple(-(-n // 2 ** m.downs) for n in spec.shape)
+        raise UserError(
+            f"the dataset has the fields {', '.join(spec.fields)}; model pix2pixcc needs one named "
+            "'target'."
+        )
+    coarse = tuple(-(-n // 2**m.downs) for n in spec.shape)
     if m.norm == "instance" and math.prod(coarse) == 1:
-        raise UserError(f"config.model.downs is {m.downs}, which leaves {coarse} voxels of the training volumes of {spec.shape}: "
-                        "instance norm makes a single voxel 0; take fewer steps down, larger volumes or another norm.")
-    return Generator(channels=len(spec.fields["target"].channels), width=m.width, downs=m.downs, blocks=m.blocks, norm=m.norm,
-                     upsampling=m.upsampling, padding=boundary(m.padding, spec), down_padding=boundary(m.down_padding, spec),
-                     skips=m.skips == "add", bias_before_norm=m.bias_before_norm, remat=m.remat,
-                     dtype=COMPUTE[config.precision], param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+        raise UserError(
+            f"config.model.downs is {m.downs}, which leaves {coarse} voxels of the training "
+            f"volumes of {spec.shape}: "
+            "instance norm makes a single voxel 0; take fewer steps down, larger volumes or "
+            "another norm."
+        )
+    return Generator(
+        channels=len(spec.fields["target"].channels),
+        width=m.width,
+        downs=m.downs,
+        blocks=m.blocks,
+        norm=m.norm,
+        upsampling=m.upsampling,
+        padding=boundary(m.padding, spec),
+        down_padding=boundary(m.down_padding, spec),
+        skips=m.skips == "add",
+        bias_before_norm=m.bias_before_norm,
+        remat=m.remat,
+        dtype=COMPUTE[config.precision],
+        param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32,
+    )
 
 
 def boundary(padding: str, spec: Spec, otherwise: str = "replicate") -> str:
-    """What `auto` means: periodic if the volumes wrap along every axis of more than one voxel, else `otherwise`."""
+    """What `auto` means: periodic if the volumes wrap along every axis of more than one voxel, else
+    `otherwise`.
+    """
     if padding != "auto":
         return padding
     return "periodic" if all(p for p, n in zip(spec.periodic, spec.shape) if n > 1) else otherwise
 
 
 class Generator(nn.Module):
-    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32; width * 2^i channels after i steps down."""
+    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32; width * 2^i channels after i
+    steps down.
+    """
+
     channels: int
     width: int
     downs: int
@@ -77,26 +111,46 @@ class Generator(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         def remat(block: type[nn.Module], *static: int) -> type[nn.Module]:
             return nn.remat(block, static_argnums=static) if self.remat else block
-        common = {"norm": self.norm, "use_bias": self.bias_before_norm or self.norm == "none", "dtype": self.dtype,
-                  "param_dtype": self.param_dtype}
+
+        common = {
+            "norm": self.norm,
+            "use_bias": self.bias_before_norm or self.norm == "none",
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
         layer, block, up = remat(Layer, 2), remat(Block, 2), remat(Up, 2, 3)
-        v = layer(self.width, OUTER, 1, self.padding, **common, name="first")(x.astype(self.dtype), train)
+        v = layer(self.width, OUTER, 1, self.padding, **common, name="first")(
+            x.astype(self.dtype), train
+        )
         above = []
         for i in range(self.downs):
             above.append(v)
-            v = layer(self.width * 2 ** (i + 1), DOWN, 2, self.down_padding, **common, name=f"down_{i}")(v, train)
+            v = layer(
+                self.width * 2 ** (i + 1), DOWN, 2, self.down_padding, **common, name=f"down_{i}"
+            )(v, train)
         for i in range(self.blocks):
             v = block(self.padding, 1 / self.blocks, **common, name=f"block_{i}")(v, train)
         for i in reversed(range(self.downs)):
             skip = above[i] if self.skips else None
-            v = up(self.width * 2 ** i, self.upsampling, self.padding, **common, name=f"up_{i}")(
-                v, train, above[i].shape[1:4], skip)
-        return Conv(self.channels, OUTER, 1, self.padding, OUTER // 2, kernel_init=SMALL,
-                    dtype=jnp.promote_types(self.dtype, jnp.float32), param_dtype=self.param_dtype, name="last")(v)
+            v = up(self.width * 2**i, self.upsampling, self.padding, **common, name=f"up_{i}")(
+                v, train, above[i].shape[1:4], skip
+            )
+        return Conv(
+            self.channels,
+            OUTER,
+            1,
+            self.padding,
+            OUTER // 2,
+            kernel_init=SMALL,
+            dtype=jnp.promote_types(self.dtype, jnp.float32),
+            param_dtype=self.param_dtype,
+            name="last",
+        )(v)
 
 
 class Layer(nn.Module):
     """act(norm(conv x)) at 1 / stride of the resolution, n -> ceil(n / stride) voxels."""
+
     features: int
     kernel_size: int
     stride: int
@@ -108,13 +162,25 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Conv(self.features, self.kernel_size, self.stride, self.padding, self.kernel_size // 2, self.use_bias,
-                 dtype=self.dtype, param_dtype=self.param_dtype, name="conv")(x)
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.kernel_size // 2,
+            self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
         return mish(normalise(self, x, train))
 
 
 class Block(nn.Module):
-    """x + norm(conv3 act(norm(conv3 x))), without an activation after the sum; the branch starts with `share` of x's variance."""
+    """x + norm(conv3 act(norm(conv3 x))), without an activation after the sum; the branch starts
+    with `share` of x's variance.
+    """
+
     padding: str
     share: float
     norm: str
@@ -126,15 +192,28 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         y, branch_end = x, nn.initializers.variance_scaling(2 * self.share, "fan_in", "normal")
         for i, init in enumerate((nn.initializers.he_normal(), branch_end)):
-            y = Conv(x.shape[-1], INNER, 1, self.padding, INNER // 2, self.use_bias, init, self.dtype, self.param_dtype,
-                     name=f"conv_{i}")(y)
+            y = Conv(
+                x.shape[-1],
+                INNER,
+                1,
+                self.padding,
+                INNER // 2,
+                self.use_bias,
+                init,
+                self.dtype,
+                self.param_dtype,
+                name=f"conv_{i}",
+            )(y)
             y = normalise(self, y, train, f"norm_{i}")
             y = mish(y) if i == 0 else y
         return x + y
 
 
 class Up(nn.Module):
-    """act(norm(conv3 up(x) + skip)) at the size `shape`: trilinear interpolation and convolution, or transposed convolution."""
+    """act(norm(conv3 up(x) + skip)) at the size `shape`: trilinear interpolation and convolution,
+    or transposed convolution.
+    """
+
     features: int
     upsampling: str
     padding: str
@@ -144,19 +223,35 @@ class Up(nn.Module):
     param_dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, shape: tuple[int, int, int], skip: Array | None) -> Array:
+    def __call__(
+        self, x: Array, train: bool, shape: tuple[int, int, int], skip: Array | None
+    ) -> Array:
         periodic = self.padding == "periodic"
         if self.upsampling == "trilinear":
-            x = Conv(self.features, INNER, 1, self.padding, INNER // 2, self.use_bias, dtype=self.dtype,
-                     param_dtype=self.param_dtype, name="conv")(resample.resize(x, shape, periodic))
+            x = Conv(
+                self.features,
+                INNER,
+                1,
+                self.padding,
+                INNER // 2,
+                self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name="conv",
+            )(resample.resize(x, shape, periodic))
         else:
-            x = TransposedConv(self.features, periodic, self.use_bias, self.dtype, self.param_dtype, name="conv")(x)
+            x = TransposedConv(
+                self.features, periodic, self.use_bias, self.dtype, self.param_dtype, name="conv"
+            )(x)
             x = resample.resize(x, shape, periodic)
         return mish(normalise(self, x if skip is None else x + skip, train))
 
 
 class TransposedConv(nn.Module):
-    """torch's ConvTranspose3d(k3, s2, p1, output_padding 1), n -> 2n voxels; where the volume wraps, so do the kernels."""
+    """torch's ConvTranspose3d(k3, s2, p1, output_padding 1), n -> 2n voxels; where the volume
+    wraps, so do the kernels.
+    """
+
     features: int
     periodic: bool
     use_bias: bool
@@ -166,13 +261,19 @@ class TransposedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (INNER,) * 3 + (x.shape[-1], self.features)
-        # half of the taps, per axis, meet a given voxel: an eighth of the fan-in that he_normal reckons with
-        kernel = self.param("kernel", nn.initializers.variance_scaling(16.0, "fan_in", "normal"), shape, self.param_dtype)
+        # half of the taps, per axis, meet a given voxel: an eighth of the fan-in that he_normal
+        # reckons with
+        kernel = self.param(
+            "kernel",
+            nn.initializers.variance_scaling(16.0, "fan_in", "normal"),
+            shape,
+            self.param_dtype,
+        )
         grid = x.shape[1:4]
         if self.periodic:
             x = convolution.pad(x, ((0, 1),) * 3, "periodic")
         y = convolution.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
-        y = y[:, :2 * grid[0], :2 * grid[1], :2 * grid[2]]
+        y = y[:, : 2 * grid[0], : 2 * grid[1], : 2 * grid[2]]
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
@@ -180,8 +281,12 @@ class TransposedConv(nn.Module):
 
 
 def normalise(module: nn.Module, x: Array, train: bool, name: str = "norm") -> Array:
-    """The norm of a module that has the fields norm, dtype and param_dtype; scale and bias as published: not of `instance`."""
-    return Norm(module.norm, module.norm != "instance", module.dtype, module.param_dtype, name=name)(x, train)
+    """The norm of a module that has the fields norm, dtype and param_dtype; scale and bias as
+    published: not of `instance`.
+    """
+    return Norm(
+        module.norm, module.norm != "instance", module.dtype, module.param_dtype, name=name
+    )(x, train)
 
 
 @jax.custom_jvp
@@ -197,7 +302,9 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
 
 
 def mish_and_slope(x: Array) -> tuple[Array, Array]:
-    """mish(x) and its derivative; tanh(log(1 + n)) = m / (m + 2) with n = e^x, m = n (n + 2), is 1 in float32 beyond x = 20."""
+    """mish(x) and its derivative; tanh(log(1 + n)) = m / (m + 2) with n = e^x, m = n (n + 2), is 1
+    in float32 beyond x = 20.
+    """
     z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     n = jnp.exp(jnp.minimum(z, 20))
     m = n * (n + 2)

@@ -1,10 +1,14 @@
-"""U-Net on images, volumes of depth 1 (Ronneberger et al. 2015, arXiv:1505.04597), with bilinear up-sampling.
+"""U-Net on images, volumes of depth 1 (Ronneberger et al. 2015, arXiv:1505.04597), with bilinear
+up-sampling.
 
-    e_0 = C(x)      e_l = C(pool e_{l-1})      d_l = C([up d_{l+1}, e_l])      y = conv1 d_0      C(v) = (act norm conv3)^2 v
+    e_0 = C(x)      e_l = C(pool e_{l-1})      d_l = C([up d_{l+1}, e_l])      y = conv1 d_0
+    C(v) = (act norm conv3)^2 v
 
-Levels lie on grids of ceil(n / 2^l) pixels; pool is the mean over 2 x 2 pixels.  models/vnet.py does the same on volumes; on images
-two thirds of its weights, and of its time, would go to neighbours that do not exist.
+Levels lie on grids of ceil(n / 2^l) pixels; pool is the mean over 2 x 2 pixels.  models/vnet.py
+does the same on volumes; on images two thirds of its weights, and of its time, would go to
+neighbours that do not exist.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,7 +21,8 @@ from jaxvol.models.layers import NORMS, Norm
 from jaxvol.ops import resample
 from jaxvol.types import Array, Spec, UserError
 
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    # the first prediction is close to the mean
+# the first prediction is close to the mean
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def rules(config) -> list[str]:
@@ -26,21 +31,37 @@ def rules(config) -> list[str]:
     if m.norm not in NORMS:
         found.append(f"model.norm is {m.norm!r}; it has to be one of {', '.join(NORMS)}.")
     if not m.widths or min(m.widths) < 1:
-        found.append(f"model.widths is {tuple(m.widths)}; it has to be one positive number of channels per level.")
+        found.append(
+            f"model.widths is {tuple(m.widths)}; it has to be one positive number of channels per "
+            "level."
+        )
     return found
 
 
 def make(config, spec: Spec) -> nn.Module:
-    """The U-Net of `config.model`: [B, 1, H, W, C] -> [B, 1, H, W, K].  Raises UserError for volumes that are deeper than 1."""
+    """The U-Net of `config.model`: [B, 1, H, W, C] -> [B, 1, H, W, K].  Raises UserError for
+    volumes that are deeper than 1.
+    """
     if spec.shape[0] != 1:
-        raise UserError(f"model unet is for images, but the volumes have the depth {spec.shape[0]}; use config.model.name='vnet'.")
+        raise UserError(
+            f"model unet is for images, but the volumes have the depth {spec.shape[0]}; use "
+            "config.model.name='vnet'."
+        )
     m = config.model
-    return UNet(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), norm=m.norm, dtype=COMPUTE[config.precision],
-                param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+    return UNet(
+        channels=len(spec.fields["target"].channels),
+        widths=tuple(m.widths),
+        norm=m.norm,
+        dtype=COMPUTE[config.precision],
+        param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32,
+    )
 
 
 class UNet(nn.Module):
-    """[B, 1, H, W, C] -> [B, 1, H, W, channels] in at least float32; blocks are numbered down to the coarsest grid and up again."""
+    """[B, 1, H, W, C] -> [B, 1, H, W, channels] in at least float32; blocks are numbered down to
+    the coarsest grid and up again.
+    """
+
     channels: int
     widths: tuple[int, ...]
     norm: str
@@ -60,11 +81,14 @@ class UNet(nn.Module):
             x = jnp.concatenate([resample.resize(x, skip.shape[1:4]), skip], -1)
             x = Block(features, **common, name=f"block_{levels + i}")(x, train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        return nn.Dense(self.channels, kernel_init=SMALL, dtype=wide, param_dtype=self.param_dtype, name="head")(x.astype(wide))
+        return nn.Dense(
+            self.channels, kernel_init=SMALL, dtype=wide, param_dtype=self.param_dtype, name="head"
+        )(x.astype(wide))
 
 
 class Block(nn.Module):
     """Twice convolution, norm and ReLU; images of the same size."""
+
     features: int
     norm: str
     dtype: Any
@@ -74,9 +98,21 @@ class Block(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         for i in range(2):
             wide = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")[:, 0]
-            x = nn.Conv(self.features, (3, 3), padding="VALID", use_bias=self.norm == "none", kernel_init=nn.initializers.he_normal(),
-                        dtype=self.dtype, param_dtype=self.param_dtype, name=f"conv_{i}")(wide)[:, None]
-            x = nn.relu(Norm(self.norm, dtype=self.dtype, param_dtype=self.param_dtype, name=f"norm_{i}")(x, train))
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                padding="VALID",
+                use_bias=self.norm == "none",
+                kernel_init=nn.initializers.he_normal(),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"conv_{i}",
+            )(wide)[:, None]
+            x = nn.relu(
+                Norm(self.norm, dtype=self.dtype, param_dtype=self.param_dtype, name=f"norm_{i}")(
+                    x, train
+                )
+            )
         return x
 
 

@@ -1,16 +1,24 @@
-"""Encoder-decoder with skips on volumes: V-Net (Milletari et al. 2016, arXiv:1606.04797) and the 3D U-Net of dm2ics.
+"""Encoder-decoder with skips on volumes: V-Net (Milletari et al. 2016, arXiv:1606.04797) and the 3D
+U-Net of dm2ics.
 
-Features e_l at level l live on grids of ceil(n / 2^l) voxels; the decoder joins its features d, brought to a finer grid, with the
-encoder's of that grid:
+Features e_l at level l live on grids of ceil(n / 2^l) voxels; the decoder joins its features d,
+brought to a finer grid, with the encoder's of that grid:
 
-    residual (widths w_0, w_1, ...):   e_0 = R(conv3 x)        e_l = R(conv2 e_{l-1})            stride 2
-                                       d_l = R(e_l + up(conv1 d_{l+1}))                           y = conv1 d_0
-                                       R(v) = v + conv3 act norm conv3 act norm v                 pre-activation
-    original (widths w_1, w_2, ...):   e_0 = x                 e_l = act norm conv5 e_{l-1}      stride 2
-                                       d_l = act norm conv3 [up d_{l+1}, e_l]                     y = conv3 [up d_1, x]
+    residual (widths w_0, w_1, ...):   e_0 = R(conv3 x)        e_l = R(conv2 e_{l-1})
+    stride 2
+                                       d_l = R(e_l + up(conv1 d_{l+1}))                           y
+                                       = conv1 d_0
+                                       R(v) = v + conv3 act norm conv3 act norm v
+                                       pre-activation
+    original (widths w_1, w_2, ...):   e_0 = x                 e_l = act norm conv5 e_{l-1}
+    stride 2
+                                       d_l = act norm conv3 [up d_{l+1}, e_l]                     y
+                                       = conv3 [up d_1, x]
 
-The output layer is linear; `head="norm_relu"` appends the norm and the ReLU with which the published U-Net ends.
+The output layer is linear; `head="norm_relu"` appends the norm and the ReLU with which the
+published U-Net ends.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -28,41 +36,72 @@ Dtype = Any
 LAYOUTS = ("residual", "original")
 HEADS = ("linear", "norm_relu")
 FITS = ("resize", "crop")
-STEPS_DOWN = {"residual": (2, 0), "original": (5, 2)}     # kernel size and padding of the convolutions of stride 2
-LINEAR = nn.initializers.lecun_normal()                   # of convolutions that no ReLU precedes
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")    # the first prediction is close to the mean
+# kernel size and padding of the convolutions of stride 2
+STEPS_DOWN = {"residual": (2, 0), "original": (5, 2)}
+LINEAR = nn.initializers.lecun_normal()  # of convolutions that no ReLU precedes
+# the first prediction is close to the mean
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def make(config, spec: Spec) -> nn.Module:
     """The V-Net of `config.model` for volumes of `spec`: [B, D, H, W, C] -> [B, D, H, W, K].
 
-    Raises UserError for an unknown choice, for widths that are no positive numbers, and when the depth is split over more devices
-    (config.mesh.space) than the coarsest grid has planes: the rest would hold nothing of it, and XLA would gather what they need.
+    Raises UserError for an unknown choice, for widths that are no positive numbers, and when the
+    depth is split over more devices (config.mesh.space) than the coarsest grid has planes: the rest
+    would hold nothing of it, and XLA would gather what they need.
     """
     m = config.model
-    for field, value, known in (("layout", m.layout, LAYOUTS), ("padding", m.padding, PADDINGS), ("norm", m.norm, NORMS),
-                                ("head", m.head, HEADS), ("fit", m.fit, FITS)):
+    for field, value, known in (
+        ("layout", m.layout, LAYOUTS),
+        ("padding", m.padding, PADDINGS),
+        ("norm", m.norm, NORMS),
+        ("head", m.head, HEADS),
+        ("fit", m.fit, FITS),
+    ):
         if value not in known:
             raise UserError(f"config.model.{field} is {value!r}; choose one of {', '.join(known)}.")
     if not m.widths or min(m.widths) < 1:
-        raise UserError(f"config.model.widths is {tuple(m.widths)}: expected one positive number of channels per level.")
+        raise UserError(
+            f"config.model.widths is {tuple(m.widths)}: expected one positive number of channels "
+            "per level."
+        )
     halvings = len(m.widths) - (m.layout == "residual")
-    coarsest = -(-spec.shape[0] // 2 ** halvings)
-    mesh = jax.sharding.get_abstract_mesh().shape       # the run's own, whatever -1 in config.mesh came to
+    coarsest = -(-spec.shape[0] // 2**halvings)
+    # the run's own, whatever -1 in config.mesh came to
+    mesh = jax.sharding.get_abstract_mesh().shape
     if "space" in mesh and 1 < mesh["space"] > coarsest:
-        raise UserError(f"config.mesh.space is {mesh['space']}, but the coarsest grid of model vnet has {coarsest} planes (depth "
-                        f"{spec.shape[0]}, halved {halvings} times); use at most {coarsest} devices for space, fewer config.model.widths, "
-                        "or deeper volumes.")
+        raise UserError(
+            f"config.mesh.space is {mesh['space']}, but the coarsest grid of model vnet has "
+            f"{coarsest} planes (depth "
+            f"{spec.shape[0]}, halved {halvings} times); use at most {coarsest} devices for space, "
+            "fewer config.model.widths, "
+            "or deeper volumes."
+        )
     if "target" not in spec.fields:
-        raise UserError(f"the dataset has the fields {', '.join(spec.fields)}; model vnet needs one named 'target'.")
-    return VNet(channels=len(spec.fields["target"].channels), widths=tuple(m.widths), layout=m.layout,
-                padding=boundary(m.padding, spec), norm=m.norm, head=m.head, fit=m.fit, bias_before_norm=m.bias_before_norm,
-                remat=m.remat, dtype=COMPUTE[config.precision],
-                param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32)
+        raise UserError(
+            f"the dataset has the fields {', '.join(spec.fields)}; model vnet needs one named "
+            "'target'."
+        )
+    return VNet(
+        channels=len(spec.fields["target"].channels),
+        widths=tuple(m.widths),
+        layout=m.layout,
+        padding=boundary(m.padding, spec),
+        norm=m.norm,
+        head=m.head,
+        fit=m.fit,
+        bias_before_norm=m.bias_before_norm,
+        remat=m.remat,
+        dtype=COMPUTE[config.precision],
+        param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32,
+    )
 
 
 class VNet(nn.Module):
-    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32; blocks are numbered down to the coarsest grid and up again."""
+    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32; blocks are numbered down to
+    the coarsest grid and up again.
+    """
+
     channels: int
     widths: tuple[int, ...]
     layout: str
@@ -78,9 +117,19 @@ class VNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         original, levels = self.layout == "original", len(self.widths)
-        down, up = (nn.remat(b, static_argnums=(s,)) if self.remat else b for b, s in ((Encoder, 2), (Decoder, 3)))
-        common = {"layout": self.layout, "padding": self.padding, "norm": self.norm, "bias_before_norm": self.bias_before_norm,
-                  "branch": 1 / (2 * levels - 1), "dtype": self.dtype, "param_dtype": self.param_dtype}
+        down, up = (
+            nn.remat(b, static_argnums=(s,)) if self.remat else b
+            for b, s in ((Encoder, 2), (Decoder, 3))
+        )
+        common = {
+            "layout": self.layout,
+            "padding": self.padding,
+            "norm": self.norm,
+            "bias_before_norm": self.bias_before_norm,
+            "branch": 1 / (2 * levels - 1),
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
         x = x.astype(self.dtype)
         skips = [x] if original else []
         for i, features in enumerate(self.widths):
@@ -89,7 +138,9 @@ class VNet(nn.Module):
             skips.append(x)
         x = skips.pop()
         for i, features in enumerate(reversed(self.widths[:-1])):
-            x = up(features, fit=self.fit, **common, name=f"block_{levels + i}")(x, skips.pop(), train)
+            x = up(features, fit=self.fit, **common, name=f"block_{levels + i}")(
+                x, skips.pop(), train
+            )
         if original:
             x = joined(x, skips.pop(), self.padding, self.fit)
         return self.project(x, train, kernel_size=3 if original else 1)
@@ -99,36 +150,74 @@ class VNet(nn.Module):
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         with_norm = self.head == "norm_relu" and self.norm != "none"
         init = SMALL if self.head == "linear" else LINEAR
-        y = Conv(self.channels, kernel_size, 1, self.padding, kernel_size // 2, self.bias_before_norm or not with_norm, init,
-                 dtype, self.param_dtype, name="head")(x)
+        y = Conv(
+            self.channels,
+            kernel_size,
+            1,
+            self.padding,
+            kernel_size // 2,
+            self.bias_before_norm or not with_norm,
+            init,
+            dtype,
+            self.param_dtype,
+            name="head",
+        )(x)
         if self.head == "linear":
             return y
-        return nn.relu(Norm(self.norm, dtype=dtype, param_dtype=self.param_dtype, name="head_norm")(y, train))
+        return nn.relu(
+            Norm(self.norm, dtype=dtype, param_dtype=self.param_dtype, name="head_norm")(y, train)
+        )
 
 
 class Block(nn.Module):
-    """What encoder and decoder do to a level's features, and what they share; not used by itself."""
+    """What encoder and decoder do to a level's features, and what they share; not used
+    by itself.
+    """
+
     features: int
     layout: str
     padding: str
     norm: str
     bias_before_norm: bool
-    branch: float                # variance that a residual branch adds to its input, relative to it
+    branch: float  # variance that a residual branch adds to its input, relative to it
     dtype: Dtype
     param_dtype: Dtype
 
-    def conv(self, name: str, kernel_size: int, use_bias: bool, init=LINEAR, stride: int = 1, width: int | None = None) -> Conv:
+    def conv(
+        self,
+        name: str,
+        kernel_size: int,
+        use_bias: bool,
+        init=LINEAR,
+        stride: int = 1,
+        width: int | None = None,
+    ) -> Conv:
         width = kernel_size // 2 if width is None else width
-        return Conv(self.features, kernel_size, stride, self.padding, width, use_bias, init, self.dtype, self.param_dtype, name=name)
+        return Conv(
+            self.features,
+            kernel_size,
+            stride,
+            self.padding,
+            width,
+            use_bias,
+            init,
+            self.dtype,
+            self.param_dtype,
+            name=name,
+        )
 
     def activated(self, x: Array, train: bool, name: str) -> Array:
-        return nn.relu(Norm(self.norm, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x, train))
+        return nn.relu(
+            Norm(self.norm, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x, train)
+        )
 
     def body(self, x: Array, train: bool) -> Array:
         """original: act norm; residual: R."""
         if self.layout == "original":
             return self.activated(x, train, "norm")
-        y = self.conv("conv_0", 3, self.needs_bias(), nn.initializers.he_normal())(self.activated(x, train, "norm_0"))
+        y = self.conv("conv_0", 3, self.needs_bias(), nn.initializers.he_normal())(
+            self.activated(x, train, "norm_0")
+        )
         init = nn.initializers.variance_scaling(2 * self.branch, "fan_in", "truncated_normal")
         return x + self.conv("conv_1", 3, True, init)(self.activated(y, train, "norm_1"))
 
@@ -139,6 +228,7 @@ class Block(nn.Module):
 
 class Encoder(Block):
     """A convolution of stride 1 or 2, then the body; n -> ceil(n / stride) voxels."""
+
     stride: int = 2
 
     @nn.compact
@@ -146,30 +236,40 @@ class Encoder(Block):
         if self.stride == 1:
             return self.body(self.conv("entry", 3, True)(x), train)
         original = self.layout == "original"
-        if not original:         # pairs of voxels: an odd axis is first stretched by one, which treats its two ends alike
-            x = resample.resize(x, tuple(n + n % 2 for n in x.shape[1:4]), self.padding == "periodic")
+        # pairs of voxels: an odd axis is first stretched by one, which treats its two ends alike
+        if not original:
+            x = resample.resize(
+                x, tuple(n + n % 2 for n in x.shape[1:4]), self.padding == "periodic"
+            )
         size, width = STEPS_DOWN[self.layout]
         init = nn.initializers.he_normal() if original else LINEAR
-        return self.body(self.conv("entry", size, self.needs_bias() or not original, init, 2, width)(x), train)
+        return self.body(
+            self.conv("entry", size, self.needs_bias() or not original, init, 2, width)(x), train
+        )
 
 
 class Decoder(Block):
     """Coarse features and the encoder's on the finer grid -> this level's."""
+
     fit: str = "resize"
 
     @nn.compact
     def __call__(self, x: Array, skip: Array, train: bool) -> Array:
         if self.layout == "residual":
-            x = self.conv("entry", 1, False)(x)       # before it goes to the finer grid: the same there, at an eighth of the cost
+            # before it goes to the finer grid: the same there, at an eighth of the cost
+            x = self.conv("entry", 1, False)(x)
             return self.body(skip + brought(x, skip, self.padding, self.fit), train)
-        x = self.conv("entry", 3, self.needs_bias(), nn.initializers.he_normal())(joined(x, skip, self.padding, self.fit))
+        x = self.conv("entry", 3, self.needs_bias(), nn.initializers.he_normal())(
+            joined(x, skip, self.padding, self.fit)
+        )
         return self.body(x, train)
 
 
 def brought(x: Array, skip: Array, padding: str, fit: str) -> Array:
     """x on the grid of `skip`, trilinear.
 
-    resize: both grids fill the same box.  crop: twice the voxels, and where that is one too many the first one is left out, as the
+    resize: both grids fill the same box.  crop: twice the voxels, and where that is one too many
+            the first one is left out, as the
     published model does, which moves the features by half a voxel.
     """
     shape, periodic = skip.shape[1:4], padding == "periodic"

@@ -1,7 +1,10 @@
-"""Do two fields belong together?  Pairing, orientation and offset of input and target, from examples of both.
+"""Do two fields belong together?  Pairing, orientation and offset of input and target, from
+examples of both.
 
-All functions take numpy volumes [N, D, H, W]; nothing is assumed about the relation but that it has no preferred direction.
+All functions take numpy volumes [N, D, H, W]; nothing is assumed about the relation but that it has
+no preferred direction.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -29,7 +32,8 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def pairing(x: np.ndarray, y: np.ndarray) -> float:
-    """How much better examples correlate with their own target than with others', in standard errors.
+    """How much better examples correlate with their own target than with others', in standard
+    errors.
 
     The best of x, x^2 and |grad x|^2 against y and y^2; 0 when there are fewer than three examples.
     """
@@ -47,7 +51,9 @@ def pairing(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def unpaired(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Share of the examples that are no more like their own target than like others'; None unless most are, by six deviations."""
+    """Share of the examples that are no more like their own target than like others'; None unless
+    most are, by six deviations.
+    """
     if len(x) < 4:
         return None
     r = correlations(x, y)
@@ -58,16 +64,20 @@ def unpaired(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def orientation(x: np.ndarray, y: np.ndarray, least: float = 0.1) -> float | None:
-    """|correlation| as given minus the best one with y turned or mirrored, in standard errors over examples.
+    """|correlation| as given minus the best one with y turned or mirrored, in standard errors over
+    examples.
 
-    Only symmetries that keep the shape are tried.  Negative: another orientation fits better.  None if no orientation reaches a
+    Only symmetries that keep the shape are tried.  Negative: another orientation fits better.  None
+    if no orientation reaches a
     correlation of `least`: there is nothing to tell them apart by.
     """
     x, y = standardised(x), standardised(y)
     scores = {}
     for element in rotations.ELEMENTS:
         if tuple(y.shape[1:][a] for a in element.axes) == y.shape[1:]:
-            turned = np.stack([np.asarray(rotations.apply(element, v[..., None], "scalar"))[..., 0] for v in y])
+            turned = np.stack(
+                [np.asarray(rotations.apply(element, v[..., None], "scalar"))[..., 0] for v in y]
+            )
             scores[element] = (x * turned).mean((1, 2, 3))
     if max(abs(r.mean()) for r in scores.values()) < least:
         return None
@@ -79,15 +89,19 @@ def orientation(x: np.ndarray, y: np.ndarray, least: float = 0.1) -> float | Non
 
 
 def coherence(x: np.ndarray, y: np.ndarray) -> float:
-    """|sum X* Y|^2 / (sum |X|^2 sum |Y|^2) over examples, mean of the low frequencies (|k| <= 3); 1 / N if unrelated."""
+    """|sum X* Y|^2 / (sum |X|^2 sum |Y|^2) over examples, mean of the low frequencies (|k| <= 3); 1
+    / N if unrelated.
+    """
     cross, power = spectra(x, y)
     return float((np.abs(cross) ** 2 / np.where(power > 0, power, 1.0)).mean())
 
 
 def offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """By how many voxels y lags x along each axis, from the slope of the phase of their cross spectrum; NaN on short axes.
+    """By how many voxels y lags x along each axis, from the slope of the phase of their cross
+    spectrum; NaN on short axes.
 
-    Without a preferred direction the phase is 0 or pi at every k; angles are doubled, so that a change of sign does not count.
+    Without a preferred direction the phase is 0 or pi at every k; angles are doubled, so that a
+    change of sign does not count.
     """
     lags = np.full(3, np.nan)
     cross, _ = spectra(x, y)
@@ -99,12 +113,19 @@ def offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         high = [slice(None)] * 3
         low[axis], high[axis] = slice(0, -1), slice(1, None)
         step = cross[tuple(high)] * np.conj(cross[tuple(low)])
-        lags[axis] = -np.angle((step**2 / np.where(np.abs(step) > 0, np.abs(step), 1.0)).sum()) / 2 * n / (2 * np.pi)
+        lags[axis] = (
+            -np.angle((step**2 / np.where(np.abs(step) > 0, np.abs(step), 1.0)).sum())
+            / 2
+            * n
+            / (2 * np.pi)
+        )
     return lags
 
 
 def spectra(x: np.ndarray, y: np.ndarray, reach: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Cross spectrum and product of powers over examples, in the cube |k| <= reach, lowest frequency first."""
+    """Cross spectrum and product of powers over examples, in the cube |k| <= reach, lowest
+    frequency first.
+    """
     x, y = standardised(x), standardised(y)
     cubes = []
     for v in (x, y):
@@ -114,18 +135,24 @@ def spectra(x: np.ndarray, y: np.ndarray, reach: int = 3) -> tuple[np.ndarray, n
             top = min(reach, (n - 1) // 2)
             f = np.take(f, np.arange(-top, top + 1) % n, axis)
         cubes.append(f)
-    return (np.conj(cubes[0]) * cubes[1]).sum(0), (np.abs(cubes[0]) ** 2).sum(0) * (np.abs(cubes[1]) ** 2).sum(0)
+    return (np.conj(cubes[0]) * cubes[1]).sum(0), (np.abs(cubes[0]) ** 2).sum(0) * (
+        np.abs(cubes[1]) ** 2
+    ).sum(0)
 
 
 def runs(x: np.ndarray, length: int = 8, varied: bool = False) -> np.ndarray:
-    """Hashes of all runs of `length` voxels of [N, D, H, W], along every axis and in both directions.
+    """Hashes of all runs of `length` voxels of [N, D, H, W], along every axis and in both
+    directions.
 
-    varied: leave out runs of fewer than four different values (backgrounds, padding), which say nothing.
+    varied: leave out runs of fewer than four different values (backgrounds, padding), which say
+            nothing.
     """
     weights = np.random.default_rng(length).integers(0, 2**64, length, np.uint64) | np.uint64(1)
     found = [np.zeros(0, np.uint64)]
     for axis in (a for a in (1, 2, 3) if x.shape[a] >= length):
-        window = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32), length, axis).reshape(-1, length)
+        window = np.lib.stride_tricks.sliding_window_view(
+            x.astype(np.float32), length, axis
+        ).reshape(-1, length)
         if varied:
             window = window[(np.diff(np.sort(window, 1), axis=1) != 0).sum(1) >= 3]
         bits = window.view(np.uint32).astype(np.uint64)
@@ -134,7 +161,9 @@ def runs(x: np.ndarray, length: int = 8, varied: bool = False) -> np.ndarray:
 
 
 def overlap(known: list[np.ndarray], new: np.ndarray, limit: int = 20000) -> float:
-    """Share of the runs of voxels in `new` that occur, bit by bit, in one of the volumes `known`; at most `limit` are looked up."""
+    """Share of the runs of voxels in `new` that occur, bit by bit, in one of the volumes `known`;
+    at most `limit` are looked up.
+    """
     asked = np.random.default_rng(0).permutation(np.unique(runs(new, varied=True)))[:limit]
     if not len(asked):
         return 0.0

@@ -1,7 +1,9 @@
 """Means over the observed voxels of volumes [B, D, H, W, C], in at least float32.
 
-A mask is [B, D, H, W, 1] with 1 = observed and 0 = missing, or None.  What lies under a 0 never enters, not even a NaN.
+A mask is [B, D, H, W, 1] with 1 = observed and 0 = missing, or None.  What lies under a 0 never
+enters, not even a NaN.
 """
+
 from __future__ import annotations
 
 import jax.numpy as jnp
@@ -39,9 +41,12 @@ def mean(x: Array, mask: Array | None = None, empty: float = 0.0) -> Array:
 
 
 def deviation(x: Array, mask: Array | None = None) -> Array:
-    """x - mean(x) per example and channel; exactly 0 where missing, and all over a field that is constant up to rounding."""
+    """x - mean(x) per example and channel; exactly 0 where missing, and all over a field that is
+    constant up to rounding.
+    """
     x = fill(x, mask)
     first = x - mean(x, mask)[:, None, None, None]
-    centred = fill(first - mean(first, mask)[:, None, None, None], mask)     # the second pass removes the first one's rounding
+    # the second pass removes the first one's rounding
+    centred = fill(first - mean(first, mask)[:, None, None, None], mask)
     noise = (16 * jnp.finfo(x.dtype).eps) ** 2 * mean(jnp.square(x), mask)
     return jnp.where((mean(jnp.square(centred), mask) > noise)[:, None, None, None], centred, 0)

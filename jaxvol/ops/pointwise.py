@@ -1,8 +1,10 @@
-"""Functions of each voxel's or token's features whose gradients are written out, because of how XLA's CPU backend treats them.
+"""Functions of each voxel's or token's features whose gradients are written out, because of how
+XLA's CPU backend treats them.
 
-Differentiated by JAX, `gelu` keeps two arrays for the backward pass and `standardise` is computed several times over in the
-operations that it is fused with.
+Differentiated by JAX, `gelu` keeps two arrays for the backward pass and `standardise` is computed
+several times over in the operations that it is fused with.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +18,9 @@ EPSILON = 1e-5
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """x Phi(x), exact (not the tanh form), computed in at least float32, in x's dtype.  The backward pass keeps x alone."""
+    """x Phi(x), exact (not the tanh form), computed in at least float32, in x's dtype.  The
+    backward pass keeps x alone.
+    """
     return _value_and_slope(x)[0].astype(x.dtype)
 
 
@@ -27,7 +31,8 @@ def _value_and_slope(x: Array) -> tuple[Array, Array]:
 
 
 def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
-    slope = _value_and_slope(jax.lax.optimization_barrier(x))[1]      # else XLA would keep cdf from the forward pass
+    # else XLA would keep cdf from the forward pass
+    slope = _value_and_slope(jax.lax.optimization_barrier(x))[1]
     return ((slope * dy).astype(x.dtype),)
 
 
@@ -36,7 +41,9 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 @jax.custom_vjp
 def standardise(x: Array) -> Array:
-    """h = (x - mean) / sqrt(var + 1e-5) over the last axis: layer normalisation without its scale and bias, in x's dtype."""
+    """h = (x - mean) / sqrt(var + 1e-5) over the last axis: layer normalisation without its scale
+    and bias, in x's dtype.
+    """
     return _standardise(x)[0]
 
 

@@ -1,11 +1,15 @@
-"""Self-scaled Broyden updates of the whole inverse Hessian, for networks of some thousand parameters.
+"""Self-scaled Broyden updates of the whole inverse Hessian, for networks of some thousand
+parameters.
 
-    H' = (H - H y y^T H / y^T H y + phi v v^T) / tau + s s^T / y^T s,      v = sqrt(y^T H y) (s / y^T s - H y / y^T H y)
+    H' = (H - H y y^T H / y^T H y + phi v v^T) / tau + s s^T / y^T s,      v = sqrt(y^T H y) (s /
+    y^T s - H y / y^T H y)
 
-H' y = s for every phi and tau (phi = tau = 1 is BFGS).  These two are chosen anew at every step so that large eigenvalues of H,
-which ill-conditioned losses such as those of differential equations leave behind, are corrected: Al-Baali and Khalfan (2005), on
-physics-informed networks Urban, Stefanou and Pons (2025, arXiv:2405.04230), there SSBroyden.  Memory: n^2 numbers.
+H' y = s for every phi and tau (phi = tau = 1 is BFGS).  These two are chosen anew at every step so
+that large eigenvalues of H, which ill-conditioned losses such as those of differential equations
+leave behind, are corrected: Al-Baali and Khalfan (2005), on physics-informed networks Urban,
+Stefanou and Pons (2025, arXiv:2405.04230), there SSBroyden.  Memory: n^2 numbers.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -15,11 +19,13 @@ import jax.numpy as jnp
 
 from jaxvol.types import Array
 
-SEARCHED = ("lbfgs", "broyden")        # rules that choose their own step length: no rate, no schedule
+# rules that choose their own step length: no rate, no schedule
+SEARCHED = ("lbfgs", "broyden")
 
 
 class State(NamedTuple):
     """Of the last step; `inverse` is H, `grad` the gradient where the step started."""
+
     inverse: Array
     params: Array
     grad: Array
@@ -36,8 +42,10 @@ def start(params: Array) -> State:
 def descend(state: State, params: Array, grad: Array, reached: Array) -> tuple[Array, State]:
     """(-H grad, a direction of descent whose natural length is 1, and the state of the next step).
 
-    reached: the gradient at `params` of the LAST step's loss.  It differs from `grad` where points or weights of the loss have
-    changed since; the difference of gradients of two losses says nothing about the curvature of either.
+    reached: the gradient at `params` of the LAST step's loss.  It differs from `grad` where points
+             or weights of the loss have
+    changed since; the difference of gradients of two losses says nothing about the curvature of
+    either.
     """
     s, y, tiny = params - state.params, reached - state.grad, jnp.finfo(grad.dtype).tiny
     # A pair without curvature (the first, or a search that failed) would make H indefinite.
@@ -51,7 +59,8 @@ def descend(state: State, params: Array, grad: Array, reached: Array) -> tuple[A
 
 
 def renewed(state: State, s: Array, y: Array, grad: Array, usable: Array) -> tuple[Array, Array]:
-    """(H', -H' grad) for the pair s = change of the parameters, y = change of the gradient; (H, -H grad) if it is not usable.
+    """(H', -H' grad) for the pair s = change of the parameters, y = change of the gradient; (H, -H
+    grad) if it is not usable.
 
     H is read once and written once: it is larger than any cache.
     """
@@ -60,15 +69,23 @@ def renewed(state: State, s: Array, y: Array, grad: Array, usable: Array) -> tup
     first, scale = state.count == 1, ys / yy
     product = state.inverse @ jnp.stack([y, grad], 1)
     hy, hg = (jnp.where(first, scale * v, product[:, i]) for i, v in enumerate((y, grad)))
-    along = (s @ state.direction) / jnp.maximum(state.direction @ state.direction, jnp.finfo(s.dtype).tiny)      # length of the last step
-    before = jnp.where(first, (s @ s) / scale, -along * (s @ state.grad))                  # s^T B s, B the inverse of H
+    # length of the last step
+    along = (s @ state.direction) / jnp.maximum(
+        state.direction @ state.direction, jnp.finfo(s.dtype).tiny
+    )
+    # s^T B s, B the inverse of H
+    before = jnp.where(first, (s @ s) / scale, -along * (s @ state.grad))
     yhy = jnp.where(usable, y @ hy, 1.0)
     tau, phi = factors(jnp.where(usable, before / ys, 1.0), yhy / ys, len(s))
     v = s / ys - hy / yhy
     keep, on = jnp.where(usable, 1 / tau, 1.0), usable.astype(s.dtype)
     rank = ((-on / (tau * yhy), hy), (on * phi * yhy / tau, v), (on / ys, s))
-    one = jax.lax.broadcasted_iota(jnp.int32, state.inverse.shape, 0) == jax.lax.broadcasted_iota(jnp.int32, state.inverse.shape, 1)
-    inverse = keep * jnp.where(first, scale * one, state.inverse) + sum(c * u[:, None] * u[None, :] for c, u in rank)
+    one = jax.lax.broadcasted_iota(jnp.int32, state.inverse.shape, 0) == jax.lax.broadcasted_iota(
+        jnp.int32, state.inverse.shape, 1
+    )
+    inverse = keep * jnp.where(first, scale * one, state.inverse) + sum(
+        c * u[:, None] * u[None, :] for c, u in rank
+    )
     return inverse, -(keep * hg + sum(c * u * (u @ grad) for c, u in rank))
 
 
@@ -80,5 +97,9 @@ def factors(b: Array, h: Array, n: int) -> tuple[Array, Array]:
     theta = jnp.clip((1 - b) / b, (low - 1) / a, 1 / jnp.maximum(low, tiny))
     sigma = jnp.maximum(1 + a * theta, tiny)
     top, root = jnp.minimum(1.0, 1 / b), sigma ** (-1 / (n - 1)) if n > 1 else jnp.ones_like(b)
-    tau = jnp.where(theta <= 0, jnp.minimum(top * root, sigma), top * jnp.minimum(root, 1 / jnp.where(theta > 0, theta, 1.0)))
+    tau = jnp.where(
+        theta <= 0,
+        jnp.minimum(top * root, sigma),
+        top * jnp.minimum(root, 1 / jnp.where(theta > 0, theta, 1.0)),
+    )
     return tau, (1 - theta) / sigma

@@ -1,11 +1,15 @@
 """Sliding windows over volumes: tile positions, Gaussian weights and their weighted mean.
 
-A volume too large for memory is predicted tile by tile; overlapping tiles are averaged with weights that fall off
-towards the edges of a tile, where a network sees least context:  y(x) = sum_i w(x - s_i) y_i(x - s_i) / sum_i w(x - s_i).
+A volume too large for memory is predicted tile by tile; overlapping tiles are averaged with weights
+that fall off
+towards the edges of a tile, where a network sees least context:  y(x) = sum_i w(x - s_i) y_i(x -
+s_i) / sum_i w(x - s_i).
 
 Positions and weights are those of MONAI's `sliding_window_inference` (Isensee et al. 2021, nnU-Net,
-doi:10.1038/s41592-020-01008-z, for the weights); the periodic axes are ours.  Host-side numpy, no learning.
+doi:10.1038/s41592-020-01008-z, for the weights); the periodic axes are ours.  Host-side numpy, no
+learning.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -16,9 +20,11 @@ import numpy as np
 
 
 def gaussian(tile: Sequence[int], sigma: float = 0.125) -> np.ndarray:
-    """Weights exp(-sum_a x_a^2 / (2 (sigma n_a)^2)) with x_a measured from the middle of the tile, [*tile] float64.
+    """Weights exp(-sum_a x_a^2 / (2 (sigma n_a)^2)) with x_a measured from the middle of the tile,
+    [*tile] float64.
 
-    They are bounded from below by max(smallest weight, 1e-3), so that a voxel which only corners cover is well defined.
+    They are bounded from below by max(smallest weight, 1e-3), so that a voxel which only corners
+    cover is well defined.
     """
     axes = [np.exp(-0.5 * ((np.arange(n) - 0.5 * (n - 1)) / (sigma * n)) ** 2) for n in tile]
     weights = axes[0]
@@ -30,12 +36,14 @@ def gaussian(tile: Sequence[int], sigma: float = 0.125) -> np.ndarray:
 def starts(size: int, tile: int, overlap: float, wrap: bool = False) -> list[int]:
     """First voxel of every tile along one axis of `size` voxels.
 
-    A step is int(tile (1 - overlap)), at least 1.  On an open axis the last tile is shifted back to end at `size`.  On a
-    periodic axis (`wrap`) ceil(size / step) tiles are spread evenly round the ring and may run over its end.
-    A tile that covers the axis is alone.
+    A step is int(tile (1 - overlap)), at least 1.  On an open axis the last tile is shifted back to
+    end at `size`.  On a periodic axis (`wrap`) ceil(size / step) tiles are spread evenly round the
+    ring and may run over its end. A tile that covers the axis is alone.
     """
     if tile < 1 or size < 1 or not 0 <= overlap < 1:
-        raise ValueError(f"size {size} and tile {tile} must be positive, overlap {overlap} in [0, 1)")
+        raise ValueError(
+            f"size {size} and tile {tile} must be positive, overlap {overlap} in [0, 1)"
+        )
     if tile >= size:
         return [0]
     step = max(int(tile * (1 - overlap)), 1)
@@ -46,14 +54,20 @@ def starts(size: int, tile: int, overlap: float, wrap: bool = False) -> list[int
     return [min(i * step, size - tile) for i in range(count)]
 
 
-def positions(shape: Sequence[int], tile: Sequence[int], overlap: float,
-              wrap: Sequence[bool]) -> list[tuple[int, ...]]:
+def positions(
+    shape: Sequence[int], tile: Sequence[int], overlap: float, wrap: Sequence[bool]
+) -> list[tuple[int, ...]]:
     """Corners of all tiles of a volume, the last axis fastest."""
-    return list(itertools.product(*(starts(n, t, overlap, w) for n, t, w in zip(shape, tile, wrap))))
+    return list(
+        itertools.product(*(starts(n, t, overlap, w) for n, t, w in zip(shape, tile, wrap)))
+    )
 
 
-def pad(x: np.ndarray, tile: Sequence[int], wrap: Sequence[bool]) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Extend axes that are shorter than the tile, equally on both sides, and say where the volume lies in the result.
+def pad(
+    x: np.ndarray, tile: Sequence[int], wrap: Sequence[bool]
+) -> tuple[np.ndarray, tuple[slice, ...]]:
+    """Extend axes that are shorter than the tile, equally on both sides, and say where the volume
+    lies in the result.
 
     x: [D, H, W, C].  Periodic axes repeat, open axes get zeros (the mean, in normalised units).
     """
@@ -67,16 +81,23 @@ def pad(x: np.ndarray, tile: Sequence[int], wrap: Sequence[bool]) -> tuple[np.nd
     return x, inside
 
 
-def sliding(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tile: Sequence[int], overlap: float,
-            wrap: Sequence[bool] = (False, False, False), weights: np.ndarray | None = None,
-            track: Callable = iter) -> np.ndarray:
+def sliding(
+    function: Callable[[np.ndarray], np.ndarray],
+    x: np.ndarray,
+    tile: Sequence[int],
+    overlap: float,
+    wrap: Sequence[bool] = (False, False, False),
+    weights: np.ndarray | None = None,
+    track: Callable = iter,
+) -> np.ndarray:
     """Weighted mean of `function` over the tiles of a volume.
 
     function: [*tile, C] -> [*tile, K], always called with this one shape.
     x:        [D, H, W, C].
     weights:  [*tile], Gaussian when None.
     track:    wraps the list of corners, for a progress bar.
-    returns   [D, H, W, K] in the type that `function` returns.  Sums are kept in float64, so that a function of single
+    returns   [D, H, W, K] in the type that `function` returns.  Sums are kept in float64, so that a
+    function of single
               voxels gives exactly what it gives on the whole volume.
     """
     tile = tuple(int(t) for t in tile)
@@ -89,7 +110,10 @@ def sliding(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, tile: S
         at = np.ix_(*((s + np.arange(t)) % n for s, t, n in zip(corner, tile, shape)))
         y = np.asarray(function(padded[at]))
         if y.shape[:3] != tile:
-            raise ValueError(f"a tile of shape {tile} was mapped to shape {y.shape[:3]}; tiling needs equal shapes")
+            raise ValueError(
+                f"a tile of shape {tile} was mapped to shape {y.shape[:3]}; tiling needs equal "
+                "shapes"
+            )
         if total is None:
             total, kind = np.zeros((*shape, y.shape[-1])), y.dtype
         total[at] += weights[..., None] * y

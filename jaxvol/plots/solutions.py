@@ -1,8 +1,10 @@
-"""Pictures of fields over coordinates: exact solution, network, error and residual; animated where there is time.
+"""Pictures of fields over coordinates: exact solution, network, error and residual; animated where
+there is time.
 
-x [*grid, d] are the coordinates of a grid in the order of `coordinates`, the others [*grid, m] with one channel per field; axes
-of length one come first and are left out.
+x [*grid, d] are the coordinates of a grid in the order of `coordinates`, the others [*grid, m] with
+one channel per field; axes of length one come first and are left out.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +17,14 @@ from matplotlib.figure import Figure
 
 from jaxvol.plots.figures import COLOURS, DASHES, TRUTH, canvas, limits
 
-FRAMES = 40              # of an animation, at most
-RATE = 10                # frames per second
+FRAMES = 40  # of an animation, at most
+RATE = 10  # frames per second
 HEADS = ("exact", "network", "network − exact")
 
 
 class Solution(NamedTuple):
     """What is drawn; `exact` and `residual`, which `remainder` is the name of, may be None."""
+
     x: np.ndarray
     exact: np.ndarray | None
     network: np.ndarray
@@ -33,29 +36,52 @@ class Solution(NamedTuple):
     def squeezed(self) -> Solution:
         """Without the axes of length one."""
         d = len(self.coordinates)
-        flat = lambda v: None if v is None else np.asarray(v, np.float64).reshape(*v.shape[-1 - d:-1], v.shape[-1])
-        return self._replace(x=flat(self.x), exact=flat(self.exact), network=flat(self.network), residual=flat(self.residual))
+        flat = lambda v: (
+            None
+            if v is None
+            else np.asarray(v, np.float64).reshape(*v.shape[-1 - d : -1], v.shape[-1])
+        )
+        return self._replace(
+            x=flat(self.x),
+            exact=flat(self.exact),
+            network=flat(self.network),
+            residual=flat(self.residual),
+        )
 
     def at(self, axis: int, index: int) -> Solution:
         """One slice across a coordinate."""
         cut = lambda v: None if v is None else np.take(v, index, axis)
         left = [i for i in range(len(self.coordinates)) if i != axis]
-        return self._replace(x=cut(self.x)[..., left], exact=cut(self.exact), network=cut(self.network), residual=cut(self.residual),
-                             coordinates=[self.coordinates[i] for i in left])
+        return self._replace(
+            x=cut(self.x)[..., left],
+            exact=cut(self.exact),
+            network=cut(self.network),
+            residual=cut(self.residual),
+            coordinates=[self.coordinates[i] for i in left],
+        )
 
     def columns(self, i: int) -> list[tuple[str, np.ndarray]]:
-        """(heading, values) of field i: exact, network, error and the equation's residual, those that there are."""
+        """(heading, values) of field i: exact, network, error and the equation's residual, those
+        that there are.
+        """
         name, found = self.fields[i], [("network", self.network)]
         if self.exact is not None:
             found = list(zip(HEADS, (self.exact, self.network, self.network - self.exact)))
         shown = [(f"{name}, {head}", values[..., i]) for head, values in found]
         if self.residual is not None and i < self.residual.shape[-1]:
-            shown.append((f"{self.remainder} {i + 1}" if len(self.fields) > 1 else self.remainder, self.residual[..., i]))
+            shown.append(
+                (
+                    f"{self.remainder} {i + 1}" if len(self.fields) > 1 else self.remainder,
+                    self.residual[..., i],
+                )
+            )
         return shown
 
 
 def draw(found: Solution, title: str = "") -> Figure:
-    """Curves over one coordinate, pictures over two, and of three the middle slice across the last."""
+    """Curves over one coordinate, pictures over two, and of three the middle slice
+    across the last.
+    """
     found = found.squeezed()
     if len(found.coordinates) == 3:
         index = found.x.shape[2] // 2
@@ -69,14 +95,20 @@ def curves(found: Solution, title: str) -> Figure:
     x, errors = found.x[:, 0], found.exact is not None
     below = errors + (found.residual is not None)
     figure = canvas(7.0 * len(found.fields), 3.2 + 1.5 * below)
-    panels = figure.subplots(1 + below, len(found.fields), sharex=True, squeeze=False, height_ratios=(2.2, *[1] * below))
+    panels = figure.subplots(
+        1 + below, len(found.fields), sharex=True, squeeze=False, height_ratios=(2.2, *[1] * below)
+    )
     for i, name in enumerate(found.fields):
         top = panels[0, i]
         if errors:
             top.plot(x, found.exact[:, i], color=TRUTH, linewidth=3.0, label="exact")
-            panels[1, i].plot(x, found.network[:, i] - found.exact[:, i], color=COLOURS[1], linewidth=1.2)
+            panels[1, i].plot(
+                x, found.network[:, i] - found.exact[:, i], color=COLOURS[1], linewidth=1.2
+            )
             panels[1, i].set_ylabel("error")
-        top.plot(x, found.network[:, i], color=COLOURS[0], linestyle="--", linewidth=1.6, label="network")
+        top.plot(
+            x, found.network[:, i], color=COLOURS[0], linestyle="--", linewidth=1.6, label="network"
+        )
         top.set_ylabel(name)
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, frameon=False)
     for i in range(found.residual.shape[-1] if found.residual is not None else 0):
@@ -109,9 +141,19 @@ def pictures(found: Solution, title: str) -> Figure:
         for column, (panel, (head, values)) in enumerate(zip(panels[i], shown)):
             reach, of_field = max(map(abs, limits(values))), column < fields
             low, high = scale if of_field else (-reach, reach)
-            drawn = panel.imshow(values.T if up == 1 else values, vmin=low, vmax=high, cmap="viridis" if of_field else "RdBu_r",
-                                 extent=extent, origin="lower", aspect="auto", interpolation="nearest")
-            bar = figure.colorbar(drawn, ax=panel, pad=0.02, extend="neither" if of_field else "both")
+            drawn = panel.imshow(
+                values.T if up == 1 else values,
+                vmin=low,
+                vmax=high,
+                cmap="viridis" if of_field else "RdBu_r",
+                extent=extent,
+                origin="lower",
+                aspect="auto",
+                interpolation="nearest",
+            )
+            bar = figure.colorbar(
+                drawn, ax=panel, pad=0.02, extend="neither" if of_field else "both"
+            )
             bar.formatter.set_powerlimits((-2, 3))
             panel.set_title(head, fontsize=10)
         panels[i, 0].set_ylabel(found.coordinates[up])
@@ -122,19 +164,35 @@ def pictures(found: Solution, title: str) -> Figure:
 
 
 def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Terms of the loss as they were trained on, and the error on the grid, over updates; `found` is figures.read_curves'."""
+    """Terms of the loss as they were trained on, and the error on the grid, over updates; `found`
+    is figures.read_curves'.
+    """
     readings = ("lr", "grad_norm", "clipped_norm", "clipped_fraction", "update_norm", "points")
-    terms = [t for t in sorted(found) if t.startswith("train/net/") and t.split("/")[-1] not in readings
-             and not t.split("/")[-1].startswith(("weight_", "residual_"))]
-    terms = [t for t in terms if len(terms) > 2 or not t.endswith("/loss")]        # with one term the sum says nothing new
+    terms = [
+        t
+        for t in sorted(found)
+        if t.startswith("train/net/")
+        and t.split("/")[-1] not in readings
+        and not t.split("/")[-1].startswith(("weight_", "residual_"))
+    ]
+    # with one term the sum says nothing new
+    terms = [t for t in terms if len(terms) > 2 or not t.endswith("/loss")]
     shown = {"weighted terms of the loss": terms}
-    shown |= {"relative L2 error on the grid": ["val/relative_l2"]} if "val/relative_l2" in found else {}
+    shown |= (
+        {"relative L2 error on the grid": ["val/relative_l2"]} if "val/relative_l2" in found else {}
+    )
     figure = canvas(5.25 * len(shown), 4.0)
     panels = figure.subplots(1, len(shown), sharex=True, squeeze=False)[0]
     for panel, (head, tags) in zip(panels, shown.items()):
         for i, tag in enumerate(tags):
-            panel.plot(*found[tag], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.4,
-                       marker="." if len(found[tag][0]) < 40 else None, label=tag.split("/")[-1])
+            panel.plot(
+                *found[tag],
+                color=COLOURS[i % len(COLOURS)],
+                linestyle=DASHES[i % len(DASHES)],
+                linewidth=1.4,
+                marker="." if len(found[tag][0]) < 40 else None,
+                label=tag.split("/")[-1],
+            )
         panel.set_title(head, fontsize=11)
         panel.set(yscale="log", xlabel="update")
         panel.grid(alpha=0.25)
@@ -143,13 +201,17 @@ def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
 
 
 def animate(found: Solution, path: Path, title: str = "") -> bool:
-    """Write a GIF over time, and whether there was any to compare: curves of one coordinate in space, pictures of two."""
+    """Write a GIF over time, and whether there was any to compare: curves of one coordinate in
+    space, pictures of two.
+    """
     found = found.squeezed()
     if "t" not in found.coordinates or len(found.coordinates) == 1 or found.exact is None:
         return False
     time = list(found.coordinates).index("t")
     steps = np.unique(np.linspace(0, found.x.shape[time] - 1, FRAMES).round().astype(int))
-    frames = [(float(np.take(found.x, i, time)[..., time].flat[0]), found.at(time, i)) for i in steps]
+    frames = [
+        (float(np.take(found.x, i, time)[..., time].flat[0]), found.at(time, i)) for i in steps
+    ]
     figure = canvas(6.4, 4.6) if len(found.coordinates) == 2 else canvas(10.5, 3.6)
     show = moving_curves if len(found.coordinates) == 2 else moving_pictures
     update = show(figure, [f for _, f in frames])
@@ -160,23 +222,32 @@ def animate(found: Solution, path: Path, title: str = "") -> bool:
         return []
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    FuncAnimation(figure, one, frames=len(frames), blit=False).save(str(path), writer=PillowWriter(fps=RATE), dpi=80)
+    FuncAnimation(figure, one, frames=len(frames), blit=False).save(
+        str(path), writer=PillowWriter(fps=RATE), dpi=80
+    )
     return True
 
 
 def moving_curves(figure: Figure, frames: list[Solution]):
-    """Panels of the first field with scales that hold for all times; the function that shows a frame."""
+    """Panels of the first field with scales that hold for all times; the function that shows a
+    frame.
+    """
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     x = frames[0].x[:, 0]
     values = np.stack([np.stack([f.exact[:, 0], f.network[:, 0]]) for f in frames])
     error = values[:, 1] - values[:, 0]
-    exact, = upper.plot(x, values[0, 0], color=TRUTH, linewidth=3.0, label="exact")
-    network, = upper.plot(x, values[0, 1], color=COLOURS[0], linestyle="--", linewidth=1.6, label="network")
-    wrong, = lower.plot(x, error[0], color=COLOURS[1], linewidth=1.2)
+    (exact,) = upper.plot(x, values[0, 0], color=TRUTH, linewidth=3.0, label="exact")
+    (network,) = upper.plot(
+        x, values[0, 1], color=COLOURS[0], linestyle="--", linewidth=1.6, label="network"
+    )
+    (wrong,) = lower.plot(x, error[0], color=COLOURS[1], linewidth=1.2)
     pad = 0.06 * np.ptp(values) or 1.0
     upper.set(ylim=(values.min() - pad, values.max() + pad), ylabel=frames[0].fields[0])
-    lower.set(ylim=(-1.05 * np.abs(error).max() or -1.0, 1.05 * np.abs(error).max() or 1.0), ylabel="network − exact",
-              xlabel=frames[0].coordinates[0])
+    lower.set(
+        ylim=(-1.05 * np.abs(error).max() or -1.0, 1.05 * np.abs(error).max() or 1.0),
+        ylabel="network − exact",
+        xlabel=frames[0].coordinates[0],
+    )
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     upper.legend(loc="upper right", fontsize=9)
 
@@ -184,23 +255,45 @@ def moving_curves(figure: Figure, frames: list[Solution]):
         exact.set_ydata(values[i, 0])
         network.set_ydata(values[i, 1])
         wrong.set_ydata(error[i])
+
     return show
 
 
 def moving_pictures(figure: Figure, frames: list[Solution]):
     """The same for two coordinates in space."""
-    exact, network = (np.stack([getattr(f, name)[..., 0] for f in frames]) for name in ("exact", "network"))
+    exact, network = (
+        np.stack([getattr(f, name)[..., 0] for f in frames]) for name in ("exact", "network")
+    )
     shared, reach = limits(np.stack([exact, network]), 0.0), np.abs(network - exact).max() or 1.0
     extent = [f(frames[0].x[..., axis]) for axis in (0, 1) for f in (np.min, np.max)]
-    shown = ((exact, shared, "viridis"), (network, shared, "viridis"), (network - exact, (-reach, reach), "RdBu_r"))
+    shown = (
+        (exact, shared, "viridis"),
+        (network, shared, "viridis"),
+        (network - exact, (-reach, reach), "RdBu_r"),
+    )
     drawn = []
-    for panel, (values, (low, high), colours), head in zip(figure.subplots(1, 3, sharey=True), shown, HEADS):
-        drawn.append(panel.imshow(values[0].T, vmin=low, vmax=high, cmap=colours, extent=extent, origin="lower", interpolation="nearest"))
-        figure.colorbar(drawn[-1], ax=panel, fraction=0.046, pad=0.03).formatter.set_powerlimits((-2, 3))
+    for panel, (values, (low, high), colours), head in zip(
+        figure.subplots(1, 3, sharey=True), shown, HEADS
+    ):
+        drawn.append(
+            panel.imshow(
+                values[0].T,
+                vmin=low,
+                vmax=high,
+                cmap=colours,
+                extent=extent,
+                origin="lower",
+                interpolation="nearest",
+            )
+        )
+        figure.colorbar(drawn[-1], ax=panel, fraction=0.046, pad=0.03).formatter.set_powerlimits(
+            (-2, 3)
+        )
         panel.set(title=f"{frames[0].fields[0]}, {head}", xlabel=frames[0].coordinates[0])
     figure.axes[0].set_ylabel(frames[0].coordinates[1])
 
     def show(i: int) -> None:
         for picture, (values, _, _) in zip(drawn, shown):
             picture.set_data(values[i].T)
+
     return show

@@ -1,7 +1,10 @@
-"""What machines do to a run, in words: a full disk, a device without memory, a process that is gone.
+"""What machines do to a run, in words: a full disk, a device without memory, a process that is
+gone.
 
-`explain` is asked once, where a training ends with an exception.  What it does not know stays as it was raised.
+`explain` is asked once, where a training ends with an exception.  What it does not know stays as it
+was raised.
 """
+
 from __future__ import annotations
 
 import errno
@@ -16,16 +19,26 @@ import numpy as np
 
 from jaxvol.types import Interrupted, UserError
 
-DISK = {errno.ENOSPC: "there is no space left", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only",
-        errno.EFBIG: "a file may not grow further there (ulimit -f)", errno.EACCES: "writing there is not permitted",
-        errno.EPERM: "writing there is not permitted", errno.EIO: "the disk reports an input/output error",
-        errno.EMFILE: "too many files are open (ulimit -n)"}
-GONE = re.compile(r"gloo|connection (?:reset|closed|refused)|socket closed|heartbeat|coordination service|nccl|broken pipe|peer|"
-                  r"DEADLINE_EXCEEDED|UNAVAILABLE|CANCELLED|barrier", re.I)
+DISK = {
+    errno.ENOSPC: "there is no space left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "it is read-only",
+    errno.EFBIG: "a file may not grow further there (ulimit -f)",
+    errno.EACCES: "writing there is not permitted",
+    errno.EPERM: "writing there is not permitted",
+    errno.EIO: "the disk reports an input/output error",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+}
+GONE = re.compile(
+    r"gloo|connection (?:reset|closed|refused)|socket closed|heartbeat|coordination "
+    r"service|nccl|broken pipe|peer|"
+    r"DEADLINE_EXCEEDED|UNAVAILABLE|CANCELLED|barrier",
+    re.I,
+)
 MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|failed to allocate", re.I)
 ASKED = re.compile(r"([\d.]+)\s*(bytes|[KMGT]i?B)", re.I)
 UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-SAFE = 0.9                # of the memory that a step may plan with
+SAFE = 0.9  # of the memory that a step may plan with
 
 
 def chain(error: BaseException) -> list[BaseException]:
@@ -37,38 +50,65 @@ def chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def explain(error: Exception, workdir: Path, saved: int | None, batch_sizes: Callable[[], tuple[int, str]] | None) -> Exception:
+def explain(
+    error: Exception,
+    workdir: Path,
+    saved: int | None,
+    batch_sizes: Callable[[], tuple[int, str]] | None,
+) -> Exception:
     """`error`, or what it means for people where that is known.
 
     saved:       newest step on disk, None for none.
-    batch_sizes: () -> (the largest batch that fits, 0 for unknown; how that is known), asked when memory ran out.
+    batch_sizes: () -> (the largest batch that fits, 0 for unknown; how that is known), asked when
+                 memory ran out.
     """
-    kept = (f"The checkpoint of step {saved} in {workdir} is sound" if saved is not None else
-            f"Nothing had been saved in {workdir} yet")
+    kept = (
+        f"The checkpoint of step {saved} in {workdir} is sound"
+        if saved is not None
+        else f"Nothing had been saved in {workdir} yet"
+    )
     for one in chain(error):
         if isinstance(one, (UserError, Interrupted)):
             return one
         if told := disk(one):
-            return UserError(f"{workdir} cannot be written: {told}. {kept}; free some space, or mend the permissions, and run the "
-                             "same command again.")
+            return UserError(
+                f"{workdir} cannot be written: {told}. {kept}; free some space, or mend the "
+                "permissions, and run the "
+                "same command again."
+            )
         if isinstance(one, TimeoutError):
-            return Interrupted(f"a save took too long ({_short(one)}): the disk is very slow, or the clock jumped. {kept}; run the same "
-                               "command again.")
-        if isinstance(one, (MemoryError, jax.errors.JaxRuntimeError)) and (isinstance(one, MemoryError) or MEMORY.search(str(one))):
+            return Interrupted(
+                f"a save took too long ({_short(one)}): the disk is very slow, or the clock "
+                f"jumped. {kept}; run the same "
+                "command again."
+            )
+        if isinstance(one, (MemoryError, jax.errors.JaxRuntimeError)) and (
+            isinstance(one, MemoryError) or MEMORY.search(str(one))
+        ):
             return UserError(f"{memory(one, batch_sizes)} {kept}.")
-        if isinstance(one, (jax.errors.JaxRuntimeError, ValueError, RuntimeError)) and jax.process_count() > 1 and GONE.search(str(one)):
-            return Interrupted(f"another process of this run ended or cannot be reached any more ({_short(one)}). {kept}; run the same "
-                            "command again in all processes.")
+        if (
+            isinstance(one, (jax.errors.JaxRuntimeError, ValueError, RuntimeError))
+            and jax.process_count() > 1
+            and GONE.search(str(one))
+        ):
+            return Interrupted(
+                f"another process of this run ended or cannot be reached any more ({_short(one)}). "
+                f"{kept}; run the same "
+                "command again in all processes."
+            )
     return error
 
 
 def disk(error: BaseException) -> str:
-    """Why something could not be written, as the operating system or TensorStore tells it; "" for another error."""
+    """Why something could not be written, as the operating system or TensorStore tells it; "" for
+    another error.
+    """
     if isinstance(error, OSError) and error.errno in DISK:
         place = f" ({error.filename})" if error.filename else ""
         return f"{DISK[error.errno]}{place}"
     text = str(error)
-    for number, told in DISK.items():       # TensorStore and Orbax raise a ValueError or RuntimeError with the system's text
+    # TensorStore and Orbax raise a ValueError or RuntimeError with the system's text
+    for number, told in DISK.items():
         if os.strerror(number) in text:
             return told
     return ""
@@ -79,26 +119,50 @@ def memory(error: BaseException, batch_sizes: Callable[[], tuple[int, str]] | No
     asked = [float(number) * UNITS[unit[0].lower()] for number, unit in ASKED.findall(str(error))]
     free, whose = free_memory()
     largest, how = (0, "") if batch_sizes is None else batch_sizes()
-    fits = (f"by the compiler's numbers for {how} the largest batch that fits is about {largest}" if largest > 0 else
-            f"by the compiler's numbers for {how} not even the smallest batch fits" if how else
-            "how large a batch fits could not be found out")
-    return (f"Memory ran out: {_bytes(max(asked)) + ' were' if asked else 'more was'} asked for, {_bytes(free)} are free {whose}; {fits}. "
-            "Lower batch_size (or raise micro_batches, which keeps the result), set model.remat=True or precision='bf16', split more "
-            "with mesh.space or mesh.fsdp, or use smaller crops (data.crop).")
+    fits = (
+        f"by the compiler's numbers for {how} the largest batch that fits is about {largest}"
+        if largest > 0
+        else f"by the compiler's numbers for {how} not even the smallest batch fits"
+        if how
+        else "how large a batch fits could not be found out"
+    )
+    return (
+        f"Memory ran out: {_bytes(max(asked)) + ' were' if asked else 'more was'} asked for, "
+        f"{_bytes(free)} are free {whose}; {fits}. "
+        "Lower batch_size (or raise micro_batches, which keeps the result), set model.remat=True "
+        "or precision='bf16', split more "
+        "with mesh.space or mesh.fsdp, or use smaller crops (data.crop)."
+    )
 
 
 def free_memory() -> tuple[float, str]:
-    """(bytes, where): of the fullest device of this process where it tells, else what the operating system could still give."""
-    stats = [found for device in jax.local_devices() if "bytes_limit" in (found := device.memory_stats() or {})]
+    """(bytes, where): of the fullest device of this process where it tells, else what the operating
+    system could still give.
+    """
+    stats = [
+        found
+        for device in jax.local_devices()
+        if "bytes_limit" in (found := device.memory_stats() or {})
+    ]
     if stats:
         return min(float(s["bytes_limit"] - s["bytes_in_use"]) for s in stats), "on the device"
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines()) if Path("/proc/meminfo").exists() else {}
-    return (float(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else math.nan), "on this machine"
+    lines = (
+        dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        if Path("/proc/meminfo").exists()
+        else {}
+    )
+    return (
+        float(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else math.nan
+    ), "on this machine"
 
 
 def capacity() -> float:
     """Bytes that one device may hold; NaN where nobody tells."""
-    stats = [found["bytes_limit"] for device in jax.local_devices() if "bytes_limit" in (found := device.memory_stats() or {})]
+    stats = [
+        found["bytes_limit"]
+        for device in jax.local_devices()
+        if "bytes_limit" in (found := device.memory_stats() or {})
+    ]
     if stats:
         return float(min(stats))
     free, _ = free_memory()
@@ -106,9 +170,11 @@ def capacity() -> float:
 
 
 def largest_batch(needs: Callable[[int], float], unit: int) -> tuple[int, str]:
-    """(largest batch that fits, 0 for none, and how that is known); memory is affine in the batch, so two sizes give the line.
+    """(largest batch that fits, 0 for none, and how that is known); memory is affine in the batch,
+    so two sizes give the line.
 
-    needs: batch size -> bytes of the compiled step on one device.   unit: the smallest batch that divides over the mesh.
+    needs: batch size -> bytes of the compiled step on one device.   unit: the smallest batch that
+           divides over the mesh.
     """
     one, two = needs(unit), needs(2 * unit)
     slope = max(two - one, 1.0) / unit
@@ -117,18 +183,31 @@ def largest_batch(needs: Callable[[int], float], unit: int) -> tuple[int, str]:
     return max(largest, 0), f"batches of {unit} and {2 * unit}"
 
 
-def sizes_of_step(step: Callable, state: object, batch: dict, unit: int) -> Callable[[], tuple[int, str]]:
-    """What `explain` asks for, of a jitted train step; batch: one host batch, whose shapes count; never raises."""
+def sizes_of_step(
+    step: Callable, state: object, batch: dict, unit: int
+) -> Callable[[], tuple[int, str]]:
+    """What `explain` asks for, of a jitted train step; batch: one host batch, whose shapes count;
+    never raises.
+    """
+
     def needs(size: int) -> float:
-        abstract = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding) for name, x in batch.items()}
-        found = step.lower(state, abstract, jax.ShapeDtypeStruct((), np.int32)).compile().memory_analysis()
+        abstract = {
+            name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding)
+            for name, x in batch.items()
+        }
+        found = (
+            step.lower(state, abstract, jax.ShapeDtypeStruct((), np.int32))
+            .compile()
+            .memory_analysis()
+        )
         return float(found.temp_size_in_bytes + found.argument_size_in_bytes)
 
     def ask() -> tuple[int, str]:
         try:
             return largest_batch(needs, unit)
-        except Exception:           # the compiler itself may be out of memory by now
+        except Exception:  # the compiler itself may be out of memory by now
             return 0, ""
+
     return ask
 
 

@@ -1,7 +1,9 @@
-"""How a run is doing: is the input stalled, was the step compiled twice, and what came of all the hours.
+"""How a run is doing: is the input stalled, was the step compiled twice, and what came of all the
+hours.
 
 The summary is read from perf.csv, which keeps the rows of every attempt.
 """
+
 from __future__ import annotations
 
 import csv
@@ -20,13 +22,15 @@ from absl import logging
 
 from jaxvol.types import Dataset
 
-UNFINISHED = 75           # exit status: run the same command again
+UNFINISHED = 75  # exit status: run the same command again
 
 
 class Watchdog:
-    """Tells when waiting takes too long: `with watchdog("batch 17"): next(batches)`.  seconds = 0: never.
+    """Tells when waiting takes too long: `with watchdog("batch 17"): next(batches)`.  seconds = 0:
+    never.
 
-    After `seconds` it says what is waited for and prints where every thread stands; after twice that it calls `give_up`, which
+    After `seconds` it says what is waited for and prints where every thread stands; after twice
+    that it calls `give_up`, which
     ends the process: a read that hangs in the kernel cannot be interrupted from Python.
     """
 
@@ -59,13 +63,19 @@ class Watchdog:
             with self.changed:
                 if self.closed or self.changed.wait(min(self.seconds / 4, 5.0)):
                     return
-            since = self.since                  # a wait that begins anew between these lines is a short one
+            # a wait that begins anew between these lines is a short one
+            since = self.since
             waited = time.monotonic() - since if since else 0.0
             if waited > self.seconds and not self.told:
                 self.told = True
-                logging.error("THE INPUT IS STALLED: %s did not come within %.0f s (config.stall_minutes). Is the disk or the network "
-                              "file system with the data there? The run ends after twice that. Where each thread stands:",
-                              self.what, waited)
+                logging.error(
+                    "THE INPUT IS STALLED: %s did not come within %.0f s (config.stall_minutes). "
+                    "Is the disk or the network "
+                    "file system with the data there? The run ends after twice that. Where each "
+                    "thread stands:",
+                    self.what,
+                    waited,
+                )
                 faulthandler.dump_traceback(file=sys.__stderr__)
             elif waited > 2 * self.seconds:
                 self.give_up(f"{self.what} did not come within {waited:.0f} s")
@@ -73,6 +83,7 @@ class Watchdog:
 
 def watched(dataset: Dataset, watchdog: Watchdog) -> Dataset:
     """The dataset whose batches, of training and of validation, the watchdog waits for as well."""
+
     def over(batches: Iterator, what: str) -> Iterator:
         number = 0
         try:
@@ -88,19 +99,31 @@ def watched(dataset: Dataset, watchdog: Watchdog) -> Dataset:
                 batches.close()
 
     return dataclasses.replace(
-        dataset, stream=lambda start, stop, rows: over(dataset.stream(start, stop, rows), f"training from step {start}"),
-        batches=lambda split, size, rows, limit: over(dataset.batches(split, size, rows, limit), f"the split {split!r}"))
+        dataset,
+        stream=lambda start, stop, rows: over(
+            dataset.stream(start, stop, rows), f"training from step {start}"
+        ),
+        batches=lambda split, size, rows, limit: over(
+            dataset.batches(split, size, rows, limit), f"the split {split!r}"
+        ),
+    )
 
 
 def end_stalled(why: str, settle: Callable[[], object], leave: Callable[[int], None]) -> None:
     """Let what is being saved finish, tell, and end the process with status 75."""
     settle()
-    print(f"\njaxvol: stopped, because {why}. What was saved is sound; run the same command again to go on.", file=sys.stderr, flush=True)
+    print(
+        f"\njaxvol: stopped, because {why}. What was saved is sound; run the same command again to "
+        "go on.",
+        file=sys.stderr,
+        flush=True,
+    )
     leave(UNFINISHED)
 
 
 def loosen(board) -> None:
-    """A TensorBoard writer whose thread died, on a full disk say, must not hold up the run that feeds it, nor its end.
+    """A TensorBoard writer whose thread died, on a full disk say, must not hold up the run that
+    feeds it, nor its end.
 
     tensorboardX feeds that thread through a pipe; at exit Python waits until all of it was read.
     """
@@ -131,26 +154,36 @@ def programs(step: Callable) -> int:
 
 
 def recompiled(writer, step: Callable, before: int, number: int) -> int:
-    """Programs that the jitted `step` has by now; told, and counted in perf.csv, when they have become more than the first."""
+    """Programs that the jitted `step` has by now; told, and counted in perf.csv, when they have
+    become more than the first.
+    """
     count = programs(step)
     if before >= 1 and count > before:
-        logging.warning("THE TRAIN STEP WAS COMPILED AGAIN at step %d (program %d): shape, type or placement of its input changed. Each "
-                        "compilation costs as much as the first; the batches should all look alike.", number, count)
+        logging.warning(
+            "THE TRAIN STEP WAS COMPILED AGAIN at step %d (program %d): shape, type or placement "
+            "of its input changed. Each "
+            "compilation costs as much as the first; the batches should all look alike.",
+            number,
+            count,
+        )
         writer.perf(number, {"recompiled": count - before})
     return count
 
 
 class Summary(NamedTuple):
     """What perf.csv tells of a run, all its attempts together."""
-    steps: int                # of the result
-    hours: float              # from the start of each attempt to the last it wrote
-    productive: float         # hours between log rows whose updates are part of the result
+
+    steps: int  # of the result
+    hours: float  # from the start of each attempt to the last it wrote
+    productive: float  # hours between log rows whose updates are part of the result
     attempts: int
     recompilations: int
 
     @property
     def goodput(self) -> float:
-        """Share of the time whose work is in the result; the rest is start-up, and updates that a restart did again."""
+        """Share of the time whose work is in the result; the rest is start-up, and updates that a
+        restart did again.
+        """
         return self.productive / self.hours if self.hours > 0 else float("nan")
 
 
@@ -168,12 +201,16 @@ def rows(workdir: str | Path) -> Iterator[tuple[int, str, float, float]]:
 
 
 def summary(workdir: str | Path) -> Summary:
-    """Steps, hours, goodput of a run.  Clocks may jump between the rows of an attempt: a step back counts as no time."""
-    spent: dict[int, float] = {}              # seconds since the last such row, or since the phase began: its updates are not log_every
+    """Steps, hours, goodput of a run.  Clocks may jump between the rows of an attempt: a step back
+    counts as no time.
+    """
+    # seconds since the last such row, or since the phase began: its updates are not log_every
+    spent: dict[int, float] = {}
     hours, attempts, last, compiled = 0.0, 0, None, 0
     for step, tag, value, when in rows(workdir):
         if tag == "perf/attempt":
-            attempts, last, hours = attempts + 1, when, hours + value / 3600       # value: seconds before this row
+            # value: seconds before this row
+            attempts, last, hours = attempts + 1, when, hours + value / 3600
             spent = {s: r for s, r in spent.items() if s <= step}
         elif last is not None:
             hours, last = hours + max(when - last, 0.0) / 3600, when
@@ -186,7 +223,18 @@ def summary(workdir: str | Path) -> Summary:
 def sentence(found: Summary, best: tuple[str, float | None, int | None], reached: int) -> str:
     """One line for the console; best: (metric, its value, its step)."""
     metric, value, step = best
-    chosen = f"best {metric} {value:.5g} at step {step}" if value is not None else f"{metric} never validated"
-    share = f"{100 * found.goodput:.0f} % of it in work that counts" if found.hours > 0 else "goodput not measured"
+    chosen = (
+        f"best {metric} {value:.5g} at step {step}"
+        if value is not None
+        else f"{metric} never validated"
+    )
+    share = (
+        f"{100 * found.goodput:.0f} % of it in work that counts"
+        if found.hours > 0
+        else "goodput not measured"
+    )
     again = f", {found.recompilations} recompilations" if found.recompilations else ""
-    return (f"summary: {reached} steps, {found.hours:.3g} h of wall clock ({share}), {max(found.attempts - 1, 0)} restarts{again}, {chosen}")
+    return (
+        f"summary: {reached} steps, {found.hours:.3g} h of wall clock ({share}), "
+        f"{max(found.attempts - 1, 0)} restarts{again}, {chosen}"
+    )

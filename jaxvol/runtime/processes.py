@@ -1,8 +1,11 @@
-"""Several processes as one run, and one run per workdir: who they are, what they decide together, how one ends alone.
+"""Several processes as one run, and one run per workdir: who they are, what they decide together,
+how one ends alone.
 
-The environment says it: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (launch/cluster/multihost.sh, launch/cluster/k8s.yaml),
-Slurm's srun, Open MPI's mpirun, or config.distributed for all else.  With none of them the run is one process and nothing here acts.
+The environment says it: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID
+(launch/cluster/multihost.sh, launch/cluster/k8s.yaml), Slurm's srun, Open MPI's mpirun, or
+config.distributed for all else.  With none of them the run is one process and nothing here acts.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,21 +26,24 @@ from jax.experimental import multihost_utils
 from jaxvol.runtime import peer_watch
 from jaxvol.types import UserError, WorkdirLocked
 
-CONNECT_S = 180           # for all processes to find one another
-LEAVE_S = 30              # for what is still being written when one process is in trouble
+CONNECT_S = 180  # for all processes to find one another
+LEAVE_S = 30  # for what is still being written when one process is in trouble
 
 
 class Group(NamedTuple):
     """The processes of a run, as one of them sees them."""
-    coordinator: str      # HOST:PORT of process 0
+
+    coordinator: str  # HOST:PORT of process 0
     processes: int
-    process: int          # 0 .. processes - 1
-    local: int | None     # its number on this machine where it has to choose one device; None = it takes all it sees
-    source: str           # who said so
+    process: int  # 0 .. processes - 1
+    # its number on this machine where it has to choose one device; None = it takes all it sees
+    local: int | None
+    source: str  # who said so
 
 
 def find(environ: Mapping[str, str], asked) -> Group | None:
-    """The group that `asked` (config.distributed) or the environment describes; None for a run of one process.
+    """The group that `asked` (config.distributed) or the environment describes; None for a run of
+    one process.
 
     Raises UserError for a description that is not complete or contradicts itself.
     """
@@ -46,23 +52,46 @@ def find(environ: Mapping[str, str], asked) -> Group | None:
     elif "JAX_COORDINATOR_ADDRESS" in environ:
         missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in environ]
         if missing:
-            raise UserError(f"JAX_COORDINATOR_ADDRESS is set without {' and '.join(missing)}; set all three, or none of them.")
-        found = Group(environ["JAX_COORDINATOR_ADDRESS"], _whole(environ, "JAX_NUM_PROCESSES"), _whole(environ, "JAX_PROCESS_ID"),
-                      None, "JAX_COORDINATOR_ADDRESS")
-    elif {"SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_JOB_ID"} <= set(environ):
-        found = Group(f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port(_whole(environ, 'SLURM_JOB_ID'))}",
-                      _whole(environ, "SLURM_STEP_NUM_TASKS"), _whole(environ, "SLURM_PROCID"),
-                      _share(environ, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"), "Slurm")
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS is set without {' and '.join(missing)}; set all three, "
+                "or none of them."
+            )
+        found = Group(
+            environ["JAX_COORDINATOR_ADDRESS"],
+            _whole(environ, "JAX_NUM_PROCESSES"),
+            _whole(environ, "JAX_PROCESS_ID"),
+            None,
+            "JAX_COORDINATOR_ADDRESS",
+        )
+    elif {"SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_JOB_ID"} <= set(
+        environ
+    ):
+        found = Group(
+            f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port(_whole(environ, 'SLURM_JOB_ID'))}",
+            _whole(environ, "SLURM_STEP_NUM_TASKS"),
+            _whole(environ, "SLURM_PROCID"),
+            _share(environ, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+            "Slurm",
+        )
     elif "OMPI_COMM_WORLD_SIZE" in environ:
-        found = Group(_open_mpi(environ), _whole(environ, "OMPI_COMM_WORLD_SIZE"), _whole(environ, "OMPI_COMM_WORLD_RANK"),
-                      _share(environ, "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"), "Open MPI")
+        found = Group(
+            _open_mpi(environ),
+            _whole(environ, "OMPI_COMM_WORLD_SIZE"),
+            _whole(environ, "OMPI_COMM_WORLD_RANK"),
+            _share(environ, "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+            "Open MPI",
+        )
     else:
         return None
     if found.processes == 1:
         return None
     if not 0 <= found.process < found.processes or not re.fullmatch(r"\S+:\d+", found.coordinator):
-        raise UserError(f"{found.source} describes process {found.process} of {found.processes} with the coordinator "
-                        f"{found.coordinator!r}; expected a number from 0 to one less than their number, and HOST:PORT.")
+        raise UserError(
+            f"{found.source} describes process {found.process} of {found.processes} with the "
+            "coordinator "
+            f"{found.coordinator!r}; expected a number from 0 to one less than their number, and "
+            "HOST:PORT."
+        )
     return found
 
 
@@ -70,11 +99,15 @@ def _whole(environ: Mapping[str, str], name: str) -> int:
     try:
         return int(environ[name])
     except (KeyError, ValueError):
-        raise UserError(f"the environment variable {name} is {environ.get(name)!r}; expected a whole number.") from None
+        raise UserError(
+            f"the environment variable {name} is {environ.get(name)!r}; expected a whole number."
+        ) from None
 
 
 def _share(environ: Mapping[str, str], local: str, per_node: str) -> int | None:
-    """The number of this process on its machine, if it sees several GPUs that it has to share with the others there."""
+    """The number of this process on its machine, if it sees several GPUs that it has to share with
+    the others there.
+    """
     count = re.match(r"\d+", environ.get(per_node, "1"))
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     shares = count and int(count[0]) > 1 and len(visible) >= int(count[0])
@@ -97,18 +130,31 @@ def port(job: int) -> int:
 
 def _open_mpi(environ: Mapping[str, str]) -> str:
     """HOST:PORT out of what mpirun (4: ORTE, 5: PRRTE) tells; UserError where it tells neither."""
-    for name in ("OMPI_MCA_orte_hnp_uri", "PMIX_SERVER_URI41", "PMIX_SERVER_URI4", "PMIX_SERVER_URI3", "PMIX_SERVER_URI2"):
+    for name in (
+        "OMPI_MCA_orte_hnp_uri",
+        "PMIX_SERVER_URI41",
+        "PMIX_SERVER_URI4",
+        "PMIX_SERVER_URI3",
+        "PMIX_SERVER_URI2",
+    ):
         address = re.search(r"tcp4?://([^,:;]+)", environ[name]) if name in environ else None
-        if address and (address[1] != "127.0.0.1" or environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == environ["OMPI_COMM_WORLD_SIZE"]):
+        if address and (
+            address[1] != "127.0.0.1"
+            or environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == environ["OMPI_COMM_WORLD_SIZE"]
+        ):
             job = re.search(r"\d+", environ[name])
             return f"{address[1]}:{port(int(job[0]) // 4096 if job else 0)}"
-    raise UserError("Open MPI started several processes, but does not say where process 0 runs; name it: "
-                    "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ..., with JAX_NUM_PROCESSES and JAX_PROCESS_ID set in each process, "
-                    "or --config.distributed.coordinator=HOST:PORT.")
+    raise UserError(
+        "Open MPI started several processes, but does not say where process 0 runs; name it: "
+        "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ..., with JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID set in each process, "
+        "or --config.distributed.coordinator=HOST:PORT."
+    )
 
 
 def start(asked) -> Group | None:
-    """Join the group that the environment or `asked` (config.distributed) describes, before JAX touches a device.
+    """Join the group that the environment or `asked` (config.distributed) describes, before JAX
+    touches a device.
 
     Raises UserError when the others cannot be reached.
     """
@@ -116,14 +162,24 @@ def start(asked) -> Group | None:
     if group is None or jax.distributed.is_initialized():
         return group
     try:
-        jax.distributed.initialize(group.coordinator, group.processes, group.process,
-                                   None if group.local is None else [group.local], cluster_detection_method="deactivate",
-                                   initialization_timeout=CONNECT_S, heartbeat_timeout_seconds=asked.heartbeat_seconds,
-                                   shutdown_timeout_seconds=LEAVE_S)
-    except Exception as error:      # RuntimeError, XlaRuntimeError, ValueError: whatever gRPC says
-        raise UserError(f"process {group.process} of {group.processes} ({group.source}) could not join the others at "
-                        f"{group.coordinator} within {CONNECT_S} s ({str(error).splitlines()[0][:200]}). Is process 0 running there, "
-                        "is the port open and free, and is the number of processes right?") from error
+        jax.distributed.initialize(
+            group.coordinator,
+            group.processes,
+            group.process,
+            None if group.local is None else [group.local],
+            cluster_detection_method="deactivate",
+            initialization_timeout=CONNECT_S,
+            heartbeat_timeout_seconds=asked.heartbeat_seconds,
+            shutdown_timeout_seconds=LEAVE_S,
+        )
+    except Exception as error:  # RuntimeError, XlaRuntimeError, ValueError: whatever gRPC says
+        raise UserError(
+            f"process {group.process} of {group.processes} ({group.source}) could not join the "
+            "others at "
+            f"{group.coordinator} within {CONNECT_S} s ({str(error).splitlines()[0][:200]}). Is "
+            "process 0 running there, "
+            "is the port open and free, and is the number of processes right?"
+        ) from error
     peer_watch.start(group.process, group.coordinator.rpartition(":")[0].strip("[]"), agree)
     return group
 
@@ -152,16 +208,19 @@ def wait(name: str) -> None:
 def once(action: Callable[[], object]) -> object:
     """The result of `action` in process 0, None in the others, which wait for it.
 
-    What it raises there is raised there; the others raise the same kind of error, whose text points to process 0.
+    What it raises there is raised there; the others raise the same kind of error, whose text points
+    to process 0.
     """
     kinds = (Exception, UserError, WorkdirLocked)
     failed, result = None, None
     if first():
         try:
             result = action()
-        except Exception as error:      # told to the others, then raised
+        except Exception as error:  # told to the others, then raised
             failed = error
-    kind = agree(0 if failed is None else 1 + max(i for i, k in enumerate(kinds) if isinstance(failed, k)))
+    kind = agree(
+        0 if failed is None else 1 + max(i for i, k in enumerate(kinds) if isinstance(failed, k))
+    )
     if failed is not None:
         raise failed
     if kind:
@@ -170,7 +229,8 @@ def once(action: Callable[[], object]) -> object:
 
 
 def lock(workdir: Path):
-    """Hold the workdir for this run.  Raises WorkdirLocked if another run trains in it, UserError if it cannot be written.
+    """Hold the workdir for this run.  Raises WorkdirLocked if another run trains in it, UserError
+    if it cannot be written.
 
     The first of several processes holds it for all of them.
     """
@@ -183,15 +243,20 @@ def _lock(workdir: Path):
         workdir.mkdir(parents=True, exist_ok=True)
         handle = open(workdir / ".lock", "a+")
     except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written ({error}). Mend its permissions, or choose another --workdir."
-                        ) from error
+        raise UserError(
+            f"The workdir {workdir} cannot be written ({error}). Mend its permissions, or choose "
+            "another --workdir."
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.seek(0)
-        raise WorkdirLocked(f"{workdir} is in use by another run ({handle.read().strip() or 'unknown process'}); "
-                            "wait for it, stop it, or choose another --workdir.") from None
-    with contextlib.suppress(OSError):      # the lock holds on a full disk as well; the text is only for people
+        raise WorkdirLocked(
+            f"{workdir} is in use by another run ({handle.read().strip() or 'unknown process'}); "
+            "wait for it, stop it, or choose another --workdir."
+        ) from None
+    # the lock holds on a full disk as well; the text is only for people
+    with contextlib.suppress(OSError):
         handle.truncate(0)
         handle.write(f"pid {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
@@ -199,7 +264,9 @@ def _lock(workdir: Path):
 
 
 def leave(status: int) -> None:
-    """End this process now, without JAX's goodbye, which would wait for processes that may be stuck or gone."""
+    """End this process now, without JAX's goodbye, which would wait for processes that may be stuck
+    or gone.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     peer_watch.goodbye(status)
@@ -207,7 +274,9 @@ def leave(status: int) -> None:
 
 
 def finish(action: Callable[[], object]) -> None:
-    """Run `action`; of several processes for at most LEAVE_S, because it may wait for one that is gone."""
+    """Run `action`; of several processes for at most LEAVE_S, because it may wait for one that is
+    gone.
+    """
     if not several():
         action()
         return

@@ -1,9 +1,13 @@
-"""What a run leaves in its workdir besides checkpoints: config.json, metrics.csv, perf.csv, TensorBoard, pictures, status.json.
+"""What a run leaves in its workdir besides checkpoints: config.json, metrics.csv, perf.csv,
+TensorBoard, pictures, status.json.
 
-Only process 0 writes.  metrics.csv holds what the same command reproduces bit for bit; times and memory go to perf.csv.
-Tags: train/<group>/<term>, train/<group>/{lr,grad_norm,clipped_norm,update_norm}, val/<metric>, images/<name>,
+Only process 0 writes.  metrics.csv holds what the same command reproduces bit for bit; times and
+memory go to perf.csv.
+Tags: train/<group>/<term>, train/<group>/{lr,grad_norm,clipped_norm,update_norm}, val/<metric>,
+      images/<name>,
 perf/{steps_per_sec,seconds,data_wait,host_memory,device_peak_memory}.
 """
+
 from __future__ import annotations
 
 import csv
@@ -34,13 +38,16 @@ from tqdm import tqdm
 from jaxvol.runtime import monitoring
 from jaxvol.types import PyTree, UserError
 
-FORMAT_VERSION = 1                     # of config.json and the layout of the workdir
+FORMAT_VERSION = 1  # of config.json and the layout of the workdir
 METRICS, PERF = ("step", "tag", "value"), ("step", "tag", "value", "time")
 
 
 @dataclasses.dataclass
 class Writer:
-    """The open files of a run.  Made by `open_run`; `resume` opens it for rows; every method is a no-op unless `active`."""
+    """The open files of a run.  Made by `open_run`; `resume` opens it for rows; every method is a
+    no-op unless `active`.
+    """
+
     workdir: Path
     config: ConfigDict
     active: bool
@@ -48,53 +55,103 @@ class Writer:
     metrics: TextIO | None = None
     perf_rows: TextIO | None = None
     bar: tqdm | None = None
-    wandb: Any = None                                         # the W&B run, if there is one
-    pending: list = dataclasses.field(default_factory=list)   # texts from before `resume`
-    reached: tuple[int, float] = (0, 0.0)                     # step and clock of the last console line
-    failed: bool = False                                      # the last status
+    wandb: Any = None  # the W&B run, if there is one
+    pending: list = dataclasses.field(default_factory=list)  # texts from before `resume`
+    # step and clock of the last console line
+    reached: tuple[int, float] = (0, 0.0)
+    failed: bool = False  # the last status
 
     def resume(self, step: int, total: int, wandb_id: str | None = None) -> str | None:
-        """Go on from the checkpoint of `step`, -1 for none: later rows are cut.  Returns the W&B run id, to be saved with it."""
+        """Go on from the checkpoint of `step`, -1 for none: later rows are cut.  Returns the W&B
+        run id, to be saved with it.
+        """
         if not self.active:
             return wandb_id
         cut(self.workdir, step)
         if self.config.wandb.project:
             self.wandb = start_wandb(self.config, self.workdir, wandb_id)
-        # tensorboardX names a file by the second, and would overwrite that of a run which restarts within one.  Its flush()
+        # tensorboardX names a file by the second, and would overwrite that of a run which restarts
+        # within one.  Its flush()
         # does not wait for its queue, so its thread is left to flush by itself.
-        self.board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1, flush_secs=5,
-                                   filename_suffix=f".{time.time_ns()}", max_queue=0)    # a full one would wait: see health.loosen
+        self.board = SummaryWriter(
+            str(self.workdir / "tensorboard"),
+            purge_step=step + 1,
+            flush_secs=5,
+            # a full one would wait: see health.loosen
+            filename_suffix=f".{time.time_ns()}",
+            max_queue=0,
+        )
         monitoring.loosen(self.board)
         self.metrics = (self.workdir / "metrics.csv").open("a", newline="")
         self.perf_rows = (self.workdir / "perf.csv").open("a", newline="")
         start = max(step, 0)
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
         self.reached = (start, time.monotonic())
         for tag, text in self.pending:
             self.board.add_text(tag, text, start)
-        self.status({"state": "running", "step": start, "total": total, "checkpoint": step if step >= 0 else None})
+        self.status(
+            {
+                "state": "running",
+                "step": start,
+                "total": total,
+                "checkpoint": step if step >= 0 else None,
+            }
+        )
         return self.wandb.id if self.wandb else wandb_id
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Reproducible values -> metrics.csv (`%.9g`, exact for float32), TensorBoard, W&B; losses also to the console."""
+        """Reproducible values -> metrics.csv (`%.9g`, exact for float32), TensorBoard, W&B; losses
+        also to the console.
+        """
         values = {tag: float(value) for tag, value in values.items()}
         self._write(self.metrics, step, values, ())
-        losses = {tag: value for tag, value in values.items() if tag.startswith("train/") and tag.endswith("/loss")}
+        losses = {
+            tag: value
+            for tag, value in values.items()
+            if tag.startswith("train/") and tag.endswith("/loss")
+        }
         if losses and self.active:
-            self._report(step, "  ".join(f"{tag.removeprefix('train/')} {value:.4g}" for tag, value in losses.items()))
+            self._report(
+                step,
+                "  ".join(
+                    f"{tag.removeprefix('train/')} {value:.4g}" for tag, value in losses.items()
+                ),
+            )
 
     def perf(self, step: int, values: dict[str, float]) -> None:
-        """Times -> perf.csv with the wall-clock time (Unix, seconds), TensorBoard, W&B; memory in bytes is added."""
-        values = {**values, "host_memory": host_memory(), "device_peak_memory": device_peak_memory()}
-        values = {f"perf/{tag.removeprefix('perf/')}": float(v) for tag, v in values.items() if v is not None}
+        """Times -> perf.csv with the wall-clock time (Unix, seconds), TensorBoard, W&B; memory in
+        bytes is added.
+        """
+        values = {
+            **values,
+            "host_memory": host_memory(),
+            "device_peak_memory": device_peak_memory(),
+        }
+        values = {
+            f"perf/{tag.removeprefix('perf/')}": float(v)
+            for tag, v in values.items()
+            if v is not None
+        }
         self._write(self.perf_rows, step, values, (f"{time.time():.3f}",))
 
     def images(self, step: int, pictures: dict[str, Any]) -> None:
-        """Pictures ([H, W, 3] uint8, or matplotlib Figures) -> <workdir>/images/<name>_<step>.png, TensorBoard, W&B."""
+        """Pictures ([H, W, 3] uint8, or matplotlib Figures) -> <workdir>/images/<name>_<step>.png,
+        TensorBoard, W&B.
+        """
         if not self.active:
             return
         from PIL import Image
-        pictures = {f"images/{tag.removeprefix('images/')}": pixels(picture) for tag, picture in pictures.items()}
+
+        pictures = {
+            f"images/{tag.removeprefix('images/')}": pixels(picture)
+            for tag, picture in pictures.items()
+        }
         for tag, picture in pictures.items():
             self.board.add_image(tag, picture, step, dataformats="HWC")
             file = io.BytesIO()
@@ -103,7 +160,10 @@ class Writer:
             replace(self.workdir / "images" / f"{name}_{step:08d}.png", file.getvalue())
         if self.wandb and pictures:
             import wandb
-            self.wandb.log({**{tag: wandb.Image(picture) for tag, picture in pictures.items()}, "step": step})
+
+            self.wandb.log(
+                {**{tag: wandb.Image(picture) for tag, picture in pictures.items()}, "step": step}
+            )
 
     def text(self, text: str, tag: str = "parameters", step: int = 0) -> None:
         """`text` -> console, and TensorBoard as it stands (escaped, fixed width)."""
@@ -125,7 +185,9 @@ class Writer:
             self.bar.update(step - self.bar.n)
 
     def status(self, values: dict[str, Any]) -> None:
-        """Replace status.json; nan and inf become null.  state: running | saved | finished | early_stopped | failed."""
+        """Replace status.json; nan and inf become null.  state: running | saved | finished |
+        early_stopped | failed.
+        """
         self.failed = values["state"] == "failed"
         stamped = {**values, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         plain = json.loads(json.dumps(stamped, default=float), parse_constant=lambda _: None)
@@ -143,7 +205,9 @@ class Writer:
     def _write(self, file: TextIO, step: int, values: dict[str, float], more: tuple) -> None:
         if not self.active:
             return
-        csv.writer(file, lineterminator="\n").writerows((step, tag, f"{value:.9g}", *more) for tag, value in values.items())
+        csv.writer(file, lineterminator="\n").writerows(
+            (step, tag, f"{value:.9g}", *more) for tag, value in values.items()
+        )
         file.flush()
         for tag, value in values.items():
             self.board.add_scalar(tag, value, step)
@@ -156,7 +220,10 @@ class Writer:
         (before, then), now = self.reached, time.monotonic()
         self.reached, total = (step, now), self.bar.total
         rate = max(step - before, 1) / max(now - then, 1e-9)
-        self.console(f"step {step}/{total}  {losses}  {rate:.3g} steps/s  ETA {tqdm.format_interval((total - step) / rate)}")
+        self.console(
+            f"step {step}/{total}  {losses}  {rate:.3g} steps/s  ETA "
+            f"{tqdm.format_interval((total - step) / rate)}"
+        )
 
 
 def open_run(workdir: str | Path, config: ConfigDict, active: bool) -> Writer:
@@ -166,7 +233,9 @@ def open_run(workdir: str | Path, config: ConfigDict, active: bool) -> Writer:
         try:
             write_config(workdir, config)
         except OSError as error:
-            raise UserError(f"The workdir {workdir} cannot be written ({error}). Choose another with --workdir.") from error
+            raise UserError(
+                f"The workdir {workdir} cannot be written ({error}). Choose another with --workdir."
+            ) from error
     return Writer(workdir, config, active)
 
 
@@ -182,11 +251,15 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def cut(workdir: str | Path, step: int) -> None:
-    """Remove the rows of metrics.csv after `step`, and what a kill left half-written in metrics.csv and perf.csv."""
+    """Remove the rows of metrics.csv after `step`, and what a kill left half-written in metrics.csv
+    and perf.csv.
+    """
+
     def keep(line: bytes, columns: int, last: float) -> bool:
         try:
             fields = next(csv.reader([line.decode()], strict=True))
-            whole = line.endswith(b"\n") and len(fields) == columns     # a value without its newline may have lost digits
+            # a value without its newline may have lost digits
+            whole = line.endswith(b"\n") and len(fields) == columns
             return whole and int(fields[0]) <= last
         except (ValueError, csv.Error, StopIteration):
             return False
@@ -204,50 +277,94 @@ def pixels(picture: Any) -> np.ndarray:
     """[H, W, 3] uint8 of an array or a matplotlib Figure."""
     if hasattr(picture, "savefig"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         canvas = FigureCanvasAgg(picture)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"a picture has to be [H, W, 3] uint8, not {picture.shape} {picture.dtype}")
+        raise ValueError(
+            f"a picture has to be [H, W, 3] uint8, not {picture.shape} {picture.dtype}"
+        )
     return picture
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Replace <workdir>/config.json: the config, and what ran it."""
-    kind = {"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind, "count": jax.device_count(),
-            "processes": jax.process_count()}
-    found = {"format_version": FORMAT_VERSION, "config": json.loads(config.to_json()), "versions": versions(), "commit": commit(),
-             "device": kind}
+    kind = {
+        "platform": jax.devices()[0].platform,
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+    found = {
+        "format_version": FORMAT_VERSION,
+        "config": json.loads(config.to_json()),
+        "versions": versions(),
+        "commit": commit(),
+        "device": kind,
+    }
     replace(workdir / "config.json", json.dumps(found, indent=1).encode())
 
 
 def read_config(file: str | Path) -> ConfigDict:
-    """The config in a config.json, its tuples as lists.  Raises UserError if the file is broken or of another format."""
+    """The config in a config.json, its tuples as lists.  Raises UserError if the file is broken or
+    of another format.
+    """
     try:
         found = json.loads(Path(file).read_text())
         if found["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {found['format_version']}, this jaxvol reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"format version {found['format_version']}, this jaxvol reads {FORMAT_VERSION}"
+            )
         return ConfigDict(found["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be used as the config.json of a run ({type(error).__name__}: {error}). Restore it, or "
-                        "choose another --workdir.") from error
+        raise UserError(
+            f"{file} cannot be used as the config.json of a run ({type(error).__name__}: {error}). "
+            "Restore it, or "
+            "choose another --workdir."
+        ) from error
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"jaxvol": sys.modules[__package__], "jax": jax, "jaxlib": jaxlib, "flax": flax, "optax": optax, "orbax": ocp, "numpy": np}
-    return {"python": platform.python_version(), **{name: module.__version__ for name, module in found.items()}}
+    found = {
+        "jaxvol": sys.modules[__package__],
+        "jax": jax,
+        "jaxlib": jaxlib,
+        "flax": flax,
+        "optax": optax,
+        "orbax": ocp,
+        "numpy": np,
+    }
+    return {
+        "python": platform.python_version(),
+        **{name: module.__version__ for name, module in found.items()},
+    }
 
 
 def commit() -> str | None:
-    """Git commit of this source tree, with "-dirty" if tracked files were changed; None when it is in no repository."""
+    """Git commit of this source tree, with "-dirty" if tracked files were changed; None when it is
+    in no repository.
+    """
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():    # an installed copy may lie inside somebody else's repository: git would find that one
+    # an installed copy may lie inside somebody else's repository: git would find that one
+    if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -257,44 +374,73 @@ def start_wandb(config: ConfigDict, workdir: Path, run_id: str | None) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError(f"config.wandb.project is {config.wandb.project!r}, but the package wandb is not installed. "
-                        "Run `pip install jaxvol[wandb]`, or set --config.wandb.project=''.") from error
+        raise UserError(
+            f"config.wandb.project is {config.wandb.project!r}, but the package wandb is not "
+            "installed. "
+            "Run `pip install jaxvol[wandb]`, or set --config.wandb.project=''."
+        ) from error
     try:
-        run = wandb.init(project=config.wandb.project, entity=config.wandb.entity or None, id=run_id, resume="allow",
-                         mode="offline" if config.wandb.offline else "online", dir=str(workdir), name=workdir.name,
-                         config=json.loads(config.to_json()))
+        run = wandb.init(
+            project=config.wandb.project,
+            entity=config.wandb.entity or None,
+            id=run_id,
+            resume="allow",
+            mode="offline" if config.wandb.offline else "online",
+            dir=str(workdir),
+            name=workdir.name,
+            config=json.loads(config.to_json()),
+        )
         # W&B's own step may only grow; rows that are redone after a restart need an axis of ours.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-    except Exception as error:          # wandb raises many types: no key, no network, no such entity
-        raise UserError(f"Weights & Biases did not start ({type(error).__name__}: {error}). Run `wandb login`, set "
-                        "--config.wandb.offline=True, or --config.wandb.project='' to do without.") from error
+    # wandb raises many types: no key, no network, no such entity
+    except Exception as error:
+        raise UserError(
+            f"Weights & Biases did not start ({type(error).__name__}: {error}). Run `wandb login`, "
+            "set "
+            "--config.wandb.offline=True, or --config.wandb.project='' to do without."
+        ) from error
     return run
 
 
 def table(params: PyTree) -> str:
-    """Parameters per module (`group/module`) and their total; a complex number counts as two reals."""
+    """Parameters per module (`group/module`) and their total; a complex number counts
+    as two reals.
+    """
     rows: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path[:2] if len(path) > 2 else path[:1], simple=True, separator="/")
+        name = jax.tree_util.keystr(
+            path[:2] if len(path) > 2 else path[:1], simple=True, separator="/"
+        )
         row = rows.setdefault(name, [0, 0])
         row[0] += leaf.size * (2 if np.issubdtype(leaf.dtype, np.complexfloating) else 1)
         row[1] += leaf.size * leaf.dtype.itemsize
     rows["total"] = [sum(row[i] for row in rows.values()) for i in (0, 1)]
-    lines = [("module", "parameters", "MiB")] + [(name, f"{n:,}", f"{size / 2**20:.3f}") for name, (n, size) in rows.items()]
+    lines = [("module", "parameters", "MiB")] + [
+        (name, f"{n:,}", f"{size / 2**20:.3f}") for name, (n, size) in rows.items()
+    ]
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines)
 
 
 def host_memory() -> int:
-    """Resident memory of this process in bytes; its peak where the present value is not to be had."""
+    """Resident memory of this process in bytes; its peak where the present value is
+    not to be had.
+    """
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def device_peak_memory() -> int | None:
-    """Largest peak memory of this process's devices in bytes; None on a backend that does not count it, such as CPU."""
+    """Largest peak memory of this process's devices in bytes; None on a backend that does not count
+    it, such as CPU.
+    """
     found = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max((stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats), default=None)
+    return max(
+        (stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats),
+        default=None,
+    )

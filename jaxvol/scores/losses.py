@@ -1,9 +1,12 @@
-"""Losses: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in normalised units.
+"""Losses: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in
+           normalised units.
 
-mask is [B, D, H, W, 1], 1 = observed, or None: means are over the observed voxels, and an example without any has loss 0.
-Everything is computed in at least float32.  A config names these functions (`config.task.losses`); adding one here is all
-it takes.  A loss may declare parameters named like fields of the spec (`spacing`, `periodic`); `by_name` fills them in.
+mask is [B, D, H, W, 1], 1 = observed, or None: means are over the observed voxels, and an example
+without any has loss 0. Everything is computed in at least float32.  A config names these functions
+(`config.task.losses`); adding one here is all it takes.  A loss may declare parameters named like
+fields of the spec (`spacing`, `periodic`); `by_name` fills them in.
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,26 +21,43 @@ import optax
 from jaxvol.ops import masked, spectra
 from jaxvol.types import Array, Spec, UserError
 
-EPS = 1e-8      # added to variances, and least mean square that a relative loss divides by; normalised fields are of order 1
+# added to variances, and least mean square that a relative loss divides by; normalised fields are
+# of order 1
+EPS = 1e-8
 
 
 def functions(module: ModuleType) -> dict[str, Callable]:
-    """What a config may name: the public functions (pred, target, mask, ...) of a module (losses or metrics)."""
-    return {n: f for n, f in vars(module).items() if not n.startswith("_") and inspect.isfunction(f)
-            and list(inspect.signature(f).parameters)[:3] == ["pred", "target", "mask"]}
+    """What a config may name: the public functions (pred, target, mask, ...) of a module (losses or
+    metrics).
+    """
+    return {
+        n: f
+        for n, f in vars(module).items()
+        if not n.startswith("_")
+        and inspect.isfunction(f)
+        and list(inspect.signature(f).parameters)[:3] == ["pred", "target", "mask"]
+    }
 
 
-def by_name(module: ModuleType, name: str, spec: Spec) -> Callable[[Array, Array, Array | None], Array]:
-    """The function `name(pred, target, mask)` of a module (losses or metrics), its spec-named parameters filled in.
+def by_name(
+    module: ModuleType, name: str, spec: Spec
+) -> Callable[[Array, Array, Array | None], Array]:
+    """The function `name(pred, target, mask)` of a module (losses or metrics), its spec-named
+    parameters filled in.
 
     Raises UserError with the list of known names.
     """
     known = functions(module)
     if name not in known:
         room = module.__name__.rpartition(".")[2]
-        raise UserError(f"found {name!r} among the names in config.task.{room}: expected one of {', '.join(sorted(known))}; "
-                        f"use one of these, or add a function to jaxvol/{room}.py")
-    given = {p: getattr(spec, p) for p in inspect.signature(known[name]).parameters if hasattr(spec, p)}
+        raise UserError(
+            f"found {name!r} among the names in config.task.{room}: expected one of "
+            f"{', '.join(sorted(known))}; "
+            f"use one of these, or add a function to jaxvol/{room}.py"
+        )
+    given = {
+        p: getattr(spec, p) for p in inspect.signature(known[name]).parameters if hasattr(spec, p)
+    }
     return functools.partial(known[name], **given) if given else known[name]
 
 
@@ -66,41 +86,54 @@ def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
     return _ratio(mse(pred, target, mask), _average(jnp.square(masked.fill(target, mask)), mask))
 
 
-def h1(pred: Array, target: Array, mask: Array | None = None, *, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-       periodic: tuple[bool, bool, bool] = (False, False, False)) -> Array:
+def h1(
+    pred: Array,
+    target: Array,
+    mask: Array | None = None,
+    *,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    periodic: tuple[bool, bool, bool] = (False, False, False),
+) -> Array:
     """Relative Sobolev norm: sqrt((||d||^2 + ||grad d||^2) / (||t||^2 + ||grad t||^2)), d = p - t.
 
-    Derivatives are central differences with the voxel size `spacing`; they wrap along periodic axes and are one-sided at
-    the ends of the others, as in neuraloperator's H1Loss.  Axes of depth 1 have none.  With a mask, a derivative counts
-    where every voxel that it reads is observed.
+    Derivatives are central differences with the voxel size `spacing`; they wrap along periodic axes
+    and are one-sided at the ends of the others, as in neuraloperator's H1Loss.  Axes of depth 1
+    have none.  With a mask, a derivative counts where every voxel that it reads is observed.
     """
     top = _sobolev(_difference(pred, target, mask), mask, spacing, periodic)
     return _ratio(top, _sobolev(masked.fill(target, mask), mask, spacing, periodic))
 
 
 def spectral_amplitude(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """Mean over all modes of (|F p| - |F t|)^2, F the orthonormal 3D Fourier transform; blind to phases.
+    """Mean over all modes of (|F p| - |F t|)^2, F the orthonormal 3D Fourier transform; blind to
+    phases.
 
-    Missing voxels are 0 in both fields.  Source: shared/losses.py of mmingyeong/dm2ics_model_benchmark, whose hybrid loss
-    is mse + alpha * this, alpha = 0.05.
+    Missing voxels are 0 in both fields.  Source: shared/losses.py of
+    mmingyeong/dm2ics_model_benchmark, whose hybrid loss is mse + alpha * this, alpha = 0.05.
     """
     shape = pred.shape[1:4]
     amplitudes = [jnp.abs(spectra.rfftn(masked.fill(x, mask))) for x in (pred, target)]
     power = jnp.square(amplitudes[0] - amplitudes[1]) * spectra.hermitian_weight(shape[2])[:, None]
-    cells = float(shape[0] * shape[1] * shape[2])      # its square overflows an int32
+    cells = float(shape[0] * shape[1] * shape[2])  # its square overflows an int32
     return jnp.mean(jnp.sum(power, axis=(1, 2, 3)), axis=-1) / cells**2
 
 
 def correlation(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """1 - Pearson's correlation of the voxel values, mean over channels: 0 for any p = a t + b with a > 0."""
+    """1 - Pearson's correlation of the voxel values, mean over channels: 0 for any p = a t + b with
+    a > 0.
+    """
     _, covariance, var_pred, var_target = _second_moments(pred, target, mask)
     return jnp.mean(1 - covariance / jnp.sqrt((var_pred + EPS) * (var_target + EPS)), axis=-1)
 
 
 def ccc(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """1 - concordance, 2 cov / (var p + var t + (mean p - mean t)^2), mean over channels (Lin 1989)."""
+    """1 - concordance, 2 cov / (var p + var t + (mean p - mean t)^2), mean over channels (Lin
+    1989).
+    """
     shift, covariance, var_pred, var_target = _second_moments(pred, target, mask)
-    return jnp.mean(1 - (2 * covariance + EPS) / (var_pred + var_target + jnp.square(shift) + EPS), axis=-1)
+    return jnp.mean(
+        1 - (2 * covariance + EPS) / (var_pred + var_target + jnp.square(shift) + EPS), axis=-1
+    )
 
 
 def _difference(pred: Array, target: Array, mask: Array | None) -> Array:
@@ -114,14 +147,26 @@ def _average(x: Array, mask: Array | None) -> Array:
 def _ratio(top: Array, bottom: Array) -> Array:
     """sqrt(top / bottom) with gradient 0, not NaN, at top = 0."""
     positive = top > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, top, 1)), 0) / jnp.sqrt(jnp.maximum(bottom, EPS))
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, top, 1)), 0) / jnp.sqrt(
+        jnp.maximum(bottom, EPS)
+    )
 
 
-def _second_moments(pred: Array, target: Array, mask: Array | None) -> tuple[Array, Array, Array, Array]:
+def _second_moments(
+    pred: Array, target: Array, mask: Array | None
+) -> tuple[Array, Array, Array, Array]:
     """mean p - mean t, covariance, var p, var t, each [B, C], with population normalisation."""
     means = [masked.mean(x, mask) for x in (pred, target)]
-    p, t = (masked.fill(masked.promote(x) - m[:, None, None, None], mask) for x, m in zip((pred, target), means))
-    return means[0] - means[1], masked.mean(p * t, mask), masked.mean(p * p, mask), masked.mean(t * t, mask)
+    p, t = (
+        masked.fill(masked.promote(x) - m[:, None, None, None], mask)
+        for x, m in zip((pred, target), means)
+    )
+    return (
+        means[0] - means[1],
+        masked.mean(p * t, mask),
+        masked.mean(p * p, mask),
+        masked.mean(t * t, mask),
+    )
 
 
 def _sobolev(x: Array, mask: Array | None, spacing: tuple, periodic: tuple) -> Array:
@@ -129,14 +174,25 @@ def _sobolev(x: Array, mask: Array | None, spacing: tuple, periodic: tuple) -> A
     total = _average(jnp.square(x), mask)
     for axis, step, wraps in zip(masked.AXES, spacing, periodic):
         if x.shape[axis] > 1:
-            slope = _combine(x, axis, wraps, lambda ahead, behind, cells, step=step: (ahead - behind) / (cells * step))
-            seen = None if mask is None else _combine(mask, axis, wraps, lambda ahead, behind, cells: ahead * behind)
+            slope = _combine(
+                x,
+                axis,
+                wraps,
+                lambda ahead, behind, cells, step=step: (ahead - behind) / (cells * step),
+            )
+            seen = (
+                None
+                if mask is None
+                else _combine(mask, axis, wraps, lambda ahead, behind, cells: ahead * behind)
+            )
             total += _average(jnp.square(slope), seen)
     return total
 
 
 def _combine(x: Array, axis: int, wraps: bool, rule: Callable[[Array, Array, int], Array]) -> Array:
-    """rule(next, previous, cells between them) along an axis; at an end that does not wrap, the voxel itself stands in."""
+    """rule(next, previous, cells between them) along an axis; at an end that does not wrap, the
+    voxel itself stands in.
+    """
     n = x.shape[axis]
     if wraps:
         return rule(jnp.roll(x, -1, axis), jnp.roll(x, 1, axis), 2)
@@ -144,5 +200,9 @@ def _combine(x: Array, axis: int, wraps: bool, rule: Callable[[Array, Array, int
     def at(a: int, b: int) -> Array:
         return jax.lax.slice_in_dim(x, a, b, axis=axis)
 
-    parts = [rule(at(1, 2), at(0, 1), 1), rule(at(2, n), at(0, n - 2), 2), rule(at(n - 1, n), at(n - 2, n - 1), 1)]
+    parts = [
+        rule(at(1, 2), at(0, 1), 1),
+        rule(at(2, n), at(0, n - 2), 2),
+        rule(at(n - 1, n), at(n - 2, n - 1), 1),
+    ]
     return jnp.concatenate(parts, axis)

@@ -1,9 +1,12 @@
-"""Metrics: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in physical units.
+"""Metrics: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in
+            physical units.
 
-mask is [B, D, H, W, 1], 1 = observed, or None; only observed voxels count.  A value that is not defined (a constant target,
-no observed voxel) is NaN, never a made-up number.  Channels: rmse, mae, mape and relative_l2 pool them, the others average over
-them.  A config names these functions (`config.task.metrics`); adding one here is all it takes.
+mask is [B, D, H, W, 1], 1 = observed, or None; only observed voxels count.  A value that is not
+defined (a constant target, no observed voxel) is NaN, never a made-up number.  Channels: rmse, mae,
+mape and relative_l2 pool them, the others average over them.  A config names these functions
+(`config.task.metrics`); adding one here is all it takes.
 """
+
 from __future__ import annotations
 
 import functools
@@ -15,8 +18,9 @@ import numpy as np
 from jaxvol.ops import masked
 from jaxvol.types import Array
 
-SIGMA, RADIUS = 1.5, 5       # SSIM window: Gaussian of 1.5 voxels cut at int(3.5 * 1.5 + 0.5) = 5, 11 voxels wide
-K1, K2 = 0.01, 0.03          # SSIM's stabilising constants, as fractions of the data range
+# SSIM window: Gaussian of 1.5 voxels cut at int(3.5 * 1.5 + 0.5) = 5, 11 voxels wide
+SIGMA, RADIUS = 1.5, 5
+K1, K2 = 0.01, 0.03  # SSIM's stabilising constants, as fractions of the data range
 
 
 def rmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -30,11 +34,17 @@ def mae(pred: Array, target: Array, mask: Array | None = None) -> Array:
 
 
 def mape(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """100 mean |p - t| / max(|t|, s) in per cent, s = a hundredth of max |t|: near t = 0 the error counts relative to s, or one voxel
+    """100 mean |p - t| / max(|t|, s) in per cent, s = a hundredth of max |t|: near t = 0 the error
+    counts relative to s, or one voxel
     would decide.  NaN for a target that is 0 everywhere."""
     size = jnp.abs(masked.fill(target, mask))
     floor = _positive(jnp.max(size, axis=(1, 2, 3, 4), keepdims=True)) / 100
-    return 100 * jnp.mean(masked.mean(jnp.abs(_difference(pred, target, mask)) / jnp.maximum(size, floor), mask, jnp.nan), axis=-1)
+    return 100 * jnp.mean(
+        masked.mean(
+            jnp.abs(_difference(pred, target, mask)) / jnp.maximum(size, floor), mask, jnp.nan
+        ),
+        axis=-1,
+    )
 
 
 def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -44,8 +54,12 @@ def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
 
 
 def vrmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """sqrt(mean (p - t)^2 / var t), the variance being that of this box: 1 = its own mean (Ohana et al. 2024, The Well)."""
-    return jnp.mean(jnp.sqrt(_square_error(pred, target, mask) / _positive(_variance(target, mask))), axis=-1)
+    """sqrt(mean (p - t)^2 / var t), the variance being that of this box: 1 = its own mean (Ohana et
+    al. 2024, The Well).
+    """
+    return jnp.mean(
+        jnp.sqrt(_square_error(pred, target, mask) / _positive(_variance(target, mask))), axis=-1
+    )
 
 
 def pearson(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -53,37 +67,56 @@ def pearson(pred: Array, target: Array, mask: Array | None = None) -> Array:
     p, t = (masked.deviation(x, mask) for x in (pred, target))
     covariance = masked.mean(p * t, mask, jnp.nan)
     var_pred, var_target = _variance(pred, mask), _positive(_variance(target, mask))
-    return jnp.mean(covariance / jnp.sqrt(jnp.where(var_pred == 0, 1, var_pred)) / jnp.sqrt(var_target), axis=-1)
+    return jnp.mean(
+        covariance / jnp.sqrt(jnp.where(var_pred == 0, 1, var_pred)) / jnp.sqrt(var_target), axis=-1
+    )
 
 
-def psnr(pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None) -> Array:
-    """10 log10(range^2 / mean (p - t)^2) in dB; range = max - min of the target's observed voxels unless given."""
+def psnr(
+    pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None
+) -> Array:
+    """10 log10(range^2 / mean (p - t)^2) in dB; range = max - min of the target's observed voxels
+    unless given.
+    """
     span = _data_range(target, mask, data_range)
     return jnp.mean(10 * jnp.log10(jnp.square(span) / _square_error(pred, target, mask)), axis=-1)
 
 
 def pdf_distance(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """Wasserstein-1 distance of the distributions of voxel values, mean |sort(p) - sort(t)|, in the target's unit."""
+    """Wasserstein-1 distance of the distributions of voxel values, mean |sort(p) - sort(t)|, in the
+    target's unit.
+    """
     # Both fields miss the same voxels, which +inf sorts to the end.
-    p, t = (jnp.sort(masked.fill(x, mask, jnp.inf).reshape(x.shape[0], -1, x.shape[-1]), axis=1) for x in (pred, target))
+    p, t = (
+        jnp.sort(masked.fill(x, mask, jnp.inf).reshape(x.shape[0], -1, x.shape[-1]), axis=1)
+        for x in (pred, target)
+    )
     n = masked.count(target, mask)
     seen = (jnp.arange(p.shape[1]) < n)[..., None]
-    distance = jnp.sum(jnp.where(seen, jnp.abs(jnp.where(seen, p, 0) - jnp.where(seen, t, 0)), 0), axis=1)
+    distance = jnp.sum(
+        jnp.where(seen, jnp.abs(jnp.where(seen, p, 0) - jnp.where(seen, t, 0)), 0), axis=1
+    )
     return jnp.mean(distance / _positive(n), axis=-1)
 
 
-def ssim(pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None) -> Array:
-    """Mean structural similarity with a Gaussian window, in 3D, or in 2D when D = 1 (Wang et al. 2004).
+def ssim(
+    pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None
+) -> Array:
+    """Mean structural similarity with a Gaussian window, in 3D, or in 2D when D = 1 (Wang et al.
+    2004).
 
-    SSIM = (2 m_p m_t + c1) (2 cov + c2) / ((m_p^2 + m_t^2 + c1) (var_p + var_t + c2)), c_i = (K_i range)^2, the moments being
-    local means under a Gaussian of 1.5 voxels, 11 wide, averaged over the voxels at least 5 from every face: the same as
-    skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False).
-    range = max - min of the target's observed voxels unless given.  When an axis is shorter than 11 voxels, the largest odd
-    window that fits the shortest axis is used for all (D = 1 apart).  With a mask, the local moments are those of the
-    observed voxels, and the average is over windows centred on one.
+    SSIM = (2 m_p m_t + c1) (2 cov + c2) / ((m_p^2 + m_t^2 + c1) (var_p + var_t + c2)), c_i = (K_i
+    range)^2, the moments being local means under a Gaussian of 1.5 voxels, 11 wide, averaged over
+    the voxels at least 5 from every face: the same as
+    skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False). range = max - min of the target's observed voxels unless given.
+    When an axis is shorter than 11 voxels, the largest odd window that fits the shortest axis is
+    used for all (D = 1 apart).  With a mask, the local moments are those of the observed voxels,
+    and the average is over windows centred on one.
     """
     span = jnp.square(_data_range(target, mask, data_range))[:, None, None, None]
-    centre = masked.mean(target, mask)[:, None, None, None]      # variances of large numbers would cancel
+    # variances of large numbers would cancel
+    centre = masked.mean(target, mask)[:, None, None, None]
     p, t = (masked.fill(masked.promote(x) - centre, mask) for x in (pred, target))
     axes = [axis for axis in masked.AXES if target.shape[axis] > 1]
     radius = min([RADIUS, *((target.shape[axis] - 1) // 2 for axis in axes)])
@@ -94,19 +127,26 @@ def ssim(pred: Array, target: Array, mask: Array | None = None, data_range: floa
     share, inside = 1, None
     if mask is not None:
         share = local(masked.promote(mask > 0))
-        crop = tuple(slice(radius, n - radius) if axis in axes else slice(None) for axis, n in enumerate(mask.shape))
+        crop = tuple(
+            slice(radius, n - radius) if axis in axes else slice(None)
+            for axis, n in enumerate(mask.shape)
+        )
         inside = mask[crop]
         share = jnp.where(share > 0, share, 1)
     m_p, m_t, pp, tt, pt = (local(x) / share for x in (p, t, p * p, t * t, p * t))
     var_p, var_t, covariance = pp - m_p * m_p, tt - m_t * m_t, pt - m_p * m_t
     m_p, m_t = m_p + centre, m_t + centre
     c1, c2 = K1**2 * span, K2**2 * span
-    similarity = ((2 * m_p * m_t + c1) * (2 * covariance + c2)) / ((m_p * m_p + m_t * m_t + c1) * (var_p + var_t + c2))
+    similarity = ((2 * m_p * m_t + c1) * (2 * covariance + c2)) / (
+        (m_p * m_p + m_t * m_t + c1) * (var_p + var_t + c2)
+    )
     return jnp.mean(masked.mean(similarity, inside, jnp.nan), axis=-1)
 
 
 def _smooth(x: Array, axis: int, radius: int) -> Array:
-    """Gaussian mean along one axis of [B, D, H, W, C], only where the window fits; a product with a banded matrix."""
+    """Gaussian mean along one axis of [B, D, H, W, C], only where the window fits; a product with a
+    banded matrix.
+    """
     n = x.shape[axis]
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SIGMA) ** 2)
     weights /= weights.sum()
@@ -134,6 +174,8 @@ def _positive(x: Array) -> Array:
 def _data_range(target: Array, mask: Array | None, data_range: float | None) -> Array:
     """[B, C]; NaN for a constant target."""
     if data_range is not None:
-        return jnp.full((target.shape[0], target.shape[-1]), data_range, masked.promote(target[:1]).dtype)
+        return jnp.full(
+            (target.shape[0], target.shape[-1]), data_range, masked.promote(target[:1]).dtype
+        )
     high = jnp.max(masked.fill(target, mask, -jnp.inf), axis=masked.AXES)
     return _positive(high - jnp.min(masked.fill(target, mask, jnp.inf), axis=masked.AXES))

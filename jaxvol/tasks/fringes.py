@@ -1,12 +1,17 @@
-"""Images of fringes -> height, learned from the images alone: a network whose heights, rendered again, give what it was shown.
+"""Images of fringes -> height, learned from the images alone: a network whose heights, rendered
+again, give what it was shown.
 
-    L = w_data mean |f(h) - f(I)|^2 + w_smooth mean (lap h)^2,    h = start(I) + scale network(I, start(I))
+    L = w_data mean |f(h) - f(I)|^2 + w_smooth mean (lap h)^2,    h = start(I) + scale network(I,
+    start(I))
 
-f compares images or phases (`compared` and `modelled` of ops/fringes.py), lap is the five-point Laplacian per squared pixel, and
-start is the classical solution (`fringes.unwrap`) or a constant.  Each fringe is a local minimum of the images' loss: a network that
-starts from a constant has to be led from long beats to short ones (config.phases over task.match), one that adds to the classical
-solution begins within a fringe of the truth.  The target is read by scores only; those are of tasks/scoring.py, in um.
+f compares images or phases (`compared` and `modelled` of ops/fringes.py), lap is the five-point
+Laplacian per squared pixel, and start is the classical solution (`fringes.unwrap`) or a constant.
+Each fringe is a local minimum of the images' loss: a network that starts from a constant has to be
+led from long beats to short ones (config.phases over task.match), one that adds to the classical
+solution begins within a fringe of the truth.  The target is read by scores only; those are of
+tasks/scoring.py, in um.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -22,7 +27,9 @@ from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task
 
 STARTS = ("unwrapping", "constant")
-FAR = 10.0              # roughness of the start is shown to the network in units of `scale`, up to so many: wrong fringes stand out
+# roughness of the start is shown to the network in units of `scale`, up to so many: wrong fringes
+# stand out
+FAR = 10.0
 
 
 def rules(config: ConfigDict) -> list[str]:
@@ -33,23 +40,37 @@ def rules(config: ConfigDict) -> list[str]:
     if task.scale <= 0:
         found.append(f"task.scale is {task.scale}; it has to be positive.")
     if unknown := [name for name in task.metrics if name not in losses.functions(metrics)]:
-        found.append(f"task.metrics has {', '.join(unknown)}; known are {', '.join(sorted(losses.functions(metrics)))}.")
+        found.append(
+            f"task.metrics has {', '.join(unknown)}; known are "
+            f"{', '.join(sorted(losses.functions(metrics)))}."
+        )
     if config.checkpoint.best_metric not in (*task.metrics, "loss"):
-        found.append(f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in task.metrics nor 'loss'.")
+        found.append(
+            f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in "
+            "task.metrics nor 'loss'."
+        )
     if config.data.name != "fringes":
         found.append(f"task.name='fringes' needs data.name='fringes', not {config.data.name!r}.")
     return found
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
-    """The task of training `model`, called as model(x, train=bool) on images and what is known of the start (group "net")."""
+    """The task of training `model`, called as model(x, train=bool) on images and what is known of
+    the start (group "net").
+    """
     rows, o = terms(config, spec), config.data.optics
 
     def heights(variables: dict, batch: Batch, **more) -> tuple[Array, dict]:
         images = recorded(config, spec, batch)
         classical = config.task.start == "unwrapping"
-        start = fringes.unwrap(images, o.wavelengths, o.centre) if classical else jnp.full_like(images[..., 0], o.centre)
-        found = model.apply(variables, shown(config, scoring.volume(config, batch, "input"), start), **more)
+        start = (
+            fringes.unwrap(images, o.wavelengths, o.centre)
+            if classical
+            else jnp.full_like(images[..., 0], o.centre)
+        )
+        found = model.apply(
+            variables, shown(config, scoring.volume(config, batch, "input"), start), **more
+        )
         y, stats = found if "mutable" in more else (found, {})
         return start[..., None] + config.task.scale * y, stats
 
@@ -58,10 +79,21 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
         variables = dict(model.init({"params": rng}, shown(config, x, x[..., 0]), train=False))
         return {"net": variables.pop("params")}, {"stats": {"net": variables}}
 
-    def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key) -> tuple[dict, tuple[Metrics, Extra]]:
+    def loss(
+        params: Params, fixed: Fixed, batch: Batch, rng: Key
+    ) -> tuple[dict, tuple[Metrics, Extra]]:
         stats = fixed.extra["stats"]["net"]
-        h, stats = heights({"params": params["net"], **stats}, batch, train=True, rngs={"dropout": rng}, mutable=list(stats))
-        return {"net": {name: jnp.mean(values) for name, values in rows(h, batch).items()}}, ({}, {"stats": {"net": stats}})
+        h, stats = heights(
+            {"params": params["net"], **stats},
+            batch,
+            train=True,
+            rngs={"dropout": rng},
+            mutable=list(stats),
+        )
+        return {"net": {name: jnp.mean(values) for name, values in rows(h, batch).items()}}, (
+            {},
+            {"stats": {"net": stats}},
+        )
 
     def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
         h, _ = heights({"params": params["net"], **extra["stats"]["net"]}, batch, train=False)
@@ -72,31 +104,46 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
 
 def recorded(config: ConfigDict, spec: Spec, batch: Batch) -> Array:
     """The images in grey levels, [B, 1, H, W, 4 W']."""
-    return normalise.inverse(spec.fields["input"].normaliser, scoring.volume(config, batch, "input"))
+    return normalise.inverse(
+        spec.fields["input"].normaliser, scoring.volume(config, batch, "input")
+    )
 
 
 def shown(config: ConfigDict, x: Array, start: Array) -> Array:
-    """What the network sees: the normalised images, and with a classical start its height and its roughness."""
+    """What the network sees: the normalised images, and with a classical start its height and its
+    roughness.
+    """
     if config.task.start == "constant":
         return x
-    span = fringes.reach(config.data.optics.wavelengths, fringes.beats(config.data.optics.wavelengths)[0]) / 2
+    span = (
+        fringes.reach(
+            config.data.optics.wavelengths, fringes.beats(config.data.optics.wavelengths)[0]
+        )
+        / 2
+    )
     wide = jnp.pad(start, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rough = jnp.clip(fringes.stencil(wide) / config.task.scale, -FAR, FAR)
-    return jnp.concatenate([x, jnp.stack([(start - config.data.optics.centre) / span, rough], -1).astype(x.dtype)], -1)
+    return jnp.concatenate(
+        [x, jnp.stack([(start - config.data.optics.centre) / span, rough], -1).astype(x.dtype)], -1
+    )
 
 
 def terms(config: ConfigDict, spec: Spec) -> scoring.Terms:
     """(heights in um [B, 1, H, W, 1], batch) -> {"images", "smooth": weighted, [B]}."""
     o, task = config.data.optics, config.task
     for combination in task.match:
-        fringes.equivalent(o.wavelengths, combination)          # told now, and not in the middle of a compilation
+        # told now, and not in the middle of a compilation
+        fringes.equivalent(o.wavelengths, combination)
 
     def rows(h: Array, batch: Batch) -> Rows:
         h, images = h[..., 0], recorded(config, spec, batch)
-        gap = fringes.modelled(h, o.wavelengths, task.match, o.background, o.modulation) - fringes.compared(
-            images, o.wavelengths, task.match, o.modulation)
-        return {"images": task.weights.data * jnp.mean(jnp.sum(jnp.square(gap), -1), (1, 2, 3)),
-                "smooth": task.weights.smooth * jnp.mean(jnp.square(fringes.stencil(h)), (1, 2, 3))}
+        gap = fringes.modelled(
+            h, o.wavelengths, task.match, o.background, o.modulation
+        ) - fringes.compared(images, o.wavelengths, task.match, o.modulation)
+        return {
+            "images": task.weights.data * jnp.mean(jnp.sum(jnp.square(gap), -1), (1, 2, 3)),
+            "smooth": task.weights.smooth * jnp.mean(jnp.square(fringes.stencil(h)), (1, 2, 3)),
+        }
 
     return rows
 
@@ -106,10 +153,17 @@ def in_micrometres(rows: scoring.Terms, spec: Spec) -> scoring.Terms:
     return lambda y, batch: rows(normalise.inverse(spec.fields["target"].normaliser, y), batch)
 
 
-def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[Task, Params, Extra]]:
-    """{"mean", "unwrapping", "unwrapping, smoothed": (task, params, extra)}: the training mean, and the classical solution."""
+def baselines(
+    config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]
+) -> dict[str, tuple[Task, Params, Extra]]:
+    """{"mean", "unwrapping", "unwrapping, smoothed": (task, params, extra)}: the training mean, and
+    the classical solution.
+    """
     o, rows = config.data.optics, in_micrometres(terms(config, spec), spec)
-    fitted = [normalise.inverse(spec.fields["target"].normaliser, batch["target"][batch["_mask"] > 0]) for batch in train_batches]
+    fitted = [
+        normalise.inverse(spec.fields["target"].normaliser, batch["target"][batch["_mask"] > 0])
+        for batch in train_batches
+    ]
     mean = float(np.mean(np.concatenate(fitted)))
 
     def flat(batch: Batch) -> Array:
@@ -123,6 +177,16 @@ def baselines(config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, 
 
     def task(height) -> tuple[Task, Params, Extra]:
         params, extra = {"net": {}}, {"stats": {"net": {}}}
-        return scoring.baseline(config, spec, lambda params, extra, batch: height(batch), rows, params, {}), params, extra
+        return (
+            scoring.baseline(
+                config, spec, lambda params, extra, batch: height(batch), rows, params, {}
+            ),
+            params,
+            extra,
+        )
 
-    return {"mean": task(flat), "unwrapping": task(unwrapped), "unwrapping, smoothed": task(smoothed)}
+    return {
+        "mean": task(flat),
+        "unwrapping": task(unwrapped),
+        "unwrapping, smoothed": task(smoothed),
+    }

@@ -1,4 +1,7 @@
-"""Volume to volume: a network trained on a weighted sum of named losses; scoring and baselines are those of tasks/scoring.py."""
+"""Volume to volume: a network trained on a weighted sum of named losses; scoring and baselines are
+those of tasks/scoring.py.
+"""
+
 from __future__ import annotations
 
 import jax.numpy as jnp
@@ -12,22 +15,37 @@ rules, baselines = scoring.rules, scoring.baselines
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
-    """The task of training `model`, called as model(x, train=bool), whose parameters are the group "net".
+    """The task of training `model`, called as model(x, train=bool), whose parameters are the group
+    "net".
 
-    The model may use the rng "dropout" and hold other collections (batch statistics): extra["stats"]["net"].
-    Raises UserError when the config names a loss or metric that does not exist, or the prediction has another shape than
-    the target.
+    The model may use the rng "dropout" and hold other collections (batch statistics):
+    extra["stats"]["net"]. Raises UserError when the config names a loss or metric that does not
+    exist, or the prediction has another shape than the target.
     """
     terms = scoring.terms(config, spec)
 
     def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
-        variables = dict(model.init({"params": rng}, scoring.volume(config, batch, "input")[:1], train=False))
+        variables = dict(
+            model.init({"params": rng}, scoring.volume(config, batch, "input")[:1], train=False)
+        )
         return {"net": variables.pop("params")}, {"stats": {"net": variables}}
 
-    def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key) -> tuple[dict, tuple[Metrics, Extra]]:
+    def loss(
+        params: Params, fixed: Fixed, batch: Batch, rng: Key
+    ) -> tuple[dict, tuple[Metrics, Extra]]:
         stats = fixed.extra["stats"]["net"]
-        pred, stats = model.apply({"params": params["net"], **stats}, scoring.volume(config, batch, "input"), train=True,
-                                  rngs={"dropout": rng}, mutable=list(stats))
-        return {"net": {name: jnp.mean(rows) for name, rows in terms(pred, batch).items()}}, ({}, {"stats": {"net": stats}})
+        pred, stats = model.apply(
+            {"params": params["net"], **stats},
+            scoring.volume(config, batch, "input"),
+            train=True,
+            rngs={"dropout": rng},
+            mutable=list(stats),
+        )
+        return {"net": {name: jnp.mean(rows) for name, rows in terms(pred, batch).items()}}, (
+            {},
+            {"stats": {"net": stats}},
+        )
 
-    return scoring.make(config, spec, init, loss, scoring.network(config, spec, model, "net"), terms, {})
+    return scoring.make(
+        config, spec, init, loss, scoring.network(config, spec, model, "net"), terms, {}
+    )

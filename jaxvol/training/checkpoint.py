@@ -1,9 +1,13 @@
-"""Checkpoints by Orbax, with what Orbax leaves out: a content checksum, a fall-back to the newest sound step, and names.
+"""Checkpoints by Orbax, with what Orbax leaves out: a content checksum, a fall-back to the newest
+sound step, and names.
 
-One composite per step: `state` (the TrainState) and `meta` (JSON: config, spec, progress, checksums).  Orbax restores
-flipped bits without a word, so each leaf's checksum, computed on the devices before the save, is verified on restore.
-Best and final are names, not copies: `best` is the step that the newest checkpoint's progress calls best.
+One composite per step: `state` (the TrainState) and `meta` (JSON: config, spec, progress,
+checksums).  Orbax restores flipped bits without a word, so each leaf's checksum, computed on the
+devices before the save, is verified on restore.
+Best and final are names, not copies: `best` is the step that the newest checkpoint's progress calls
+best.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,6 +33,7 @@ from jaxvol.types import PyTree, TrainState, UserError
 @dataclasses.dataclass
 class Keep:
     """Preservation policy: the newest `newest` steps and the best one."""
+
     newest: int
     best: int | None = None
 
@@ -40,29 +45,40 @@ class Keep:
 @dataclasses.dataclass(frozen=True)
 class Store:
     """An open checkpoint folder."""
+
     manager: ocp.CheckpointManager
     keep: Keep
     directory: Path
 
 
-def open_store(workdir: str | Path, newest: int = 2, read_only: bool = False, alone: bool = False) -> Store:
+def open_store(
+    workdir: str | Path, newest: int = 2, read_only: bool = False, alone: bool = False
+) -> Store:
     """Open (and make) `<workdir>/checkpoints`; half-written steps of a killed run are removed.
 
-    alone: this process uses it without the others of its run, which all have to open and use it together otherwise.
+    alone: this process uses it without the others of its run, which all have to open and use it
+           together otherwise.
     """
     directory = Path(workdir).absolute() / "checkpoints"
     keep = Keep(newest)
-    options = ocp.CheckpointManagerOptions(preservation_policy=None if read_only else keep, read_only=read_only, create=False,
-                                           cleanup_tmp_directories=not read_only)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=None if read_only else keep,
+        read_only=read_only,
+        create=False,
+        cleanup_tmp_directories=not read_only,
+    )
     if alone and processes.several():
         own = {jax.process_index()}
-        options.multiprocessing_options = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes=own,
-                                                                             barrier_sync_key_prefix="alone")
+        options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes=own, barrier_sync_key_prefix="alone"
+        )
 
     def clean() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob("*.orbax-checkpoint-tmp*"):     # Orbax removes them too, but only in the background
+        # Orbax removes them too, but only in the background
+        for stale in directory.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(stale, ignore_errors=True)
+
     if not read_only:
         clean() if alone else processes.once(clean)
     return Store(ocp.CheckpointManager(directory, options=options), keep, directory)
@@ -70,7 +86,9 @@ def open_store(workdir: str | Path, newest: int = 2, read_only: bool = False, al
 
 def steps(workdir: str | Path) -> list[int]:
     """Steps that are saved in a workdir, without opening it."""
-    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit())
+    return sorted(
+        int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()
+    )
 
 
 def _words(x: jax.Array) -> jax.Array:
@@ -80,11 +98,14 @@ def _words(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     width = min(x.dtype.itemsize, 4)
-    return jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(
+        x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
+    ).astype(jnp.uint32)
 
 
 def _checksum(x: jax.Array) -> jax.Array:
-    """sum_i bits_i * odd_i mod 2^32, odd_i from the index.  Whole-number sums do not depend on how `x` is sharded, and
+    """sum_i bits_i * odd_i mod 2^32, odd_i from the index.  Whole-number sums do not depend on how
+    `x` is sharded, and
     an odd weight cannot map a changed element to an unchanged sum."""
     words = _words(x)
     index = jnp.zeros(words.shape, jnp.uint32)
@@ -95,8 +116,12 @@ def _checksum(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def _checksums_on_device(everywhere):
-    """The jitted checksums, whole on each of several processes (`everywhere`: the sharding that says so, None on one)."""
-    return jax.jit(lambda leaves: jnp.stack([_checksum(x) for x in leaves]), out_shardings=everywhere)
+    """The jitted checksums, whole on each of several processes (`everywhere`: the sharding that
+    says so, None on one).
+    """
+    return jax.jit(
+        lambda leaves: jnp.stack([_checksum(x) for x in leaves]), out_shardings=everywhere
+    )
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
@@ -109,11 +134,15 @@ def checksums(tree: PyTree) -> dict[str, int]:
 
 
 def _seal(meta: dict) -> str:
-    return hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in meta.items() if k != "seal"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def save(store: Store, state: TrainState, meta: dict, best: int | None) -> bool:
-    """Save `state` under its step, in the background; `best` is the step to preserve.  False if the step is there already."""
+    """Save `state` under its step, in the background; `best` is the step to preserve.  False if the
+    step is there already.
+    """
     step = int(state.step)
     if step in store.manager.all_steps():
         return False
@@ -121,9 +150,14 @@ def save(store: Store, state: TrainState, meta: dict, best: int | None) -> bool:
     tree = as_dict(state)
     meta = json.loads(json.dumps({**meta, "step": step, "checksums": checksums(tree)}))
     meta["seal"] = _seal(meta)
-    done = store.manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta)))
+    done = store.manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta))
+    )
     if not done:
-        raise RuntimeError(f"Orbax refused to save step {step} in {store.directory} (newer steps: {store.manager.all_steps()})")
+        raise RuntimeError(
+            f"Orbax refused to save step {step} in {store.directory} (newer steps: "
+            f"{store.manager.all_steps()})"
+        )
     return True
 
 
@@ -141,35 +175,49 @@ def read_meta(store: Store, step: int) -> dict:
 
 
 def read_state(store: Store, step: int, template: dict, meta: dict) -> dict:
-    """The leaves of `template` ({"params": ..., ...}: ShapeDtypeStructs with shardings) at `step`, checksums verified."""
+    """The leaves of `template` ({"params": ..., ...}: ShapeDtypeStructs with shardings) at `step`,
+    checksums verified.
+    """
     restore_args = ocp.checkpoint_utils.construct_restore_args(template)
     item = ocp.args.PyTreeRestore(template, restore_args=restore_args, partial_restore=True)
     tree = store.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
-    wrong = [path for path, value in checksums(tree).items() if meta["checksums"].get(path) != value]
+    wrong = [
+        path for path, value in checksums(tree).items() if meta["checksums"].get(path) != value
+    ]
     if wrong:
-        raise ValueError(f"checksum of {wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''} does not match")
+        raise ValueError(
+            f"checksum of {wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''} does "
+            "not match"
+        )
     return tree
 
 
 def restore_newest(store: Store, template: Callable[[dict], dict]) -> tuple[dict, dict] | None:
     """(tree, meta) of the newest sound step, or None when there is no checkpoint at all.
 
-    template: (meta) -> tree of ShapeDtypeStructs.  Unsound steps are reported and set aside in `corrupt/`, so that their
+    template: (meta) -> tree of ShapeDtypeStructs.  Unsound steps are reported and set aside in
+              `corrupt/`, so that their
     numbers can be used again.  Raises UserError when there are checkpoints and none is sound.
 
-    Of several processes the first looks alone for the newest sound step: one that stumbled over a torn file of its own while
-    the others read on would leave them waiting.
+    Of several processes the first looks alone for the newest sound step: one that stumbled over a
+    torn file of its own while the others read on would leave them waiting.
     """
     if not processes.several():
         return _newest_sound(store, template)
 
     def look() -> int:
         own = open_store(store.directory.parent, store.keep.newest, alone=True)
-        cpu = Mesh(np.asarray(jax.local_devices(backend="cpu")[:1]), ("cpu",), axis_types=(AxisType.Auto,))
+        cpu = Mesh(
+            np.asarray(jax.local_devices(backend="cpu")[:1]), ("cpu",), axis_types=(AxisType.Auto,)
+        )
         here = NamedSharding(cpu, PartitionSpec())
         with jax.set_mesh(cpu):
-            found = _newest_sound(own, lambda meta: jax.tree.map(
-                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), template(meta)))
+            found = _newest_sound(
+                own,
+                lambda meta: jax.tree.map(
+                    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), template(meta)
+                ),
+            )
         own.manager.close()
         return -1 if found is None else found[1]["step"]
 
@@ -190,8 +238,14 @@ def _newest_sound(store: Store, template: Callable[[dict], dict]) -> tuple[dict,
             tree = read_state(store, step, template(meta), meta)
         except UserError:
             raise
-        except Exception as error:       # Orbax, TensorStore and JSON raise many types for the same torn file
-            logging.error("CHECKPOINT %s/%d IS NOT SOUND: %s. Trying the one before it.", store.directory, step, _reason(error))
+        # Orbax, TensorStore and JSON raise many types for the same torn file
+        except Exception as error:
+            logging.error(
+                "CHECKPOINT %s/%d IS NOT SOUND: %s. Trying the one before it.",
+                store.directory,
+                step,
+                _reason(error),
+            )
             continue
         for bad in (s for s in steps if s > step):
             aside = store.directory.parent / "corrupt" / f"{bad}-{time.time_ns()}"
@@ -200,25 +254,39 @@ def _newest_sound(store: Store, template: Callable[[dict], dict]) -> tuple[dict,
         store.manager.reload()
         return tree, meta
     if steps:
-        raise UserError(f"None of the checkpoints {steps[::-1]} in {store.directory} is sound (reasons above). "
-                        "Restore the folder from a backup, or start over with --config.resume=fresh.")
+        raise UserError(
+            f"None of the checkpoints {steps[::-1]} in {store.directory} is sound (reasons above). "
+            "Restore the folder from a backup, or start over with --config.resume=fresh."
+        )
     return None
 
 
 def resolve(store: Store, which: str) -> tuple[int, dict]:
-    """(step, meta) of `best`, `final` (the newest) or a step number.  Raises UserError naming what there is."""
+    """(step, meta) of `best`, `final` (the newest) or a step number.  Raises UserError naming what
+    there is.
+    """
     steps = sorted(store.manager.all_steps())
     if not steps:
-        raise UserError(f"There is no checkpoint in {store.directory}; train first, or name another --workdir.")
+        raise UserError(
+            f"There is no checkpoint in {store.directory}; train first, or name another --workdir."
+        )
     newest = _told_meta(store, steps[-1], steps)
     if which == "final":
         return steps[-1], newest
-    step = newest["progress"]["best_step"] if which == "best" else int(which) if which.isdigit() else None
+    step = (
+        newest["progress"]["best_step"]
+        if which == "best"
+        else int(which)
+        if which.isdigit()
+        else None
+    )
     if which == "best" and step is None:
-        return steps[-1], newest        # never evaluated: the newest is all there is
+        return steps[-1], newest  # never evaluated: the newest is all there is
     if step not in steps:
-        raise UserError(f"Checkpoint {which!r} is not in {store.directory}, which has the steps {steps}; "
-                        "use best, final or one of them.")
+        raise UserError(
+            f"Checkpoint {which!r} is not in {store.directory}, which has the steps {steps}; "
+            "use best, final or one of them."
+        )
     return step, _told_meta(store, step, steps)
 
 
@@ -226,8 +294,11 @@ def _told_meta(store: Store, step: int, steps: list[int]) -> dict:
     try:
         return read_meta(store, step)
     except Exception as error:
-        raise UserError(f"Checkpoint {store.directory}/{step} is not sound: {_reason(error)}. Choose another one of {steps} with "
-                        "config.evaluate.checkpoint, or run the training's command again, which sets it aside.") from error
+        raise UserError(
+            f"Checkpoint {store.directory}/{step} is not sound: {_reason(error)}. Choose another "
+            f"one of {steps} with "
+            "config.evaluate.checkpoint, or run the training's command again, which sets it aside."
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -235,21 +306,32 @@ def _reason(error: Exception) -> str:
 
 
 def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree, PyTree, dict]:
-    """(params, stats, meta) of a checkpoint; kind: "ema" (averaged) or "raw".  Verified; never falls back silently."""
+    """(params, stats, meta) of a checkpoint; kind: "ema" (averaged) or "raw".  Verified; never
+    falls back silently.
+    """
     step, meta = resolve(store, which)
-    part = {"ema": template["ema"]} if kind == "ema" else {"params": template["params"], "extra": template["extra"]}
+    part = (
+        {"ema": template["ema"]}
+        if kind == "ema"
+        else {"params": template["params"], "extra": template["extra"]}
+    )
     try:
         tree = read_state(store, step, part, meta)
     except Exception as error:
-        raise UserError(f"Checkpoint {store.directory}/{step} cannot be read: {_reason(error)}. "
-                        f"Choose another one of {sorted(store.manager.all_steps())}.") from error
+        raise UserError(
+            f"Checkpoint {store.directory}/{step} cannot be read: {_reason(error)}. "
+            f"Choose another one of {sorted(store.manager.all_steps())}."
+        ) from error
     if kind == "ema":
         return tree["ema"]["params"], tree["ema"]["stats"], meta
     return tree["params"], tree["extra"]["stats"], meta
 
 
-def rename_groups(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...]) -> PyTree:
-    """`given` ({"params" | "stats": {group: tree}}) with its groups called as in `own`; groups: ((own name, its name), ...).
+def rename_groups(
+    own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...]
+) -> PyTree:
+    """`given` ({"params" | "stats": {group: tree}}) with its groups called as in `own`; groups:
+    ((own name, its name), ...).
 
     A group that is not named keeps its name.  Raises UserError for a name that does not exist.
     """
@@ -257,18 +339,28 @@ def rename_groups(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[s
         return given
     for name, theirs in groups:
         if name not in own["params"] or theirs not in given["params"]:
-            raise UserError(f"config.init_groups has {(name, theirs)!r}, but this run has the groups "
-                            f"{', '.join(sorted(own['params']))} and {source} has {', '.join(sorted(given['params']))}; expected "
-                            "pairs (group of this run, group of that run).")
+            raise UserError(
+                f"config.init_groups has {(name, theirs)!r}, but this run has the groups "
+                f"{', '.join(sorted(own['params']))} and {source} has "
+                f"{', '.join(sorted(given['params']))}; expected "
+                "pairs (group of this run, group of that run)."
+            )
     moved = {theirs for _, theirs in groups}
-    return {part: {name: tree for name, tree in trees.items() if name not in moved}
-            | {name: trees[theirs] for name, theirs in groups if theirs in trees} for part, trees in given.items()}
+    return {
+        part: {name: tree for name, tree in trees.items() if name not in moved}
+        | {name: trees[theirs] for name, theirs in groups if theirs in trees}
+        for part, trees in given.items()
+    }
 
 
-def transfer(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...] = ()) -> PyTree:
-    """`own` with the leaves of another run's weights where path and shape agree; tells what did not.  UserError if none does.
+def transfer(
+    own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...] = ()
+) -> PyTree:
+    """`own` with the leaves of another run's weights where path and shape agree; tells what did
+    not.  UserError if none does.
 
-    Both are {"params": {group: tree}, "stats": {group: tree}}; `groups` (config.init_groups) pairs groups of different names.
+    Both are {"params": {group: tree}, "stats": {group: tree}}; `groups` (config.init_groups) pairs
+    groups of different names.
     """
     given = rename_groups(own, given, source, groups)
     offered = dict(jax.tree_util.tree_leaves_with_path(given))
@@ -276,7 +368,8 @@ def transfer(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, s
 
     def take(path, old: jax.Array) -> jax.Array:
         if path in offered and offered[path].shape == old.shape:
-            return jax.device_put(jnp.copy(offered[path].astype(old.dtype)), old.sharding)     # the step donates it: no alias
+            # the step donates it: no alias
+            return jax.device_put(jnp.copy(offered[path].astype(old.dtype)), old.sharding)
         kept.append(jax.tree_util.keystr(path))
         return old
 
@@ -284,7 +377,17 @@ def transfer(own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, s
     total = len(jax.tree.leaves(own))
     used = total - len(kept)
     if not used:
-        raise UserError(f"config.init_from={source!r}: none of its {len(offered)} weights fits the {total} of this model.")
-    logging.info("init_from %s: %d of %d weights taken, %d new (%s), %d of the source unused", source, used, total, len(kept),
-                 ", ".join(kept[:5]) or "none", len(offered) - used)
+        raise UserError(
+            f"config.init_from={source!r}: none of its {len(offered)} weights fits the {total} of "
+            "this model."
+        )
+    logging.info(
+        "init_from %s: %d of %d weights taken, %d new (%s), %d of the source unused",
+        source,
+        used,
+        total,
+        len(kept),
+        ", ".join(kept[:5]) or "none",
+        len(offered) - used,
+    )
     return found

@@ -1,9 +1,11 @@
 """The train loop, one for every task: evaluate the old state, save it, fetch a batch, step.
 
-That order is what makes a run restartable: a checkpoint of step s holds the state before update s with everything that
-was decided from it, the batch and the keys of update s are functions of (seed, s), and the rows of metrics.csv up to s are
-on disk.  A run that was killed anywhere ends with the same bits.  The loop is handed its parts and imports none of them.
+That order is what makes a run restartable: a checkpoint of step s holds the state before update s
+with everything that was decided from it, the batch and the keys of update s are functions of (seed,
+s), and the rows of metrics.csv up to s are on disk.  A run that was killed anywhere ends with the
+same bits.  The loop is handed its parts and imports none of them.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,17 +28,18 @@ from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainSt
 from jaxvol.runtime.writer import Writer
 
 
-BUDGET = 1000        # what out_of_time agrees on besides the numbers of signals
+BUDGET = 1000  # what out_of_time agrees on besides the numbers of signals
 
 
 @dataclasses.dataclass
 class Progress:
     """What the host has to remember between steps; saved with every checkpoint."""
+
     best_value: float | None = None  # of checkpoint.best_metric, as it was measured
     best_step: int | None = None
-    bad: int = 0                     # evaluations since the last improvement
+    bad: int = 0  # evaluations since the last improvement
     evaluations: int = 0
-    stopped: bool = False            # early stopping has ended the run
+    stopped: bool = False  # early stopping has ended the run
     wandb_id: str | None = None
     restarts: int = 0
 
@@ -44,19 +47,23 @@ class Progress:
 @dataclasses.dataclass
 class Run:
     """The running loop: its surroundings, and the two things that change (state, progress)."""
+
     config: ConfigDict
     mesh: Mesh
     store: checkpoint.Store
     writer: Writer
-    meta: dict                       # constant part of every checkpoint's JSON
-    figures: Callable                # (parts, params, extra, put, rows, size) -> {tag: figure}
-    watch: Callable                  # (parts, (params, extra), batch, readings, step): warns of what is out of its limits
+    meta: dict  # constant part of every checkpoint's JSON
+    figures: Callable  # (parts, params, extra, put, rows, size) -> {tag: figure}
+    # (parts, (params, extra), batch, readings, step): warns of what is out of its limits
+    watch: Callable
     state: TrainState | None = None
-    readings: dict = dataclasses.field(default_factory=dict)        # of the newest logged update
+    readings: dict = dataclasses.field(default_factory=dict)  # of the newest logged update
     progress: Progress = dataclasses.field(default_factory=Progress)
-    saved: int = -1                  # step of the newest checkpoint, which may still be on its way to the disk
-    total: int = 0                   # updates of all phases
-    fits: Callable | None = None     # see faults.explain: what batch would fit, once the train step is known
+    # step of the newest checkpoint, which may still be on its way to the disk
+    saved: int = -1
+    total: int = 0  # updates of all phases
+    # see faults.explain: what batch would fit, once the train step is known
+    fits: Callable | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     signal: int = 0
 
@@ -84,17 +91,31 @@ def improves(config: ConfigDict, value: float, best: float | None) -> bool:
 
 
 def check_finite(run: Run, parts: Parts, taken: int) -> None:
-    """Raises NonFiniteError naming the tensors if a step was refused; the last good checkpoint is kept as it is."""
+    """Raises NonFiniteError naming the tensors if a step was refused; the last good checkpoint is
+    kept as it is.
+    """
     reached = int(run.state.step)
     if reached == taken:
         return
     size = run.config.batch_size
-    batch = sharding.put(run.mesh, parts.dataset.batch(reached, sharding.rows(run.mesh, size)), size)
-    names = stepping.name_nonfinite(parts.task, run.state, batch, run.config.seed, run.config.micro_batches)
-    what = "; ".join(names[:8]) if names else "nothing when it is replayed alone (an update overflowed)"
-    raise NonFiniteError(f"Update {reached} was refused because something is not finite: {what}. The weights are those "
-                         f"before it; the newest checkpoint is step {run.saved}. Lower the learning rate, clip the gradient "
-                         "(optimizer.clip_norm), or look at the data of that batch.")
+    batch = sharding.put(
+        run.mesh, parts.dataset.batch(reached, sharding.rows(run.mesh, size)), size
+    )
+    names = stepping.name_nonfinite(
+        parts.task, run.state, batch, run.config.seed, run.config.micro_batches
+    )
+    what = (
+        "; ".join(names[:8])
+        if names
+        else "nothing when it is replayed alone (an update overflowed)"
+    )
+    raise NonFiniteError(
+        f"Update {reached} was refused because something is not finite: {what}. The weights are "
+        "those "
+        f"before it; the newest checkpoint is step {run.saved}. Lower the learning rate, clip the "
+        "gradient "
+        "(optimizer.clip_norm), or look at the data of that batch."
+    )
 
 
 def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
@@ -103,21 +124,34 @@ def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
     return lambda batch: sharding.put(mesh, batch, size), sharding.rows(mesh, size), size
 
 
-def validate(config: ConfigDict, mesh: Mesh, parts: Parts, state: TrainState, examples: int) -> Metrics:
-    """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split "val"."""
+def validate(
+    config: ConfigDict, mesh: Mesh, parts: Parts, state: TrainState, examples: int
+) -> Metrics:
+    """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split
+    "val".
+    """
     params, extra = stepping.validated(config.evaluate.weights, state)
     put, rows, _ = placing(config, mesh)
-    return report.score(parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples)[0]
+    return report.score(
+        parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples
+    )[0]
 
 
 def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     """Validate the averaged weights, log, remember the best.  True if this is the best so far."""
     config, state = run.config, run.state
     metrics = validate(config, run.mesh, parts, state, config.evaluate.max_examples)
-    scalars = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0 and not isinstance(value, dict)}
+    scalars = {
+        name: float(value)
+        for name, value in metrics.items()
+        if np.ndim(value) == 0 and not isinstance(value, dict)
+    }
     name = config.checkpoint.best_metric
     if name not in scalars:
-        raise UserError(f"config.checkpoint.best_metric is {name!r}, but the task reports {', '.join(sorted(scalars))}.")
+        raise UserError(
+            f"config.checkpoint.best_metric is {name!r}, but the task reports "
+            f"{', '.join(sorted(scalars))}."
+        )
     value, progress = scalars[name], run.progress
     better = improves(config, value, progress.best_value)
     progress.evaluations += 1
@@ -126,16 +160,20 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
         progress.best_value, progress.best_step = value, step
     sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
     monitor = {"value": jnp.float32(sign * value), "count": jnp.int32(progress.evaluations)}
-    run.state = state.replace(extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))})
+    run.state = state.replace(
+        extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))}
+    )
     run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
     if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
         pair = stepping.validated(config.evaluate.weights, state)
         run.writer.images(step, run.figures(parts, *pair, *placing(config, run.mesh)))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
-    if run.readings:                 # not before the first update
+    if run.readings:  # not before the first update
         put, rows, size = placing(config, run.mesh)
         shown = put(next(parts.dataset.batches("val", size, rows, size)))
-        run.watch(parts, stepping.validated(config.evaluate.weights, run.state), shown, run.readings, step)
+        run.watch(
+            parts, stepping.validated(config.evaluate.weights, run.state), shown, run.readings, step
+        )
     return better
 
 
@@ -144,16 +182,31 @@ def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
     if run.saved == step:
         return
     check_finite(run, parts, step)
-    meta = {**run.meta, "phase": phase, "steps": steps, "spec": parts.dataset.spec.to_json(),
-            "progress": dataclasses.asdict(run.progress)}
+    meta = {
+        **run.meta,
+        "phase": phase,
+        "steps": steps,
+        "spec": parts.dataset.spec.to_json(),
+        "progress": dataclasses.asdict(run.progress),
+    }
     checkpoint.save(run.store, run.state, meta, run.progress.best_step)
-    # Orbax let the save before this one finish first: a restart that does not find it knows that it was lost
-    run.writer.status({"state": "running", "step": step, "total": run.total, "checkpoint": run.saved if run.saved >= 0 else None})
+    # Orbax let the save before this one finish first: a restart that does not find it knows that it
+    # was lost
+    run.writer.status(
+        {
+            "state": "running",
+            "step": step,
+            "total": run.total,
+            "checkpoint": run.saved if run.saved >= 0 else None,
+        }
+    )
     run.saved = step
 
 
 def log_now(run: Run, parts: Parts, metrics: dict, taken: int, timing: dict[str, float]) -> None:
-    """Write the values of the newest update; they are those of one step, not averages, so that a resumed run writes the same."""
+    """Write the values of the newest update; they are those of one step, not averages, so that a
+    resumed run writes the same.
+    """
     check_finite(run, parts, taken)
     values = {name: float(v) for name, v in jax.device_get(metrics).items()}
     run.readings = values
@@ -162,7 +215,9 @@ def log_now(run: Run, parts: Parts, metrics: dict, taken: int, timing: dict[str,
 
 
 def out_of_time(run: Run, step: int) -> str:
-    """Why the run has to stop now, or nothing.  Several processes ask one another every config.log_every steps."""
+    """Why the run has to stop now, or nothing.  Several processes ask one another every
+    config.log_every steps.
+    """
     hours = (time.monotonic() - run.started) / 3600
     code = run.signal or (BUDGET if 0 < run.config.max_hours <= hours else 0)
     if processes.several():
@@ -173,13 +228,20 @@ def out_of_time(run: Run, step: int) -> str:
 
 
 def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: bool) -> str:
-    """Updates `start` .. `stop - 1`.  Returns why the run has to stop before its end, or nothing."""
+    """Updates `start` .. `stop - 1`.  Returns why the run has to stop before its end,
+    or nothing.
+    """
     config = run.config
     size, resumed = config.batch_size, run.saved
-    steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0      # without a split "val" nothing is selected
+    # without a split "val" nothing is selected
+    steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0
     waited, clock, since, programs = 0.0, time.monotonic(), start, monitoring.programs(parts.step)
-    watchdog = monitoring.Watchdog(60 * config.stall_minutes, lambda why: monitoring.end_stalled(
-        why, lambda: processes.finish(run.store.manager.wait_until_finished), processes.leave))
+    watchdog = monitoring.Watchdog(
+        60 * config.stall_minutes,
+        lambda why: monitoring.end_stalled(
+            why, lambda: processes.finish(run.store.manager.wait_until_finished), processes.leave
+        ),
+    )
     parts = dataclasses.replace(parts, dataset=monitoring.watched(parts.dataset, watchdog))
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
     try:
@@ -208,8 +270,17 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
             if (step + 1) % config.log_every == 0:
                 jax.block_until_ready(metrics)
                 seconds = time.monotonic() - clock
-                log_now(run, parts, metrics, step + 1, {"perf/steps_per_sec": (step + 1 - since) / seconds,
-                                                        "perf/seconds": seconds, "perf/data_wait": waited / seconds})
+                log_now(
+                    run,
+                    parts,
+                    metrics,
+                    step + 1,
+                    {
+                        "perf/steps_per_sec": (step + 1 - since) / seconds,
+                        "perf/seconds": seconds,
+                        "perf/data_wait": waited / seconds,
+                    },
+                )
                 waited, clock, since = 0.0, time.monotonic(), step + 1
             monitoring.profile(config.profile, run.writer.workdir, step)
         return ""
@@ -227,23 +298,42 @@ def start(parts: Parts) -> TrainState:
 
 
 def adopt(config: ConfigDict, state: TrainState, params: Params, stats: PyTree) -> TrainState:
-    """`state` with the averaged weights of the run `config.init_from` as parameters and as averages."""
-    pair = checkpoint.transfer(stepping.averaged(state.params, state.extra), {"params": params, "stats": stats}, config.init_from,
-                               config.init_groups)
-    return state.replace(params=pair["params"], extra={**state.extra, "stats": pair["stats"]}, ema=jax.tree.map(jnp.copy, pair))
+    """`state` with the averaged weights of the run `config.init_from` as parameters and as
+    averages.
+    """
+    pair = checkpoint.transfer(
+        stepping.averaged(state.params, state.extra),
+        {"params": params, "stats": stats},
+        config.init_from,
+        config.init_groups,
+    )
+    return state.replace(
+        params=pair["params"],
+        extra={**state.extra, "stats": pair["stats"]},
+        ema=jax.tree.map(jnp.copy, pair),
+    )
 
 
 def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
-    """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on with."""
+    """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on
+    with.
+    """
+
     def template(meta: dict):
         return checkpoint.as_dict(parts_of(meta["phase"]).struct)
 
     restored = checkpoint.restore_newest(run.store, template)
     lost = monitoring.recorded(run.writer.workdir)
     if lost is not None and (restored is None or restored[1]["step"] < lost):
-        told = f"status.json says that step {lost} was saved, but {run.store.directory} does not have it"
+        told = (
+            f"status.json says that step {lost} was saved, but {run.store.directory} does not "
+            "have it"
+        )
         if restored is None:
-            raise UserError(f"{told}, nor any other. Put the folder back, or start over with --config.resume=fresh.")
+            raise UserError(
+                f"{told}, nor any other. Put the folder back, or start over with "
+                "--config.resume=fresh."
+            )
         logging.error("%s: GOING ON FROM STEP %d.", told, restored[1]["step"])
     if restored is None:
         parts = parts_of(0)
@@ -253,8 +343,11 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
         return 0
     tree, meta = restored
     if meta["data_hash"] != run.meta["data_hash"]:
-        raise UserError(f"The data changed since step {meta['step']} was saved (hash {meta['data_hash']} -> "
-                        f"{run.meta['data_hash']}). Put the old data back, or start over with --config.resume=fresh.")
+        raise UserError(
+            f"The data changed since step {meta['step']} was saved (hash {meta['data_hash']} -> "
+            f"{run.meta['data_hash']}). Put the old data back, or start over with "
+            "--config.resume=fresh."
+        )
     run.state = TrainState(**tree)
     run.progress = Progress(**meta["progress"])
     run.progress.restarts += 1
@@ -265,22 +358,29 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
 
 
 def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) -> str:
-    """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved unfinished."""
+    """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved
+    unfinished.
+    """
     plan = phases(run.config)
     run.total = plan[-1][2]
     first = begin(run, plan, parts_of, initial)
     run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
     run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
-    previous = {s: signal.signal(s, lambda number, _: setattr(run, "signal", number)) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {
+        s: signal.signal(s, lambda number, _: setattr(run, "signal", number))
+        for s in (signal.SIGTERM, signal.SIGUSR1)
+    }
     why = ""
     try:
         for index in range(first, len(plan)):
             name, start, stop, config = plan[index]
             parts = parts_of(index)
             fresh = run.saved <= start and index > 0
-            if fresh:      # a phase starts from the last one's weights with an optimizer of its own
-                opt = jax.jit(lambda p, o=parts.optimizers: {g: o[g].init(p[g]) for g in p},
-                              out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct.opt))(run.state.params)
+            if fresh:  # a phase starts from the last one's weights with an optimizer of its own
+                opt = jax.jit(
+                    lambda p, o=parts.optimizers: {g: o[g].init(p[g]) for g in p},
+                    out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct.opt),
+                )(run.state.params)
                 run.state = run.state.replace(opt=opt)
             if run.progress.stopped:
                 break
@@ -290,7 +390,8 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
                 break
         run.store.manager.wait_until_finished()
     except BaseException as error:
-        # what is being saved comes to its end, unless another process is gone: Orbax would wait for that one
+        # what is being saved comes to its end, unless another process is gone: Orbax would wait for
+        # that one
         if not (processes.several() and isinstance(error, jax.errors.JaxRuntimeError)):
             processes.finish(run.store.manager.wait_until_finished)
         raise

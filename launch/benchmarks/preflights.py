@@ -1,8 +1,10 @@
 """Pre-flights of several configs side by side, in one page that works offline.
 
-    python launch/benchmarks/preflights.py configs/fno.py:quick configs/vnet.py:quick configs/vit3d.py:quick configs/pix2pixcc.py:quick
-    python launch/benchmarks/preflights.py --only data structure --output=runs/side-by-side.html configs/healthy.py:fno configs/healthy.py:vnet
+python launch/benchmarks/preflights.py configs/fno.py:quick configs/vnet.py:quick
+configs/vit3d.py:quick configs/pix2pixcc.py:quick python launch/benchmarks/preflights.py --only data
+structure --output=runs/side-by-side.html configs/healthy.py:fno configs/healthy.py:vnet
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 from jaxvol import main
 from jaxvol.diagnostics import preflight
 from jaxvol.config import validate
-from jaxvol.runtime import writer              # noqa: E402
-from jaxvol.diagnostics import report                             # noqa: E402
+from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.diagnostics import report  # noqa: E402
 
 
 def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
@@ -35,7 +37,9 @@ def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("configs", nargs="+", help="config files, with :variant")
     parser.add_argument("--only", nargs="*", default=[], help="checks; none: all that apply")
     parser.add_argument("--output", type=Path, default=Path("runs/preflights.html"))

@@ -1,9 +1,14 @@
-"""The PyTorch counterparts that launch/benchmarks/bench.py measures against: the same layers, shapes and number of parameters.
+"""The PyTorch counterparts that launch/benchmarks/bench.py measures against: the same layers,
+shapes and number of parameters.
 
-fno:   `neuralop.models.FNO`, the published package.       vnet:   residual V-Net of torch.nn layers, as models/vnet.py.
-vit3d: plain ViT of torch.nn layers with fused attention.  pix2pixcc: the published generator's layers.
-coordinates: networks of points for launch/benchmarks/bench_laplacian.py, and their Laplacians by double backward and by torch.func.
+fno:   `neuralop.models.FNO`, the published package.       vnet:   residual V-Net of torch.nn
+       layers, as models/vnet.py.
+vit3d: plain ViT of torch.nn layers with fused attention.  pix2pixcc: the published generator's
+       layers.
+coordinates: networks of points for launch/benchmarks/bench_laplacian.py, and their Laplacians by
+             double backward and by torch.func.
 """
+
 from __future__ import annotations
 
 import torch
@@ -12,16 +17,32 @@ from torch import nn
 
 
 def vnet(widths: tuple[int, ...]) -> nn.Module:
-    """Pre-activation residual blocks, stride-2 convolutions down, 1x1 and trilinear up, sums with the skips; periodic."""
+    """Pre-activation residual blocks, stride-2 convolutions down, 1x1 and trilinear up, sums with
+    the skips; periodic.
+    """
+
     def conv(a: int, b: int, k: int, bias: bool = True, stride: int = 1) -> nn.Module:
-        return nn.Conv3d(a, b, k, stride, k // 2 if stride == 1 else 0, padding_mode="circular" if k > 1 and stride == 1 else "zeros",
-                         bias=bias)
+        return nn.Conv3d(
+            a,
+            b,
+            k,
+            stride,
+            k // 2 if stride == 1 else 0,
+            padding_mode="circular" if k > 1 and stride == 1 else "zeros",
+            bias=bias,
+        )
 
     class Unit(nn.Module):
         def __init__(self, w: int):
             super().__init__()
-            self.layers = nn.Sequential(nn.GroupNorm(8, w), nn.ReLU(), conv(w, w, 3, False), nn.GroupNorm(8, w), nn.ReLU(),
-                                        conv(w, w, 3))
+            self.layers = nn.Sequential(
+                nn.GroupNorm(8, w),
+                nn.ReLU(),
+                conv(w, w, 3, False),
+                nn.GroupNorm(8, w),
+                nn.ReLU(),
+                conv(w, w, 3),
+            )
 
         def forward(self, x):
             return x + self.layers(x)
@@ -31,7 +52,9 @@ def vnet(widths: tuple[int, ...]) -> nn.Module:
             super().__init__()
             pairs = list(zip(widths, widths[1:]))
             self.stem, self.head = conv(1, widths[0], 3), conv(widths[0], 1, 1)
-            self.encoder, self.decoder = (nn.ModuleList([Unit(w) for w in ws]) for ws in (widths, widths[:-1]))
+            self.encoder, self.decoder = (
+                nn.ModuleList([Unit(w) for w in ws]) for ws in (widths, widths[:-1])
+            )
             self.down = nn.ModuleList([conv(a, b, 2, stride=2) for a, b in pairs])
             self.up = nn.ModuleList([conv(b, a, 1, False) for a, b in pairs])
 
@@ -41,7 +64,9 @@ def vnet(widths: tuple[int, ...]) -> nn.Module:
                 skips.append(x)
                 x = unit(down(x))
             for i in reversed(range(len(skips))):
-                x = F.interpolate(self.up[i](x), scale_factor=2, mode="trilinear", align_corners=False)
+                x = F.interpolate(
+                    self.up[i](x), scale_factor=2, mode="trilinear", align_corners=False
+                )
                 x = self.decoder[i](skips[i] + x)
             return self.head(x)
 
@@ -51,7 +76,11 @@ def vnet(widths: tuple[int, ...]) -> nn.Module:
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int, features: int):
         super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * heads * features, bias=False), nn.Linear(heads * features, width)
+        self.heads, self.qkv, self.out = (
+            heads,
+            nn.Linear(width, 3 * heads * features, bias=False),
+            nn.Linear(heads * features, width),
+        )
 
     def forward(self, x):
         b, t, _ = x.shape
@@ -62,7 +91,10 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, features: int, hidden: int):
         super().__init__()
-        self.norms, self.attention = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)]), Attention(width, heads, features)
+        self.norms, self.attention = (
+            nn.ModuleList([nn.LayerNorm(width) for _ in range(2)]),
+            Attention(width, heads, features),
+        )
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x):
@@ -70,56 +102,90 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.norms[1](x))
 
 
-def vit3d(n: int, patch: int, width: int, layers: int, heads: int, features: int, hidden: int) -> nn.Module:
+def vit3d(
+    n: int, patch: int, width: int, layers: int, heads: int, features: int, hidden: int
+) -> nn.Module:
     """Patches, a learned table of positions, pre-norm blocks, a linear head per token."""
     grid = n // patch
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed = nn.Sequential(nn.LayerNorm(patch**3), nn.Linear(patch**3, width), nn.LayerNorm(width))
+            self.embed = nn.Sequential(
+                nn.LayerNorm(patch**3), nn.Linear(patch**3, width), nn.LayerNorm(width)
+            )
             self.position = nn.Parameter(0.02 * torch.randn(1, grid**3, width))
-            self.blocks = nn.Sequential(*[TransformerBlock(width, heads, features, hidden) for _ in range(layers)])
+            self.blocks = nn.Sequential(
+                *[TransformerBlock(width, heads, features, hidden) for _ in range(layers)]
+            )
             self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, patch**3))
 
         def forward(self, x):
             b, p = x.shape[0], patch
-            tokens = x.reshape(b, grid, p, grid, p, grid, p).permute(0, 1, 3, 5, 2, 4, 6).reshape(b, grid**3, p**3)
+            tokens = (
+                x.reshape(b, grid, p, grid, p, grid, p)
+                .permute(0, 1, 3, 5, 2, 4, 6)
+                .reshape(b, grid**3, p**3)
+            )
             y = self.head(self.blocks(self.embed(tokens) + self.position))
-            return y.reshape(b, grid, grid, grid, p, p, p).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, 1, n, n, n)
+            return (
+                y.reshape(b, grid, grid, grid, p, p, p)
+                .permute(0, 1, 4, 2, 5, 3, 6)
+                .reshape(b, 1, n, n, n)
+            )
 
     return Net()
 
 
 def pix2pixcc(width: int, downs: int, blocks: int) -> nn.Module:
-    """The published generator: k7 in and out, strided k5 downs, residual blocks with Mish, trilinear ups, instance norm."""
+    """The published generator: k7 in and out, strided k5 downs, residual blocks with Mish,
+    trilinear ups, instance norm.
+    """
+
     def same(a: int, b: int, k: int, stride: int = 1) -> nn.Module:
-        return nn.Conv3d(a, b, k, stride, k // 2, padding_mode="replicate" if stride == 1 else "zeros")
+        return nn.Conv3d(
+            a, b, k, stride, k // 2, padding_mode="replicate" if stride == 1 else "zeros"
+        )
 
     class Unit(nn.Module):
         def __init__(self, w: int):
             super().__init__()
-            self.layers = nn.Sequential(same(w, w, 3), nn.InstanceNorm3d(w), nn.Mish(), same(w, w, 3), nn.InstanceNorm3d(w))
+            self.layers = nn.Sequential(
+                same(w, w, 3), nn.InstanceNorm3d(w), nn.Mish(), same(w, w, 3), nn.InstanceNorm3d(w)
+            )
 
         def forward(self, x):
             return x + self.layers(x)
 
     layers: list[nn.Module] = [same(1, width, 7), nn.InstanceNorm3d(width), nn.Mish()]
     for i in range(downs):
-        layers += [same(width << i, width << i + 1, 5, 2), nn.InstanceNorm3d(width << i + 1), nn.Mish()]
+        layers += [
+            same(width << i, width << i + 1, 5, 2),
+            nn.InstanceNorm3d(width << i + 1),
+            nn.Mish(),
+        ]
     layers += [Unit(width << downs) for _ in range(blocks)]
     for i in reversed(range(downs)):
-        layers += [nn.Upsample(scale_factor=2, mode="trilinear"), same(width << i + 1, width << i, 3), nn.InstanceNorm3d(width << i),
-                   nn.Mish()]
+        layers += [
+            nn.Upsample(scale_factor=2, mode="trilinear"),
+            same(width << i + 1, width << i, 3),
+            nn.InstanceNorm3d(width << i),
+            nn.Mish(),
+        ]
     return nn.Sequential(*layers, same(width, 1, 7))
 
 
 def coordinates(kind: str, widths: tuple[int, ...], degree: int) -> nn.Module:
-    """[N, widths[0]] -> [N, widths[-1]]: a tanh MLP, or a Chebyshev KAN with tanh in front of every layer (one matrix product each)."""
+    """[N, widths[0]] -> [N, widths[-1]]: a tanh MLP, or a Chebyshev KAN with tanh in front of every
+    layer (one matrix product each).
+    """
+
     class Chebyshev(nn.Module):
         def __init__(self, a: int, b: int):
             super().__init__()
-            self.coefficients = nn.Parameter(torch.randn((degree + 1) * a, b) / (a * (degree + 1)) ** 0.5)
+            self.coefficients = nn.Parameter(
+                torch.randn((degree + 1) * a, b) / (a * (degree + 1)) ** 0.5
+            )
 
         def forward(self, x):
             x = torch.tanh(x)
@@ -138,18 +204,27 @@ def double_backward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Laplacian [N] of the first output: the gradient of every entry of the gradient."""
     x = x.requires_grad_(True)
     gradient = torch.autograd.grad(model(x)[:, 0].sum(), x, create_graph=True)[0]
-    return sum(torch.autograd.grad(gradient[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(x.shape[1]))
+    return sum(
+        torch.autograd.grad(gradient[:, i].sum(), x, create_graph=True)[0][:, i]
+        for i in range(x.shape[1])
+    )
 
 
 def functional(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Laplacian [N] of the first output by torch.func: trace of the Hessian, vmapped over points."""
+    """Laplacian [N] of the first output by torch.func: trace of the Hessian, vmapped
+    over points.
+    """
     params = dict(model.named_parameters())
     single = lambda y: torch.func.functional_call(model, params, (y[None],))[0, 0]
     return torch.func.vmap(lambda y: torch.func.hessian(single)(y).diagonal().sum())(x)
 
 
-def laplacians(kind: str, widths: tuple[int, ...], degree: int, points: int, methods: dict[str, str]) -> dict[str, dict]:
-    """{name: {"forward", "gradient": a function that runs once}} on one thread; methods: name -> function of this file."""
+def laplacians(
+    kind: str, widths: tuple[int, ...], degree: int, points: int, methods: dict[str, str]
+) -> dict[str, dict]:
+    """{name: {"forward", "gradient": a function that runs once}} on one thread; methods: name ->
+    function of this file.
+    """
     torch.set_num_threads(1)
     model, x = coordinates(kind, widths, degree), torch.rand(points, widths[0]) * 2 - 1
 
@@ -158,4 +233,7 @@ def laplacians(kind: str, widths: tuple[int, ...], degree: int, points: int, met
         ((f(model, x.clone()) + 1) ** 2).mean().backward()
 
     found = {name: globals()[f] for name, f in methods.items()}
-    return {name: {"forward": lambda f=f: f(model, x.clone()), "gradient": lambda f=f: gradient(f)} for name, f in found.items()}
+    return {
+        name: {"forward": lambda f=f: f(model, x.clone()), "gradient": lambda f=f: gradient(f)}
+        for name, f in found.items()
+    }

@@ -1,13 +1,18 @@
-"""Every fault, injected again and again, and a table of what came of it: tries, survived, lost (has to be 0), time to recover.
+"""Every fault, injected again and again, and a table of what came of it: tries, survived, lost (has
+to be 0), time to recover.
 
-    python launch/campaigns/fault_campaign.py                           all of it: about a quarter of an hour on two idle cores
-    python launch/campaigns/fault_campaign.py --short                   half a minute there: what the tests run
-    python launch/campaigns/fault_campaign.py --only=disk_full --tries=5 --seed=3
+    python launch/campaigns/fault_campaign.py                           all of it: about a quarter
+    of an hour on two idle cores
+    python launch/campaigns/fault_campaign.py --short                   half a minute there: what
+    the tests run python launch/campaigns/fault_campaign.py --only=disk_full --tries=5 --seed=3
 
-"Survived": the run ended as it should and said why, and the same command then gave the bits of a run that nobody disturbed (final
-parameters, moments and averages by their checksums, and metrics.csv).  "Lost": other bits, or a sound checkpoint gone.  "Recover": from
-the start of the process that goes on (without Python's imports) to its first new step, median and largest.
+"Survived": the run ended as it should and said why, and the same command then gave the bits of a
+            run that nobody disturbed (final
+parameters, moments and averages by their checksums, and metrics.csv).  "Lost": other bits, or a
+sound checkpoint gone.  "Recover": from the start of the process that goes on (without Python's
+imports) to its first new step, median and largest.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,17 +28,18 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = ""                  # one device: a run's bits depend on their number
-os.environ["OPENBLAS_NUM_THREADS"] = "1"      # runs are forked from this process, which therefore has to have one thread only
+os.environ["XLA_FLAGS"] = ""  # one device: a run's bits depend on their number
+# runs are forked from this process, which therefore has to have one thread only
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = Path(__file__).parents[2]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import fault_cases as own                                                      # noqa: E402
-import fault_surroundings as around                                            # noqa: E402
-from fault_lab import Lab, Try                                                 # noqa: E402
+import fault_cases as own  # noqa: E402
+import fault_surroundings as around  # noqa: E402
+from fault_lab import Lab, Try  # noqa: E402
 
 # fault -> (function, tries of the campaign, tries of the short version)
 FAULTS = {
@@ -62,7 +68,9 @@ FAULTS = {
 
 
 def attempts(function: Callable, lab: Lab, tries: int) -> list[Try]:
-    """What came of the tries; a bench that breaks itself is a try that was not survived, and the other faults still get their turn."""
+    """What came of the tries; a bench that breaks itself is a try that was not survived, and the
+    other faults still get their turn.
+    """
     found = []
     try:
         for one in function(lab, tries):
@@ -75,29 +83,58 @@ def attempts(function: Callable, lab: Lab, tries: int) -> list[Try]:
 def row(name: str, tries: list[Try]) -> dict:
     """One line of the table."""
     times = [t.seconds for t in tries if math.isfinite(t.seconds)]
-    return {"fault": name, "tries": len(tries), "survived": sum(t.survived for t in tries), "lost": sum(t.lost for t in tries),
-            "recover": statistics.median(times) if times else math.nan, "recover_max": max(times, default=math.nan),
-            "notes": [t.note for t in tries if t.note]}
+    return {
+        "fault": name,
+        "tries": len(tries),
+        "survived": sum(t.survived for t in tries),
+        "lost": sum(t.lost for t in tries),
+        "recover": statistics.median(times) if times else math.nan,
+        "recover_max": max(times, default=math.nan),
+        "notes": [t.note for t in tries if t.note],
+    }
 
 
 def text(rows: list[dict]) -> str:
     """The table, in Markdown."""
-    lines = ["| fault | tries | survived | lost | recover, median (s) | largest (s) |", "|---|---|---|---|---|---|"]
-    lines += [f"| {r['fault']} | {r['tries']} | {r['survived']} | {r['lost']} | {r['recover']:.1f} | {r['recover_max']:.1f} |" for r in rows]
+    lines = [
+        "| fault | tries | survived | lost | recover, median (s) | largest (s) |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['fault']} | {r['tries']} | {r['survived']} | {r['lost']} | {r['recover']:.1f} | "
+        f"{r['recover_max']:.1f} |"
+        for r in rows
+    ]
     total = {k: sum(r[k] for r in rows) for k in ("tries", "survived", "lost")}
-    return "\n".join([*lines, f"| **all** | **{total['tries']}** | **{total['survived']}** | **{total['lost']}** | | |"])
+    return "\n".join(
+        [
+            *lines,
+            f"| **all** | **{total['tries']}** | **{total['survived']}** | **{total['lost']}** | | "
+            "|",
+        ]
+    )
 
 
 def picture(rows: list[dict], file: Path) -> None:
     """Bars: time to recover of every fault, with how many tries survived."""
     from matplotlib.figure import Figure
+
     figure = Figure((8, 0.32 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
-    names, times = [r["fault"] for r in rows], [0 if math.isnan(r["recover"]) else r["recover"] for r in rows]
+    names, times = (
+        [r["fault"] for r in rows],
+        [0 if math.isnan(r["recover"]) else r["recover"] for r in rows],
+    )
     good = [r["survived"] == r["tries"] and not r["lost"] for r in rows]
     axes.barh(names, times, color=["#3b7dd8" if g else "#d83b3b" for g in good])
     for place, (r, seconds) in enumerate(zip(rows, times)):
-        axes.text(seconds, place, f"  {r['survived']} of {r['tries']}, lost {r['lost']}", va="center", fontsize=8)
+        axes.text(
+            seconds,
+            place,
+            f"  {r['survived']} of {r['tries']}, lost {r['lost']}",
+            va="center",
+            fontsize=8,
+        )
     axes.invert_yaxis()
     axes.set_xlabel("time to recover (s, median)")
     axes.set_xlim(0, 1.25 * max([*times, 1]))
@@ -106,12 +143,16 @@ def picture(rows: list[dict], file: Path) -> None:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--short", action="store_true")
     arguments.add_argument("--only", default="", help="names of functions: a,b,c")
     arguments.add_argument("--tries", type=int, default=0, help="of every fault; 0 = as listed")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--out", default="", help="folder for faults.json, .md and .png; other rows there are kept")
+    arguments.add_argument(
+        "--out", default="", help="folder for faults.json, .md and .png; other rows there are kept"
+    )
     chosen = arguments.parse_args()
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="jaxvol-faults-"))
     rows, wanted = [], [n for n in chosen.only.split(",") if n]
@@ -121,7 +162,11 @@ def main() -> int:
         if tries and (not wanted or function.__name__ in wanted):
             rows.append({**row(name, attempts(function, lab, tries)), "seed": chosen.seed})
             r = rows[-1]
-            print(f"{name:36s} tries {r['tries']:3d}  survived {r['survived']:3d}  lost {r['lost']}  recover {r['recover']:.1f} s", flush=True)
+            print(
+                f"{name:36s} tries {r['tries']:3d}  survived {r['survived']:3d}  lost {r['lost']}  "
+                f"recover {r['recover']:.1f} s",
+                flush=True,
+            )
             for note in r["notes"]:
                 print(f"    {note}", flush=True)
             if chosen.out:

@@ -1,4 +1,7 @@
-"""The faults of one process: each function injects one kind of fault into runs of a lab, `tries` times, and says what came of it."""
+"""The faults of one process: each function injects one kind of fault into runs of a lab, `tries`
+times, and says what came of it.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +17,7 @@ from pathlib import Path
 
 from fault_lab import STEPS, Child, Lab, Try, newest, step_of
 
-SMALL_DISK = 8 << 20      # bytes of the file system that fills up
+SMALL_DISK = 8 << 20  # bytes of the file system that fills up
 
 
 def die() -> None:
@@ -22,10 +25,20 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def on_call(module: str, path: str, number: int, before: bool = True, when: Callable[..., bool] = lambda *a, **k: True) -> Callable[[], None]:
-    """A plant: the process dies at the `number`-th call of module.path whose arguments fit, before or after it is carried out."""
+def on_call(
+    module: str,
+    path: str,
+    number: int,
+    before: bool = True,
+    when: Callable[..., bool] = lambda *a, **k: True,
+) -> Callable[[], None]:
+    """A plant: the process dies at the `number`-th call of module.path whose arguments fit, before
+    or after it is carried out.
+    """
+
     def plant() -> None:
         import importlib
+
         owner, (*inner, name), count = importlib.import_module(module), path.split("."), [0]
         for part in inner:
             owner = getattr(owner, part)
@@ -40,7 +53,9 @@ def on_call(module: str, path: str, number: int, before: bool = True, when: Call
             if fits and count[0] == number:
                 die()
             return found
+
         setattr(owner, name, dying)
+
     return plant
 
 
@@ -50,8 +65,10 @@ def _step_folder(source, target=None, *_, **__) -> bool:
 
 def half_a_row(number: int) -> Callable[[], None]:
     """A plant: the process dies after half of the `number`-th block of metrics.csv."""
+
     def plant() -> None:
         from jaxvol.runtime import writer
+
         original, count = writer.Writer.scalars, [0]
 
         def torn(self, step, values):
@@ -61,14 +78,20 @@ def half_a_row(number: int) -> Callable[[], None]:
                 self.metrics.flush()
                 die()
             original(self, step, values)
+
         writer.Writer.scalars = torn
+
     return plant
 
 
 def in_background(number: int, seconds: float) -> Callable[[], None]:
-    """A plant: the process dies `seconds` after Orbax took the `number`-th save and went on in its own threads."""
+    """A plant: the process dies `seconds` after Orbax took the `number`-th save and went on in its
+    own threads.
+    """
+
     def plant() -> None:
         from jaxvol.training import checkpoint
+
         original, count = checkpoint.save, [0]
 
         def save(*arguments):
@@ -78,18 +101,28 @@ def in_background(number: int, seconds: float) -> Callable[[], None]:
                 time.sleep(seconds)
                 die()
             return found
+
         checkpoint.save = save
+
     return plant
 
 
 PHASES: dict[str, Callable[[int, float], Callable[[], None]]] = {
     "before the checksums": lambda n, s: on_call("jaxvol.training.checkpoint", "checksums", n),
-    "after the checksums": lambda n, s: on_call("jaxvol.training.checkpoint", "checksums", n, before=False),
+    "after the checksums": lambda n, s: on_call(
+        "jaxvol.training.checkpoint", "checksums", n, before=False
+    ),
     "while it is written": lambda n, s: in_background(n, s),
     "before the step appears": lambda n, s: on_call("os", "rename", n, when=_step_folder),
-    "after the step appeared": lambda n, s: on_call("os", "rename", n, before=False, when=_step_folder),
-    "in the removal of an old step": lambda n, s: on_call("shutil", "rmtree", n, when=lambda p, *a, **k: "checkpoints" in str(p)),
-    "between save and status.json": lambda n, s: on_call("jaxvol.runtime.writer", "Writer.status", n + 1),
+    "after the step appeared": lambda n, s: on_call(
+        "os", "rename", n, before=False, when=_step_folder
+    ),
+    "in the removal of an old step": lambda n, s: on_call(
+        "shutil", "rmtree", n, when=lambda p, *a, **k: "checkpoints" in str(p)
+    ),
+    "between save and status.json": lambda n, s: on_call(
+        "jaxvol.runtime.writer", "Writer.status", n + 1
+    ),
     "in half a row of metrics.csv": lambda n, s: half_a_row(3 * n),
 }
 
@@ -111,15 +144,26 @@ def sigkill_while_resuming(lab: Lab, tries: int) -> Iterator[Try]:
     for number in range(tries):
         run = lab.fresh("kill-in-resume")
         lab.broken(run, 8)
-        where = (on_call("os", "replace", 1, before=number % 4 < 2, when=lambda a, b: "metrics.csv" in str(b)) if number % 2 else
-                 on_call("jaxvol.training.checkpoint", "read_state", 1, before=number % 4 < 2))
+        where = (
+            on_call(
+                "os", "replace", 1, before=number % 4 < 2, when=lambda a, b: "metrics.csv" in str(b)
+            )
+            if number % 2
+            else on_call("jaxvol.training.checkpoint", "read_state", 1, before=number % 4 < 2)
+        )
         status = lab.start(run, plant=where).wait()
-        yield lab.goes_on(run, must="resumed from step", note="" if status == -signal.SIGKILL else f"was not killed (status {status})")
+        yield lab.goes_on(
+            run,
+            must="resumed from step",
+            note="" if status == -signal.SIGKILL else f"was not killed (status {status})",
+        )
         lab.tidy(run)
 
 
 def sigkill_at_random(lab: Lab, tries: int) -> Iterator[Try]:
-    """A run is killed again and again, a few steps after each start and at a random moment; then it has to end with the same bits."""
+    """A run is killed again and again, a few steps after each start and at a random moment; then it
+    has to end with the same bits.
+    """
     kills = 0
     while kills < tries:
         run, pending = lab.fresh("kill"), []
@@ -147,8 +191,17 @@ def signals(lab: Lab, tries: int) -> Iterator[Try]:
         child.kill(kind)
         status, said = child.wait(), child.said()
         saved = json.loads((run / "status.json").read_text())
-        good = status == 75 and saved["reason"] == f"signal {kind.name}" and saved["step"] == newest(run) and "run the same command" in said
-        yield lab.goes_on(run, must=f"resumed from step {saved['step']}", note="" if good else f"status {status}: {said[-200:]}")
+        good = (
+            status == 75
+            and saved["reason"] == f"signal {kind.name}"
+            and saved["step"] == newest(run)
+            and "run the same command" in said
+        )
+        yield lab.goes_on(
+            run,
+            must=f"resumed from step {saved['step']}",
+            note="" if good else f"status {status}: {said[-200:]}",
+        )
         lab.tidy(run)
 
 
@@ -158,19 +211,34 @@ def budget(lab: Lab, tries: int) -> Iterator[Try]:
         run = lab.fresh("budget")
         child = lab.start(run, f"--config.max_hours={lab.rng.uniform(2, 4) / 3600}")
         status = child.wait()
-        yield lab.goes_on(run, note="" if status == 75 and "budget of" in child.said() else f"status {status}")
+        yield lab.goes_on(
+            run, note="" if status == 75 and "budget of" in child.said() else f"status {status}"
+        )
         lab.tidy(run)
 
 
 def tmpfs(folder: Path, *options: str) -> bool:
     """Mount a real small file system; False where that is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join((f"size={SMALL_DISK}", *options)), "tmpfs", str(folder)], capture_output=True)
+    done = subprocess.run(
+        [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            ",".join((f"size={SMALL_DISK}", *options)),
+            "tmpfs",
+            str(folder),
+        ],
+        capture_output=True,
+    )
     return done.returncode == 0
 
 
 def disk_full(lab: Lab, tries: int) -> Iterator[Try]:
-    """A file system of 8 MB fills up at a random moment, is given room again, and the run goes on; else a limit on files."""
+    """A file system of 8 MB fills up at a random moment, is given room again, and the run goes on;
+    else a limit on files.
+    """
     for _ in range(tries):
         folder = lab.fresh("disk")
         mounted = tmpfs(folder)
@@ -184,7 +252,11 @@ def disk_full(lab: Lab, tries: int) -> Iterator[Try]:
                     os.write(file, b"x" * 4096)
             os.close(file)
         status, said = child.wait(), child.said()
-        told = status == 1 and ("no space left" in said or "may not grow" in said) and "Traceback" not in said.split("jaxvol:")[-1]
+        told = (
+            status == 1
+            and ("no space left" in said or "may not grow" in said)
+            and "Traceback" not in said.split("jaxvol:")[-1]
+        )
         if mounted:
             os.remove(filler)
         yield lab.goes_on(run, note="" if told else f"status {status}: {said[-400:]}")
@@ -193,7 +265,9 @@ def disk_full(lab: Lab, tries: int) -> Iterator[Try]:
 
 
 def small_files() -> None:
-    """A plant where nothing can be mounted: files may not grow beyond 6 kB, less than metrics.csv needs."""
+    """A plant where nothing can be mounted: files may not grow beyond 6 kB, less than metrics.csv
+    needs.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 
@@ -215,19 +289,30 @@ def read_only(lab: Lab, tries: int) -> Iterator[Try]:
         if mounted:
             subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
         run.chmod(0o700)
-        yield lab.goes_on(run, must="resumed from step", note="" if told or (not mounted and os.getuid() == 0) else f"status {status}: {said[-300:]}")
+        yield lab.goes_on(
+            run,
+            must="resumed from step",
+            note=""
+            if told or (not mounted and os.getuid() == 0)
+            else f"status {status}: {said[-300:]}",
+        )
         if mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def files_of(run: Path, step: int, largest: bool) -> Path:
     """The largest data file of a checkpoint, or a random small one."""
-    found = sorted((p for p in (run / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    found = sorted(
+        (p for p in (run / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
     return found[-1] if largest else next(p for p in found if p.name == "_METADATA")
 
 
 def damaged_checkpoint(lab: Lab, tries: int) -> Iterator[Try]:
-    """The newest checkpoint is truncated, has a flipped bit, lacks a file: the one before it is used, and that is said."""
+    """The newest checkpoint is truncated, has a flipped bit, lacks a file: the one before it is
+    used, and that is said.
+    """
     for number in range(tries):
         run = lab.fresh("damage")
         lab.broken(run, 16)
@@ -240,10 +325,11 @@ def damaged_checkpoint(lab: Lab, tries: int) -> Iterator[Try]:
             data = bytearray(file.read_bytes())
             if kind == "flipped":
                 data[lab.rng.randrange(len(data) // 4, len(data))] ^= 1 << lab.rng.randrange(8)
-            file.write_bytes(data[:len(data) // 2] if kind == "truncated" else data)
+            file.write_bytes(data[: len(data) // 2] if kind == "truncated" else data)
             if kind == "missing file":
                 file.unlink()
-        yield lab.goes_on(run, must="" if kind == "flipped" else f"{step} IS NOT SOUND")     # a flipped bit may lie in no leaf
+        # a flipped bit may lie in no leaf
+        yield lab.goes_on(run, must="" if kind == "flipped" else f"{step} IS NOT SOUND")
         lab.tidy(run)
 
 
@@ -252,27 +338,45 @@ def no_checkpoint_left(lab: Lab, tries: int) -> Iterator[Try]:
     for number in range(tries):
         run = lab.fresh("none-left")
         lab.broken(run, 12)
-        for step in [p for p in (run / "checkpoints").iterdir() if p.name.isdigit()]:       # what was being saved stays: half a step is none
+        # what was being saved stays: half a step is none
+        for step in [p for p in (run / "checkpoints").iterdir() if p.name.isdigit()]:
             shutil.rmtree(step if number % 2 == 0 else step / "state")
         child = lab.start(run)
         status, said = child.wait(), child.said()
         refused = status == 1 and "resume=fresh" in said and step_of(run) >= 12
-        yield lab.goes_on(run, "--config.resume=fresh", note="" if refused else f"status {status}: {said[-300:]}")
+        yield lab.goes_on(
+            run, "--config.resume=fresh", note="" if refused else f"status {status}: {said[-300:]}"
+        )
         lab.tidy(run)
 
 
 def two_runs(lab: Lab, tries: int) -> Iterator[Try]:
-    """A second run in the workdir of a running one is refused with 4, and the first is not disturbed."""
+    """A second run in the workdir of a running one is refused with 4, and the first is not
+    disturbed.
+    """
     for _ in range(tries):
         run = lab.fresh("two")
         child = lab.start(run)
         lab.until_step(child, run, 5)
         began = time.monotonic()
-        second = Child(["--config=tests/tiny.py:slow".replace("tests", str(Path(__file__).parents[2] / "tests")), f"--workdir={run}",
-                        f"--config.data.cache_dir={lab.cache}"], lab.folder / "second.log")
+        second = Child(
+            [
+                "--config=tests/tiny.py:slow".replace(
+                    "tests", str(Path(__file__).parents[2] / "tests")
+                ),
+                f"--workdir={run}",
+                f"--config.data.cache_dir={lab.cache}",
+            ],
+            lab.folder / "second.log",
+        )
         status = second.wait()
         seconds = time.monotonic() - began
         first = child.wait()
-        found = lab.goes_on(run, note="" if (status, first) == (4, 0) and "in use by another run" in second.said() else f"{status}, {first}")
+        found = lab.goes_on(
+            run,
+            note=""
+            if (status, first) == (4, 0) and "in use by another run" in second.said()
+            else f"{status}, {first}",
+        )
         yield found._replace(seconds=seconds)
         lab.tidy(run)

@@ -1,8 +1,11 @@
-"""Where faults are tried out: runs of jaxvol.main in forked processes, and the comparison with a run that nothing disturbed.
+"""Where faults are tried out: runs of jaxvol.main in forked processes, and the comparison with a
+run that nothing disturbed.
 
-The modules are imported once and every run is forked from there, so that a try costs a start of JAX and not one of Python.
-The parent never uses JAX.  A plant is a function that the child calls before it starts: it brings the fault in.
+The modules are imported once and every run is forked from there, so that a try costs a start of JAX
+and not one of Python. The parent never uses JAX.  A plant is a function that the child calls before
+it starts: it brings the fault in.
 """
+
 from __future__ import annotations
 
 import json
@@ -20,27 +23,37 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol import main                                                        # noqa: E402
-from jaxvol.data import cosmology                                              # noqa: E402, F401  (imported once for all children)
-from jaxvol.models import fno                                                  # noqa: E402, F401
-from jaxvol.tasks import regression                                            # noqa: E402, F401
+from jaxvol import main  # noqa: E402
+from jaxvol.data import cosmology  # noqa: E402, F401  (imported once for all children)
+from jaxvol.models import fno  # noqa: E402, F401
+from jaxvol.tasks import regression  # noqa: E402, F401
 
-LIMIT_S = 240             # a run that takes longer counts as hung
+LIMIT_S = 240  # a run that takes longer counts as hung
 STEPS = 60
 
 
 class Try(NamedTuple):
     """What came of one fault."""
-    survived: bool        # it ended as it should, said so, and the same command then gave the same bits
-    lost: int             # runs whose result is not that of the undisturbed one, or whose sound checkpoints are gone
-    seconds: float        # from the start of the process that goes on to its first new step; NaN where nothing goes on
-    note: str = ""        # what was wrong
+
+    # it ended as it should, said so, and the same command then gave the same bits
+    survived: bool
+    # runs whose result is not that of the undisturbed one, or whose sound checkpoints are gone
+    lost: int
+    # from the start of the process that goes on to its first new step; NaN where nothing goes on
+    seconds: float
+    note: str = ""  # what was wrong
 
 
 class Child:
     """One run of jaxvol.main in a process of its own."""
 
-    def __init__(self, arguments: list[str], log: Path, plant: Callable[[], None] | None = None, env: dict | None = None):
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        plant: Callable[[], None] | None = None,
+        env: dict | None = None,
+    ):
         self.log, self.status, self.began = log, None, time.monotonic()
         self.start = log.stat().st_size if log.exists() else 0
         self.pid = os.fork()
@@ -56,7 +69,8 @@ class Child:
                 os.dup2(out, number)
             for name, value in env.items():
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-            main.do_evaluate = lambda config, workdir: 0       # the scoring behind the training is the same whatever happened to it
+            # the scoring behind the training is the same whatever happened to it
+            main.do_evaluate = lambda config, workdir: 0
             if plant is not None:
                 plant()
             status = main.cli(["jaxvol", *arguments])
@@ -92,7 +106,11 @@ class Child:
 
     def said(self) -> str:
         """Its output so far."""
-        return self.log.read_bytes()[self.start:].decode(errors="replace") if self.log.exists() else ""
+        return (
+            self.log.read_bytes()[self.start :].decode(errors="replace")
+            if self.log.exists()
+            else ""
+        )
 
     def until(self, moment: Callable[[], bool], limit: float = LIMIT_S) -> bool:
         """Wait until `moment()`; False if the run ended before, or never came there."""
@@ -122,10 +140,21 @@ class Lab:
         self.count += 1
         return self.folder / f"{self.count:03d}-{name}"
 
-    def start(self, workdir: Path, *more: str, plant: Callable[[], None] | None = None, env: dict | None = None,
-              cache: Path | None = None) -> Child:
+    def start(
+        self,
+        workdir: Path,
+        *more: str,
+        plant: Callable[[], None] | None = None,
+        env: dict | None = None,
+        cache: Path | None = None,
+    ) -> Child:
         """Start the tiny training in `workdir`."""
-        arguments = [f"--config={ROOT}/tests/tiny.py:slow", f"--workdir={workdir}", f"--config.data.cache_dir={cache or self.cache}", *more]
+        arguments = [
+            f"--config={ROOT}/tests/tiny.py:slow",
+            f"--workdir={workdir}",
+            f"--config.data.cache_dir={cache or self.cache}",
+            *more,
+        ]
         return Child(arguments, self.folder / f"{workdir.name}.log", plant, env)
 
     def until_step(self, child: Child, workdir: Path, step: int) -> bool:
@@ -139,16 +168,24 @@ class Lab:
         child.kill(signal.SIGKILL)
         child.wait()
 
-    def goes_on(self, workdir: Path, *more: str, must: str = "", note: str = "", cache: Path | None = None) -> Try:
-        """The same command again: it has to end with 0, the undisturbed bits, and `must` in its output."""
+    def goes_on(
+        self, workdir: Path, *more: str, must: str = "", note: str = "", cache: Path | None = None
+    ) -> Try:
+        """The same command again: it has to end with 0, the undisturbed bits, and `must` in its
+        output.
+        """
         before = logged(workdir)
         child = self.start(workdir, *more, cache=cache)
         child.until(lambda: logged(workdir) > before)
         seconds = time.monotonic() - child.began
         status, said = child.wait(), child.said()
         same = status == 0 and result(workdir) == self.expected
-        wrong = note or ("" if status == 0 else f"status {status}: {said[-300:]}") or ("" if must in said else f"never said {must!r}") \
+        wrong = (
+            note
+            or ("" if status == 0 else f"status {status}: {said[-300:]}")
+            or ("" if must in said else f"never said {must!r}")
             or ("" if same else "other bits")
+        )
         return Try(not wrong, int(not same), seconds, wrong)
 
     def tidy(self, workdir: Path) -> None:
@@ -159,7 +196,9 @@ class Lab:
 def step_of(workdir: Path) -> int:
     """The newest step of metrics.csv, -1 for none."""
     try:
-        return int((workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1].split(",")[0])
+        return int(
+            (workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1].split(",")[0]
+        )
     except (OSError, ValueError, IndexError):
         return -1
 
@@ -174,14 +213,26 @@ def logged(workdir: Path) -> int:
 
 def newest(workdir: Path) -> int:
     """The newest whole checkpoint, -1 for none."""
-    return max((int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1)
+    return max(
+        (int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1
+    )
 
 
 def result(workdir: Path) -> tuple:
-    """Everything that has to be the same bit for bit: the checksums of all leaves of the last state, and metrics.csv."""
+    """Everything that has to be the same bit for bit: the checksums of all leaves of the last
+    state, and metrics.csv.
+    """
     step = newest(workdir)
     try:
-        file = next(p for p in (workdir / "checkpoints" / str(step) / "meta").iterdir() if b"checksums" in p.read_bytes())
-        return step, json.loads(file.read_text())["checksums"], (workdir / "metrics.csv").read_bytes()
+        file = next(
+            p
+            for p in (workdir / "checkpoints" / str(step) / "meta").iterdir()
+            if b"checksums" in p.read_bytes()
+        )
+        return (
+            step,
+            json.loads(file.read_text())["checksums"],
+            (workdir / "metrics.csv").read_bytes(),
+        )
     except (OSError, StopIteration, ValueError, KeyError) as error:
         return (step, repr(error))

@@ -1,4 +1,7 @@
-"""Sound files to start from, and what reads them: (path) -> anything, raising nothing but UserError."""
+"""Sound files to start from, and what reads them: (path) -> anything, raising nothing but
+UserError.
+"""
+
 from __future__ import annotations
 
 import json
@@ -17,10 +20,10 @@ from jaxvol.runtime import writer
 from jaxvol.data import volumes
 
 # imported before the readers' memory is limited
-import h5py                                                                     # noqa: E402
-import nibabel                                                                  # noqa: E402
-import safetensors.numpy                                                        # noqa: E402
-import zarr                                                                     # noqa: E402
+import h5py  # noqa: E402
+import nibabel  # noqa: E402
+import safetensors.numpy  # noqa: E402
+import zarr  # noqa: E402
 
 
 def volume() -> np.ndarray:
@@ -30,7 +33,10 @@ def volume() -> np.ndarray:
 def hdf5(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     paths = [folder / "plain.h5", folder / "chunked.h5", folder / "new.h5"]
-    for path, options in zip(paths, ({}, {"chunks": (2, 3, 7), "compression": "gzip", "shuffle": True, "fletcher32": True}, {})):
+    for path, options in zip(
+        paths,
+        ({}, {"chunks": (2, 3, 7), "compression": "gzip", "shuffle": True, "fletcher32": True}, {}),
+    ):
         with h5py.File(path, "w", libver="latest" if path.stem == "new" else None) as file:
             node = file.create_dataset("group/rho", data=volume(), **options)
             node.attrs["spacing"] = (1.0, 2.0, 3.0)
@@ -40,7 +46,11 @@ def hdf5(folder: Path) -> list[Path]:
 
 def npy(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
-    for name, array in (("a", volume()), ("b", np.asfortranarray(volume().astype(">f8"))), ("c", np.arange(60, dtype=np.int16))):
+    for name, array in (
+        ("a", volume()),
+        ("b", np.asfortranarray(volume().astype(">f8"))),
+        ("c", np.arange(60, dtype=np.int16)),
+    ):
         np.save(folder / f"{name}.npy", array)
     return sorted(folder.iterdir())
 
@@ -54,7 +64,11 @@ def npz(folder: Path) -> list[Path]:
 
 def nifti(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
-    for name, kind in (("a.nii", nibabel.Nifti1Image), ("b.nii.gz", nibabel.Nifti1Image), ("c.nii", nibabel.Nifti2Image)):
+    for name, kind in (
+        ("a.nii", nibabel.Nifti1Image),
+        ("b.nii.gz", nibabel.Nifti1Image),
+        ("c.nii", nibabel.Nifti2Image),
+    ):
         nibabel.save(kind(volume(), np.diag([1.0, 2.0, 3.0, 1.0])), folder / name)
     return sorted(folder.iterdir())
 
@@ -73,33 +87,75 @@ def manifests(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     for name in "abcdef":
         np.save(folder / f"{name}.npy", volume())
-    rows = "".join(f"{name}.npy,{name}.npy,p{i},{split}\n" for i, (name, split) in
-                   enumerate(zip("abcdef", ("train", "train", "train", "val", "test", "test"))))
+    rows = "".join(
+        f"{name}.npy,{name}.npy,p{i},{split}\n"
+        for i, (name, split) in enumerate(
+            zip("abcdef", ("train", "train", "train", "val", "test", "test"))
+        )
+    )
     (folder / "m.csv").write_text("input,target,patient,split\n" + rows)
-    (folder / "q.csv").write_text('﻿input,target,patient,split\n"' + rows.replace(",", '","').replace("\n", '"\n"')[:-1], encoding="utf-8")
+    (folder / "q.csv").write_text(
+        '﻿input,target,patient,split\n"' + rows.replace(",", '","').replace("\n", '"\n"')[:-1],
+        encoding="utf-8",
+    )
     return [folder / "m.csv", folder / "q.csv"]
 
 
 def safetensor_files(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
-    safetensors.numpy.save_file({"w": volume(), "b": np.zeros(3, np.float16)}, folder / "a.safetensors")
+    safetensors.numpy.save_file(
+        {"w": volume(), "b": np.zeros(3, np.float16)}, folder / "a.safetensors"
+    )
     return [folder / "a.safetensors"]
 
 
 def torch_files(folder: Path) -> list[Path]:
-    """What torch.save writes for a state dict, made without torch: a zip archive with a protocol-2 pickle and the storages."""
+    """What torch.save writes for a state dict, made without torch: a zip archive with a protocol-2
+    pickle and the storages.
+    """
     folder.mkdir(parents=True)
+
     def text(value: str) -> bytes:
         return b"X" + struct.pack("<I", len(value)) + value.encode()
+
     def number(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)
+
     def tensor(key: str, kind: str, shape: tuple, strides: tuple) -> bytes:
         count = int(np.prod(shape))
-        storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number(count) + b"tQ"
-        sizes = b"(" + b"".join(map(number, shape)) + b"t" + b"(" + b"".join(map(number, strides)) + b"t"
-        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + sizes + b"\x89ccollections\nOrderedDict\n)RtR"
-    program = (b"\x80\x02ccollections\nOrderedDict\n)Rq\x00(" + text("w") + tensor("0", "FloatStorage", (5, 42), (42, 1))
-               + text("b") + tensor("1", "HalfStorage", (3,), (1,)) + b"u.")
+        storage = (
+            b"("
+            + text("storage")
+            + f"ctorch\n{kind}\n".encode()
+            + text(key)
+            + text("cpu")
+            + number(count)
+            + b"tQ"
+        )
+        sizes = (
+            b"("
+            + b"".join(map(number, shape))
+            + b"t"
+            + b"("
+            + b"".join(map(number, strides))
+            + b"t"
+        )
+        return (
+            b"ctorch._utils\n_rebuild_tensor_v2\n("
+            + storage
+            + number(0)
+            + sizes
+            + b"\x89ccollections\nOrderedDict\n)RtR"
+        )
+
+    program = (
+        b"\x80\x02ccollections\nOrderedDict\n)Rq\x00("
+        + text("w")
+        + tensor("0", "FloatStorage", (5, 42), (42, 1))
+        + text("b")
+        + tensor("1", "HalfStorage", (3,), (1,))
+        + b"u."
+    )
     for name, suffix in (("a.pt", b""), ("b.pth", b"\0" * 64)):
         with zipfile.ZipFile(folder / name, "w") as archive:
             archive.writestr("archive/data.pkl", program)
@@ -112,7 +168,11 @@ def torch_files(folder: Path) -> list[Path]:
 
 def config_files(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"format_version": writer.FORMAT_VERSION, "config": json.loads(base.common().to_json())}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"format_version": writer.FORMAT_VERSION, "config": json.loads(base.common().to_json())}
+        )
+    )
     return [folder / "config.json"]
 
 
@@ -130,7 +190,11 @@ def read_manifest(path: Path) -> None:
     """The items of a manifest, and their headers, with the sound volumes of its own folder."""
     config = ConfigDict({"data": base.volumes(), "seed": 0, "batch_size": 1, "precision": "f32"})
     config.data.layout, config.data.ndim = "single", 3
-    config.data.manifest.path, config.data.manifest.group, config.data.manifest.split = str(path), "patient", "split"
+    config.data.manifest.path, config.data.manifest.group, config.data.manifest.split = (
+        str(path),
+        "patient",
+        "split",
+    )
     volumes.source(config)
 
 
@@ -140,14 +204,26 @@ def state(value: int):
     import jax.numpy as jnp
 
     from jaxvol.types import TrainState
-    net = {"w": jax.random.normal(jax.random.key(value), (16, 32)), "n": jnp.arange(5), "half": jnp.full((3,), 1.5, jnp.bfloat16)}
+
+    net = {
+        "w": jax.random.normal(jax.random.key(value), (16, 32)),
+        "n": jnp.arange(5),
+        "half": jnp.full((3,), 1.5, jnp.bfloat16),
+    }
     extra = {"stats": {"net": {}}, "monitor": {"value": jnp.float32(1), "count": jnp.int32(0)}}
-    return TrainState(jnp.int32(value), {"net": net}, extra, {"net": (net["w"] * 2, (jnp.int32(3),))}, {"params": {"net": net}, "stats": {"net": {}}})
+    return TrainState(
+        jnp.int32(value),
+        {"net": net},
+        extra,
+        {"net": (net["w"] * 2, (jnp.int32(3),))},
+        {"params": {"net": net}, "stats": {"net": {}}},
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """A workdir with two steps."""
     from jaxvol.training import checkpoint
+
     store = checkpoint.open_store(folder / "run")
     for step in (10, 20):
         checkpoint.save(store, state(step), {"progress": {"best_step": 10}, "phase": 0}, 10)
@@ -161,22 +237,48 @@ def read_checkpoint(path: Path) -> None:
     import jax
 
     from jaxvol.training import checkpoint
+
     logging.disable(logging.CRITICAL)
     store = checkpoint.open_store(path)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), checkpoint.as_dict(jax.eval_shape(lambda: state(0))))
+    template = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
+        checkpoint.as_dict(jax.eval_shape(lambda: state(0))),
+    )
     found = checkpoint.restore_newest(store, lambda meta: template)
     if found is None:
         raise AssertionError("a folder with two steps was taken for an empty one")
-    jax.tree.map(np.testing.assert_array_equal, found[0], checkpoint.as_dict(state(found[1]["step"])))
+    jax.tree.map(
+        np.testing.assert_array_equal, found[0], checkpoint.as_dict(state(found[1]["step"]))
+    )
     store.manager.close()
 
 
 SEEDS: dict[str, Callable[[Path], list[Path]]] = {
-    "hdf5": hdf5, "npy": npy, "npz": npz, "nifti": nifti, "zarr": zarrs, "manifest": manifests, "weights-npz": npz,
-    "safetensors": safetensor_files, "torch": torch_files, "config": config_files,
-    "checkpoint": checkpoints}
-SIDE = {name: {".npy"} if name == "manifest" else set() for name in SEEDS}      # files beside those that are damaged
+    "hdf5": hdf5,
+    "npy": npy,
+    "npz": npz,
+    "nifti": nifti,
+    "zarr": zarrs,
+    "manifest": manifests,
+    "weights-npz": npz,
+    "safetensors": safetensor_files,
+    "torch": torch_files,
+    "config": config_files,
+    "checkpoint": checkpoints,
+}
+# files beside those that are damaged
+SIDE = {name: {".npy"} if name == "manifest" else set() for name in SEEDS}
 READERS: dict[str, Callable[[Path], object]] = {
-    "hdf5": read_array, "npy": read_array, "npz": read_array, "nifti": read_array, "zarr": read_array, "manifest": read_manifest,
-    "weights-npz": weights.read, "safetensors": weights.read, "torch": weights.read, "config": writer.read_config, "checkpoint": read_checkpoint}
+    "hdf5": read_array,
+    "npy": read_array,
+    "npz": read_array,
+    "nifti": read_array,
+    "zarr": read_array,
+    "manifest": read_manifest,
+    "weights-npz": weights.read,
+    "safetensors": weights.read,
+    "torch": weights.read,
+    "config": writer.read_config,
+    "checkpoint": read_checkpoint,
+}

@@ -1,12 +1,16 @@
-"""Several processes train like one: undisturbed, after a kill of all of them, and when four go on as two and two as one.
+"""Several processes train like one: undisturbed, after a kill of all of them, and when four go on
+as two and two as one.
 
-    python launch/campaigns/processes.py [--only=0,3] [--out=FILE.md]         some minutes on two idle cores
+    python launch/campaigns/processes.py [--only=0,3] [--out=FILE.md]         some minutes on two
+    idle cores
 
-Real processes of one CPU device each (launch/cluster/multihost.sh), the tiny training of tests/tiny.py, against the same run of one process.
-"Logged": the largest difference of a value of metrics.csv (losses, gradient norms, validation), relative to it.  "Parameters": the
-largest difference in a leaf, relative to the leaf's largest value.  DESIGN's tolerances: parameters after 5 SGD steps to 1e-5,
-under Adam the logged values to 1e-4.
+Real processes of one CPU device each (launch/cluster/multihost.sh), the tiny training of
+tests/tiny.py, against the same run of one process. "Logged": the largest difference of a value of
+metrics.csv (losses, gradient norms, validation), relative to it.  "Parameters": the largest
+difference in a leaf, relative to the leaf's largest value.  DESIGN's tolerances: parameters after 5
+SGD steps to 1e-5, under Adam the logged values to 1e-4.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,22 +25,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1", "--config.total_steps=5", "--config.evaluate.every=5")
+SGD = (
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=0.1",
+    "--config.total_steps=5",
+    "--config.evaluate.every=5",
+)
 LOGGED, PARAMETERS = 1e-4, 1e-5
-LIMIT_S = 400             # for one start of a run
+LIMIT_S = 400  # for one start of a run
 
 
 class Stage(NamedTuple):
     """One start of a run."""
+
     processes: int
     mesh: tuple[str, ...] = ()
-    until: int = 0        # all processes are killed when this step was logged; 0 = it runs to its end
+    # all processes are killed when this step was logged; 0 = it runs to its end
+    until: int = 0
 
 
 FOUR = ("--config.mesh.data=2", "--config.mesh.space=2")
 CASES: dict[str, tuple[tuple[str, ...], list[Stage]]] = {
-    "4, all killed, 2 on another mesh, all killed, 1": ((), [Stage(4, FOUR, 17), Stage(2, ("--config.mesh.fsdp=2", "--config.mesh.data=1"), 35),
-                                                             Stage(1)]),
+    "4, all killed, 2 on another mesh, all killed, 1": (
+        (),
+        [
+            Stage(4, FOUR, 17),
+            Stage(2, ("--config.mesh.fsdp=2", "--config.mesh.data=1"), 35),
+            Stage(1),
+        ],
+    ),
     "2 processes": ((), [Stage(2)]),
     "4 processes (2 × 2 in space)": ((), [Stage(4, FOUR)]),
     "2 processes, 5 SGD steps": (SGD, [Stage(2)]),
@@ -48,8 +65,9 @@ CASES: dict[str, tuple[tuple[str, ...], list[Stage]]] = {
 
 class Row(NamedTuple):
     """What came of one case."""
+
     case: str
-    resumed: list[int]    # the steps that it went on from
+    resumed: list[int]  # the steps that it went on from
     logged: float
     parameters: float
     sgd: bool
@@ -62,26 +80,50 @@ class Row(NamedTuple):
 def step_of(workdir: Path) -> int:
     """The newest logged step, 0 for none."""
     try:
-        return int((workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1].split(",")[0])
+        return int(
+            (workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1].split(",")[0]
+        )
     except (OSError, ValueError, IndexError):
         return 0
 
 
 def start(stage: Stage, workdir: Path, cache: Path, *more: str) -> str:
     """Run one stage and return its output; RuntimeError if it ends otherwise than it should."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "RERUN": "0", "PYTHON": sys.executable}
-    command = ["bash", "launch/cluster/multihost.sh", str(stage.processes), "--config=tests/tiny.py:slow", f"--workdir={workdir}",
-               f"--config.data.cache_dir={cache}", *stage.mesh, *more]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "RERUN": "0",
+        "PYTHON": sys.executable,
+    }
+    command = [
+        "bash",
+        "launch/cluster/multihost.sh",
+        str(stage.processes),
+        "--config=tests/tiny.py:slow",
+        f"--workdir={workdir}",
+        f"--config.data.cache_dir={cache}",
+        *stage.mesh,
+        *more,
+    ]
     log = workdir.with_suffix(".log")
     with log.open("wb") as file:
-        launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        launcher = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     end = time.monotonic() + LIMIT_S
     while launcher.poll() is None and not (stage.until and step_of(workdir) >= stage.until):
         if time.monotonic() > end:
             os.killpg(launcher.pid, signal.SIGKILL)
         time.sleep(0.01)
     if stage.until and launcher.poll() is None:
-        os.killpg(launcher.pid, signal.SIGKILL)         # the launcher and all its processes at once: the machine is gone
+        # the launcher and all its processes at once: the machine is gone
+        os.killpg(launcher.pid, signal.SIGKILL)
     status = launcher.wait()
     if status != (-signal.SIGKILL if stage.until else 0):
         raise RuntimeError(f"{' '.join(command)} ended with {status}:\n{log.read_text()[-2000:]}")
@@ -99,24 +141,36 @@ def parameters(workdir: Path) -> dict:
     import numpy as np
     import orbax.checkpoint as ocp
     from absl import logging
-    logging.set_verbosity(logging.ERROR)        # Orbax misses a file that the manager keeps one folder above
+
+    # Orbax misses a file that the manager keeps one folder above
+    logging.set_verbosity(logging.ERROR)
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    reader, folder = ocp.PyTreeCheckpointer(), (workdir / "checkpoints" / str(last) / "state").absolute()
+    reader, folder = (
+        ocp.PyTreeCheckpointer(),
+        (workdir / "checkpoints" / str(last) / "state").absolute(),
+    )
     tree = reader.metadata(folder).item_metadata.tree
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     found = reader.restore(folder, restore_args=arguments)["params"]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+    }
 
 
 def compare(workdir: Path, reference: Path) -> tuple[float, float]:
-    """(largest relative difference of what was logged, and of a leaf of the parameters); infinite where something is missing."""
+    """(largest relative difference of what was logged, and of a leaf of the parameters); infinite
+    where something is missing.
+    """
     ours, theirs = values(workdir), values(reference)
     mine, its = parameters(workdir), parameters(reference)
     if set(ours) != set(theirs) or set(mine) != set(its):
         return math.inf, math.inf
     # values below 0.01 are compared with 0.01: a difference of 1e-6 is rounding whatever the value
     logged = max(abs(ours[k] - theirs[k]) / max(abs(theirs[k]), 1e-2) for k in ours)
-    return logged, max(float(abs(mine[k] - its[k]).max() / max(abs(its[k]).max(), 1e-6)) for k in mine)
+    return logged, max(
+        float(abs(mine[k] - its[k]).max() / max(abs(its[k]).max(), 1e-6)) for k in mine
+    )
 
 
 def run(case: str, folder: Path) -> Row:
@@ -132,12 +186,17 @@ def run(case: str, folder: Path) -> Row:
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--out", default="", help="file for the table")
     arguments.add_argument("--only", default="", help="numbers of cases: 0,3")
     chosen = arguments.parse_args()
     wanted = [list(CASES)[int(n)] for n in chosen.only.split(",") if n] or list(CASES)
-    lines, good = ["| processes | went on from step | logged values | parameters |", "|---|---|---|---|"], True
+    lines, good = (
+        ["| processes | went on from step | logged values | parameters |", "|---|---|---|---|"],
+        True,
+    )
     with tempfile.TemporaryDirectory(prefix="jaxvol-processes-") as folder:
         for case in wanted:
             row = run(case, Path(folder))

@@ -1,9 +1,12 @@
-"""The ablations of configs/pinn.py as a table and a picture: relative L2 over seeds, and what refinement did to the residual.
+"""The ablations of configs/pinn.py as a table and a picture: relative L2 over seeds, and what
+refinement did to the residual.
 
-    python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation       # trains them
-    python launch/studies/ablations.py                                     # reads what there is: ablations.md and ablations.png in their folder
-    python launch/studies/ablations.py --config=configs/pinn.py:ablation-elliptic --folder=runs/sweep-pinn-ablation-elliptic
+python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation       # trains them
+python launch/studies/ablations.py                                     # reads what there is:
+ablations.md and ablations.png in their folder python launch/studies/ablations.py
+--config=configs/pinn.py:ablation-elliptic --folder=runs/sweep-pinn-ablation-elliptic
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,7 +32,11 @@ def groups(config: str, folder: str) -> dict[str, list[sweep.Point]]:
     found: dict[str, list[sweep.Point]] = {}
     unnamed = ("seed", "task.refine.every", "task.refine.cap")
     for one in sweep.load_points(config, (), folder)[0]:
-        factor = ", ".join(f"{name.split('.', 1)[-1]}={value}" for name, value in one.params.items() if name not in unnamed)
+        factor = ", ".join(
+            f"{name.split('.', 1)[-1]}={value}"
+            for name, value in one.params.items()
+            if name not in unnamed
+        )
         if sweep.is_done(one) and (one.workdir / "evaluation" / "metrics.json").exists():
             found.setdefault(factor or "as it is", []).append(one)
     return found
@@ -37,11 +44,15 @@ def groups(config: str, folder: str) -> dict[str, list[sweep.Point]]:
 
 def error(one: sweep.Point) -> float:
     """Relative L2 on the grid."""
-    return json.loads((one.workdir / "evaluation" / "metrics.json").read_text())["model"]["relative_l2"]
+    return json.loads((one.workdir / "evaluation" / "metrics.json").read_text())["model"][
+        "relative_l2"
+    ]
 
 
 def refinements(one: sweep.Point) -> list[str]:
-    """'updates: points; 75th, 95th, 99th percentile of |residual|' before each refinement; empty without any."""
+    """'updates: points; 75th, 95th, 99th percentile of |residual|' before each refinement; empty
+    without any.
+    """
     rows: dict[int, dict[str, float]] = {}
     for row in csv.DictReader((one.workdir / "metrics.csv").open()):
         rows.setdefault(int(row["step"]), {})[row["tag"]] = float(row["value"])
@@ -49,7 +60,10 @@ def refinements(one: sweep.Point) -> list[str]:
     for step, row in sorted(rows.items()):
         now = [row[name] for name in PERCENTILES if name in row]
         if now and any(now) and now != last:
-            seen.append(f"{step}: {row['train/net/points']:.0f} points; " + ", ".join(f"{v:.2g}" for v in now))
+            seen.append(
+                f"{step}: {row['train/net/points']:.0f} points; "
+                + ", ".join(f"{v:.2g}" for v in now)
+            )
             last = now
     return seen
 
@@ -59,10 +73,16 @@ def main(config: str, folder: str) -> None:
     found = groups(config, folder)
     errors = {factor: sorted(map(error, points)) for factor, points in found.items()}
     lines = ["| factor | relative L2, median | lowest to highest | seeds |", "|---|---|---|---|"]
-    lines += [f"| {factor} | {statistics.median(v):.2e} | {v[0]:.2e} to {v[-1]:.2e} | {len(v)} |"
-              for factor, v in sorted(errors.items(), key=lambda item: statistics.median(item[1]))]
-    lines += [f"\n{factor}, seed 0, update: points; 75th, 95th, 99th percentile of the residual before the last refinement\n" + "\n".join(told)
-              for factor, points in found.items() if (told := refinements(points[0]))]
+    lines += [
+        f"| {factor} | {statistics.median(v):.2e} | {v[0]:.2e} to {v[-1]:.2e} | {len(v)} |"
+        for factor, v in sorted(errors.items(), key=lambda item: statistics.median(item[1]))
+    ]
+    lines += [
+        f"\n{factor}, seed 0, update: points; 75th, 95th, 99th percentile of the residual before "
+        "the last refinement\n" + "\n".join(told)
+        for factor, points in found.items()
+        if (told := refinements(points[0]))
+    ]
     print("\n".join(lines))
     writer.replace(Path(folder) / "ablations.md", ("\n".join(lines) + "\n").encode())
     if not errors:
@@ -70,25 +90,42 @@ def main(config: str, folder: str) -> None:
     figure = figures.canvas(7.5, 1.0 + 0.27 * len(errors))
     panel, names = figure.subplots(), sorted(errors, key=lambda f: statistics.median(errors[f]))
     for row, name in enumerate(names):
-        panel.plot(errors[name], [row] * len(errors[name]), "o", color=figures.COLOURS[0], alpha=0.5, markersize=5)
+        panel.plot(
+            errors[name],
+            [row] * len(errors[name]),
+            "o",
+            color=figures.COLOURS[0],
+            alpha=0.5,
+            markersize=5,
+        )
         panel.plot(statistics.median(errors[name]), row, "|", color="black", markersize=12)
-    base = next(iter(found))                 # sweep() begins with what the config has
-    panel.axvline(statistics.median(errors[base]), color=figures.TRUTH, linewidth=0.9, linestyle="--", label=f"{base}, as in the config")
+    base = next(iter(found))  # sweep() begins with what the config has
+    panel.axvline(
+        statistics.median(errors[base]),
+        color=figures.TRUTH,
+        linewidth=0.9,
+        linestyle="--",
+        label=f"{base}, as in the config",
+    )
     panel.legend(loc="lower left", fontsize=9)
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set(xscale="log", xlabel="relative L2 error on the grid: every seed, and their median")
-    ticks = [m * 10.0 ** e for e in range(-8, 1) for m in (1, 2, 5)]
+    ticks = [m * 10.0**e for e in range(-8, 1) for m in (1, 2, 5)]
     panel.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
     panel.set_xticks([], minor=True)
-    panel.set_xlim(0.8 * min(min(v) for v in errors.values()), 1.25 * max(max(v) for v in errors.values()))
+    panel.set_xlim(
+        0.8 * min(min(v) for v in errors.values()), 1.25 * max(max(v) for v in errors.values())
+    )
     panel.grid(axis="x", alpha=0.25)
     figures.save(figure, Path(folder) / "ablations.png")
 
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="configs/pinn.py:ablation")
     parser.add_argument("--folder", default="runs/sweep-pinn-ablation")
     main(**vars(parser.parse_args()))

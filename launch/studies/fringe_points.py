@@ -1,11 +1,14 @@
-"""Points per second and error at equal time: mini-batches of pixels for the coordinate network of configs/interferometry.py:pinn-adam.
+"""Points per second and error at equal time: mini-batches of pixels for the coordinate network of
+configs/interferometry.py:pinn-adam.
 
     python launch/studies/fringe_points.py --seconds=45
 
-Every setting is timed for 1,000 updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config), and
-is scored on the grid.  The seconds of the table are those that the updates took in the end, compilation apart.  A set is an independent
+Every setting is timed for 1,000 updates, gets as many as fit into the seconds at that speed (shares
+of the phases as in the config), and is scored on the grid.  The seconds of the table are those that
+the updates took in the end, compilation apart.  A set is an independent
 draw of pixels: 4 sets of 256 are statistically 1 set of 1,024.
 """
+
 import argparse
 import csv
 import json
@@ -18,19 +21,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from configs import interferometry                    # noqa: E402
-from jaxvol import main                               # noqa: E402
+from configs import interferometry  # noqa: E402
+from jaxvol import main  # noqa: E402
 
 # pixels per update, in so many sets, precision
-SETTINGS = ((256, 1, "f32"), (256, 4, "f32"), (1024, 1, "f32"), (1024, 4, "f32"), (1024, 4, "bf16"), (4096, 1, "f32"), (4096, 4, "f32"),
-            (4096, 4, "bf16"))
+SETTINGS = (
+    (256, 1, "f32"),
+    (256, 4, "f32"),
+    (1024, 1, "f32"),
+    (1024, 4, "f32"),
+    (1024, 4, "bf16"),
+    (4096, 1, "f32"),
+    (4096, 4, "f32"),
+    (4096, 4, "bf16"),
+)
 
 
 def config_of(points: int, sets: int, precision: str, steps: tuple[int, ...]):
-    """The variant "pinn-adam" with so many pixels per update and updates per phase, without pictures and checks."""
+    """The variant "pinn-adam" with so many pixels per update and updates per phase, without
+    pictures and checks.
+    """
     config = interferometry.get_config("pinn-adam")
     config.precision = precision
-    config.data.points.data, config.data.points.interior, config.batch_size = points // sets, max(points // sets // 4, 1), sets
+    config.data.points.data, config.data.points.interior, config.batch_size = (
+        points // sets,
+        max(points // sets // 4, 1),
+        sets,
+    )
     interferometry.lengths(config, *steps)
     config.optimizer.schedule.warmup_steps = min(50, min(steps) // 2)
     config.preflight.run, config.evaluate.figures, config.log_every = False, False, 25
@@ -39,14 +56,22 @@ def config_of(points: int, sets: int, precision: str, steps: tuple[int, ...]):
 
 
 def trained(config) -> tuple[dict, float, float]:
-    """(scores, median of the updates per second over the log's rows, which leaves out compilation, seconds at that rate)."""
+    """(scores, median of the updates per second over the log's rows, which leaves out compilation,
+    seconds at that rate).
+    """
     folder = Path(tempfile.mkdtemp())
     try:
         if main.do_train(config, folder):
             raise SystemExit("the training did not finish")
         with open(folder / "perf.csv", newline="") as file:
-            rate = statistics.median([float(row[2]) for row in csv.reader(file) if row[1] == "perf/steps_per_sec"])
-        return json.loads((folder / "evaluation/metrics.json").read_text()), rate, config.total_steps / rate
+            rate = statistics.median(
+                [float(row[2]) for row in csv.reader(file) if row[1] == "perf/steps_per_sec"]
+            )
+        return (
+            json.loads((folder / "evaluation/metrics.json").read_text()),
+            rate,
+            config.total_steps / rate,
+        )
     finally:
         shutil.rmtree(folder)
 
@@ -57,14 +82,24 @@ def measure(points: int, sets: int, precision: str, seconds: float) -> str:
     total = max(int(rate * seconds), 40)
     steps = tuple(max(int(total * share), 10) for share in (0.11, 0.11, 0.17, 0.61))
     scores, rate, spent = trained(config_of(points, sets, precision, steps))
-    return (f"| {points:,} | {sets} | {precision} | {sum(steps):,} | {rate * points:,.0f} | {spent:.1f} | {scores['model']['rmse']:.4f} | "
-            f"{scores['model']['mae']:.4f} |")
+    return (
+        f"| {points:,} | {sets} | {precision} | {sum(steps):,} | {rate * points:,.0f} | "
+        f"{spent:.1f} | {scores['model']['rmse']:.4f} | "
+        f"{scores['model']['mae']:.4f} |"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=45.0, help="of training per setting, compilation apart")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=45.0, help="of training per setting, compilation apart"
+    )
     asked = parser.parse_args()
-    print("| pixels per update | sets | precision | updates | pixels/s | s | RMSE, µm | MAE, µm |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| pixels per update | sets | precision | updates | pixels/s | s | RMSE, µm | MAE, µm "
+        "|\n|---|---|---|---|---|---|---|---|"
+    )
     for points, sets, precision in SETTINGS:
         print(measure(points, sets, precision, asked.seconds), flush=True)

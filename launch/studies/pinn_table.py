@@ -1,14 +1,19 @@
-"""The table of the README over all problems of configs/pinn.py: relative L2 of cPIKAN, scaled and unscaled, and of the matched MLP.
+"""The table of the README over all problems of configs/pinn.py: relative L2 of cPIKAN, scaled and
+unscaled, and of the matched MLP.
 
-    python launch/studies/pinn_table.py                      # five seeds of the first problems, one of the others
-    python launch/studies/pinn_table.py --budget=4           # stops after four hours, saved; the same command goes on
-    python launch/studies/pinn_table.py --only diffusion helmholtz --models cPIKAN --seeds 3
+    python launch/studies/pinn_table.py                      # five seeds of the first problems, one
+    of the others
+    python launch/studies/pinn_table.py --budget=4           # stops after four hours, saved; the
+    same command goes on python launch/studies/pinn_table.py --only diffusion helmholtz --models
+    cPIKAN --seeds 3
     python launch/studies/pinn_table.py --budget=0           # the table of what there is
 
-What is trained first is what is asked first: scaled networks, then the others, then more seeds.  Every run is a workdir in
-<folder>/, trained by jaxvol.main without its pre-flight; a finished one with today's config is not repeated.  <folder>/table.md
-and table.png are written after every run.  Seconds are processor time of the whole process, compilation and evaluation included.
+What is trained first is what is asked first: scaled networks, then the others, then more seeds.
+Every run is a workdir in <folder>/, trained by jaxvol.main without its pre-flight; a finished one
+with today's config is not repeated.  <folder>/table.md and table.png are written after every run.
+Seconds are processor time of the whole process, compilation and evaluation included.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 # One thread: the networks are small, and a second core halves nothing.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" / "jax"))
 
 from jaxvol.plots import figures
@@ -33,10 +41,25 @@ from jaxvol import main as jaxvol_main
 from jaxvol.runtime import writer  # noqa: E402
 from jaxvol.evaluation import sweep  # noqa: E402
 
-MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")        # five seeds
-PROBLEMS = (*MANY, "poisson1d", "poisson2d", "helmholtz2d", "helmholtz3d", "wave", "burgers", "allen-cahn", "reaction-diffusion",
-            "inverse", "taylor-green")
-MODELS = {"cPIKAN": ("", ()), "MLP": ("-mlp", ()), "cPIKAN, unscaled": ("", ("--config.model.scaling=none",))}
+MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")  # five seeds
+PROBLEMS = (
+    *MANY,
+    "poisson1d",
+    "poisson2d",
+    "helmholtz2d",
+    "helmholtz3d",
+    "wave",
+    "burgers",
+    "allen-cahn",
+    "reaction-diffusion",
+    "inverse",
+    "taylor-green",
+)
+MODELS = {
+    "cPIKAN": ("", ()),
+    "MLP": ("-mlp", ()),
+    "cPIKAN, unscaled": ("", ("--config.model.scaling=none",)),
+}
 SEEDS = 5
 MARKERS = ("o", "s", "^")
 
@@ -46,7 +69,9 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     asked = [p for p in PROBLEMS if not args.only or p in args.only]
     models = [m for m in MODELS if not args.models or m in args.models]
     one = [(p, m, 0) for m in models for p in asked]
-    return one + [(p, m, s) for s in range(1, args.seeds) for m in models for p in asked if p in MANY]
+    return one + [
+        (p, m, s) for s in range(1, args.seeds) for m in models for p in asked if p in MANY
+    ]
 
 
 def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep.Point:
@@ -54,21 +79,34 @@ def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep.Po
     problem, model, seed = job
     variant, flags = MODELS[model]
     name = f"{problem}-{model.replace(', ', '-')}-seed{seed}"
-    arguments = [f"--config={ROOT}/configs/pinn.py:{problem}{variant}", *flags, f"--config.seed={seed}", "--config.preflight.run=False",
-                 *extra, f"--workdir={folder / name}"]
+    arguments = [
+        f"--config={ROOT}/configs/pinn.py:{problem}{variant}",
+        *flags,
+        f"--config.seed={seed}",
+        "--config.preflight.run=False",
+        *extra,
+        f"--workdir={folder / name}",
+    ]
     config = jaxvol_main.parse(["pinn_table", *arguments])[0]
-    return sweep.Point(name, {"problem": problem, "model": model, "seed": seed}, config, folder / name, arguments)
+    return sweep.Point(
+        name, {"problem": problem, "model": model, "seed": seed}, config, folder / name, arguments
+    )
 
 
 def train(one: sweep.Point, running: sweep.Running) -> None:
-    """Train a point that is not finished, and note what its process cost, interrupted attempts included."""
+    """Train a point that is not finished, and note what its process cost, interrupted attempts
+    included.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     outcome = sweep.train(one, running)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     note = one.workdir / "seconds.json"
     if one.workdir.exists() and spent > 0:
-        writer.replace(note, json.dumps((json.loads(note.read_text()) if note.exists() else 0.0) + spent).encode())
+        writer.replace(
+            note,
+            json.dumps((json.loads(note.read_text()) if note.exists() else 0.0) + spent).encode(),
+        )
     if outcome.state == "failed":
         print(f"{one.name}: {outcome.reason}", flush=True)
 
@@ -83,7 +121,12 @@ def score(one: sweep.Point) -> dict | None:
     if not sweep.is_done(one):
         return None
     errors = {k: v for k, v in scored["model"].items() if k.endswith("_error")}
-    return {"relative_l2": scored["model"]["relative_l2"], "seconds": seconds, "parameters": scored["parameters"].split()[-1], **errors}
+    return {
+        "relative_l2": scored["model"]["relative_l2"],
+        "seconds": seconds,
+        "parameters": scored["parameters"].split()[-1],
+        **errors,
+    }
 
 
 def cell(found: list[dict]) -> str:
@@ -92,19 +135,42 @@ def cell(found: list[dict]) -> str:
         return ""
     values = sorted(f["relative_l2"] for f in found)
     text = f"{statistics.median(values):.1e}"
-    errors = [f"{k.removesuffix('_error')} off by {statistics.median([f[k] for f in found]):.1%}" for k in found[0] if k.endswith("_error")]
-    return ", ".join([text if len(values) == 1 else f"{text} ({values[0]:.1e} to {values[-1]:.1e}, {len(values)} seeds)", *errors])
+    errors = [
+        f"{k.removesuffix('_error')} off by {statistics.median([f[k] for f in found]):.1%}"
+        for k in found[0]
+        if k.endswith("_error")
+    ]
+    return ", ".join(
+        [
+            text
+            if len(values) == 1
+            else f"{text} ({values[0]:.1e} to {values[-1]:.1e}, {len(values)} seeds)",
+            *errors,
+        ]
+    )
 
 
 def table(results: dict[tuple[str, str], list[dict]]) -> str:
     """Markdown, one row per problem that has a result."""
-    rows = ["| problem | " + " | ".join(MODELS) + " | seconds | parameters |", "|---" * (len(MODELS) + 3) + "|"]
+    rows = [
+        "| problem | " + " | ".join(MODELS) + " | seconds | parameters |",
+        "|---" * (len(MODELS) + 3) + "|",
+    ]
     for problem in PROBLEMS:
         own = {m: results.get((problem, m), []) for m in MODELS}
         if any(own.values()):
-            seconds, parameters = (" / ".join(f(own[m]) if own[m] else "-" for m in MODELS) for f in (
-                lambda found: f"{statistics.median([f['seconds'] for f in found]):.0f}", lambda found: found[0]["parameters"]))
-            rows.append(f"| {problem} | " + " | ".join(cell(own[m]) for m in MODELS) + f" | {seconds} | {parameters} |")
+            seconds, parameters = (
+                " / ".join(f(own[m]) if own[m] else "-" for m in MODELS)
+                for f in (
+                    lambda found: f"{statistics.median([f['seconds'] for f in found]):.0f}",
+                    lambda found: found[0]["parameters"],
+                )
+            )
+            rows.append(
+                f"| {problem} | "
+                + " | ".join(cell(own[m]) for m in MODELS)
+                + f" | {seconds} | {parameters} |"
+            )
     return "\n".join(rows)
 
 
@@ -114,14 +180,27 @@ def draw(results: dict[tuple[str, str], list[dict]]):
     figure = figures.canvas(8.0, 1.4 + 0.36 * len(shown))
     panel = figure.subplots()
     for i, (model, marker) in enumerate(zip(MODELS, MARKERS)):
-        dots = [(f["relative_l2"], row + 0.16 * (i - 1)) for row, p in enumerate(shown) for f in results.get((p, model), [])]
-        panel.plot(*zip(*dots) if dots else ((), ()), marker, color=figures.COLOURS[i], label=model, markersize=5, alpha=0.85)
+        dots = [
+            (f["relative_l2"], row + 0.16 * (i - 1))
+            for row, p in enumerate(shown)
+            for f in results.get((p, model), [])
+        ]
+        panel.plot(
+            *zip(*dots) if dots else ((), ()),
+            marker,
+            color=figures.COLOURS[i],
+            label=model,
+            markersize=5,
+            alpha=0.85,
+        )
     panel.set(xscale="log", xlabel="relative L2 error on the grid (u = 0 has 1)")
     panel.set_yticks(range(len(shown)), shown)
     panel.set_ylim(len(shown) - 0.5, -0.5)
     panel.axvline(1.0, color=figures.TRUTH, linewidth=0.8, linestyle="--")
     panel.grid(axis="x", alpha=0.25)
-    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(MODELS), frameon=False, fontsize=9)
+    panel.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(MODELS), frameon=False, fontsize=9
+    )
     return figure
 
 
@@ -145,7 +224,10 @@ def main(args: argparse.Namespace, extra: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     points = [point(job, folder, extra) for job in jobs(args)]
     # The table has what earlier commands left as well.
-    everything = [point(job, folder, extra) for job in jobs(argparse.Namespace(only=[], models=[], seeds=max(args.seeds, SEEDS)))]
+    everything = [
+        point(job, folder, extra)
+        for job in jobs(argparse.Namespace(only=[], models=[], seeds=max(args.seeds, SEEDS)))
+    ]
     running = sweep.Running((sys.executable, "-m", "jaxvol.main"))
     for number in sweep.SIGNALS:
         signal.signal(number, lambda *_: sweep.stop(running))
@@ -162,10 +244,28 @@ def main(args: argparse.Namespace, extra: list[str]) -> None:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], choices=PROBLEMS, metavar="PROBLEM", help=", ".join(PROBLEMS))
-    parser.add_argument("--models", nargs="*", default=[], choices=list(MODELS), metavar="MODEL", help=" | ".join(MODELS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[],
+        choices=PROBLEMS,
+        metavar="PROBLEM",
+        help=", ".join(PROBLEMS),
+    )
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=[],
+        choices=list(MODELS),
+        metavar="MODEL",
+        help=" | ".join(MODELS),
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="of " + ", ".join(MANY))
-    parser.add_argument("--budget", type=float, default=4.0, help="hours; what is in flight then is saved")
+    parser.add_argument(
+        "--budget", type=float, default=4.0, help="hours; what is in flight then is saved"
+    )
     parser.add_argument("--folder", default="runs/pinn-table")
     main(*parser.parse_known_args())

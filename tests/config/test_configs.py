@@ -1,4 +1,7 @@
-"""Every config file and variant parses, validates and traces; a :quick trains, shrunk, and every field of it is read."""
+"""Every config file and variant parses, validates and traces; a :quick trains, shrunk, and every
+field of it is read.
+"""
+
 import contextlib
 import os
 import runpy
@@ -15,16 +18,43 @@ from jaxvol.types import UserError
 from tests import ROOT
 
 DATA = Path(os.environ.get("JAXVOL_DATA", ROOT.parent / "shared" / "data"))
-FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("base", "limits", "physics", "__init__"))
+FILES = sorted(
+    p
+    for p in (ROOT / "configs").glob("*.py")
+    if p.stem not in ("base", "limits", "physics", "__init__")
+)
 VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS"]]
-NEEDS = {"galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"), "darcy": ("data.root", "pde")}
+NEEDS = {
+    "galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"),
+    "darcy": ("data.root", "pde"),
+}
 # Small enough for a test; only fields that the config has are set.
-SHRUNK = {"preflight.run": False, "data.grid": 8, "data.boxes.train": 4, "data.boxes.val": 4, "data.boxes.test": 4, "data.fit_examples": 2,
-          "model.width": 4, "model.widths": (4, 8), "model.blocks": 1, "model.stem_layers": 1, "task.discriminator.width": 4,
-          "task.discriminator.scales": 1, "model.layers": 2, "model.modes": (2, 2, 2), "batch_size": 4, "evaluate.batch_size": 4,
-          "total_steps": 2, "optimizer.schedule.warmup_steps": 1, "evaluate.every": 2, "checkpoint.every": 2, "log_every": 1}
+SHRUNK = {
+    "preflight.run": False,
+    "data.grid": 8,
+    "data.boxes.train": 4,
+    "data.boxes.val": 4,
+    "data.boxes.test": 4,
+    "data.fit_examples": 2,
+    "model.width": 4,
+    "model.widths": (4, 8),
+    "model.blocks": 1,
+    "model.stem_layers": 1,
+    "task.discriminator.width": 4,
+    "task.discriminator.scales": 1,
+    "model.layers": 2,
+    "model.modes": (2, 2, 2),
+    "batch_size": 4,
+    "evaluate.batch_size": 4,
+    "total_steps": 2,
+    "optimizer.schedule.warmup_steps": 1,
+    "evaluate.every": 2,
+    "checkpoint.every": 2,
+    "log_every": 1,
+}
 
-IMAGES = {"mesh.fsdp": 4, "mesh.space": 1, "batch_size": 8, "evaluate.batch_size": 8}         # they have no depth to split
+# they have no depth to split
+IMAGES = {"mesh.fsdp": 4, "mesh.space": 1, "batch_size": 8, "evaluate.batch_size": 8}
 
 
 def load(name: str, variant: str, **overrides) -> ConfigDict:
@@ -33,7 +63,9 @@ def load(name: str, variant: str, **overrides) -> ConfigDict:
     if variant in NEEDS:
         path, where = NEEDS[variant]
         if not (DATA / where).exists():
-            pytest.skip(f"needs {where}, real data that this project does not ship (folder $JAXVOL_DATA)")
+            pytest.skip(
+                f"needs {where}, real data that this project does not ship (folder $JAXVOL_DATA)"
+            )
         config.update_from_flattened_dict({path: str(DATA / where)})
     known = components.flatten(config.to_dict())
     config.update_from_flattened_dict({k: v for k, v in overrides.items() if k in known})
@@ -42,24 +74,40 @@ def load(name: str, variant: str, **overrides) -> ConfigDict:
 
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_config_is_valid_and_its_step_traces(name, variant, tmp_path):
-    cosmology = {"data.boxes.train": 2, "data.boxes.val": 1, "data.boxes.test": 1, "data.cache_dir": str(tmp_path), "data.fit_examples": 2}
+    cosmology = {
+        "data.boxes.train": 2,
+        "data.boxes.val": 1,
+        "data.boxes.test": 1,
+        "data.cache_dir": str(tmp_path),
+        "data.fit_examples": 2,
+    }
     config = load(name, variant, **cosmology)
     validate.validate(config)
     dataset = components.dataset(config)
     mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": 1}), jax.devices()[:1])
     _, state = components.state_template(config, dataset.spec, config.total_steps, mesh)
     from jaxvol.training import step
-    run = step.make(components.task(config, dataset.spec), components.optimizers(config, state.params, config.total_steps), 0,
-                    config.ema_decay, config.micro_batches)
+
+    run = step.make(
+        components.task(config, dataset.spec),
+        components.optimizers(config, state.params, config.total_steps),
+        0,
+        config.ema_decay,
+        config.micro_batches,
+    )
     batch = next(dataset.stream(0, 1, slice(0, config.batch_size)))
     new, metrics = jax.eval_shape(run, state, batch, 0)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
     assert all(metrics[f"{group}/loss"].shape == () for group in state.params)
 
 
 @contextlib.contextmanager
 def recording(monkeypatch):
-    """The set of (id of the ConfigDict, field) that are read inside; writing a config out does not count as reading it."""
+    """The set of (id of the ConfigDict, field) that are read inside; writing a config out does not
+    count as reading it.
+    """
     seen, paused = set(), [0]
     get = ConfigDict.__getitem__
 
@@ -75,22 +123,43 @@ def recording(monkeypatch):
                 return function(*args, **kwargs)
             finally:
                 paused[0] -= 1
+
         return wrapped
 
     with monkeypatch.context() as patch:
         patch.setattr(ConfigDict, "__getitem__", getitem)
-        for name in ("to_dict", "to_json", "copy_and_resolve_references", "items", "update_from_flattened_dict", "__init__", "lock"):
+        for name in (
+            "to_dict",
+            "to_json",
+            "copy_and_resolve_references",
+            "items",
+            "update_from_flattened_dict",
+            "__init__",
+            "lock",
+        ):
             patch.setattr(ConfigDict, name, silent(getattr(ConfigDict, name)))
-        patch.setattr(validate, "validate", lambda config: [])       # it reads everything
+        patch.setattr(validate, "validate", lambda config: [])  # it reads everything
         yield seen
 
 
 def unread(config, seen, prefix="") -> list[str]:
-    """Dotted leaves of `config` that nobody read; of alternatives chosen by name only the chosen one counts."""
+    """Dotted leaves of `config` that nobody read; of alternatives chosen by name only the chosen
+    one counts.
+    """
     found = []
-    alternatives = {"optimizer": ("adamw", "adam", "sgd", "lion", "lbfgs", "broyden"), "optimizer.schedule":
-                    ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau"), "task.balance":
-                    ("loss_ratio", "gradnorm", "ntk", "relobralo")}.get(prefix.rstrip("."), ())
+    alternatives = {
+        "optimizer": ("adamw", "adam", "sgd", "lion", "lbfgs", "broyden"),
+        "optimizer.schedule": (
+            "constant",
+            "cosine",
+            "exponential",
+            "step",
+            "onecycle",
+            "cyclic",
+            "plateau",
+        ),
+        "task.balance": ("loss_ratio", "gradnorm", "ntk", "relobralo"),
+    }.get(prefix.rstrip("."), ())
     with contextlib.ExitStack():
         for key in config.keys():
             value = dict.get(dict(config._fields), key)
@@ -104,22 +173,53 @@ def unread(config, seen, prefix="") -> list[str]:
 
 
 # What only another mode or another choice reads: tested where those are.
-ELSEWHERE = ("resume", "distributed.", "preflight.", "predict.", "compare.", "evaluate.checkpoint", "evaluate.split", "evaluate.weights", "wandb.entity",
-             "wandb.offline", "init_checkpoint", "init_groups", "early_stopping.min_delta", "task.correlation.", "task.r1.every",
-             "checkpoint.best_mode", "matmul_precision", "data.pm_steps", "data.tracers.", "seed", "task.refine.", "task.causal.bins",
-             "task.weights.", "data.points.")
+ELSEWHERE = (
+    "resume",
+    "distributed.",
+    "preflight.",
+    "predict.",
+    "compare.",
+    "evaluate.checkpoint",
+    "evaluate.split",
+    "evaluate.weights",
+    "wandb.entity",
+    "wandb.offline",
+    "init_checkpoint",
+    "init_groups",
+    "early_stopping.min_delta",
+    "task.correlation.",
+    "task.r1.every",
+    "checkpoint.best_mode",
+    "matmul_precision",
+    "data.pm_steps",
+    "data.tracers.",
+    "seed",
+    "task.refine.",
+    "task.causal.bins",
+    "task.weights.",
+    "data.points.",
+)
 
 
 @pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])
 def test_quick_trains_two_steps_and_reads_every_field(name, variant, tmp_path, monkeypatch):
-    mesh = {"data.cache_dir": str(tmp_path / "cache"), "mesh.data": 2, "mesh.fsdp": 2, "mesh.space": 2}
-    config = load(name, variant, **{**SHRUNK, **mesh, **(IMAGES if name == "interferometry" else {})})
+    mesh = {
+        "data.cache_dir": str(tmp_path / "cache"),
+        "mesh.data": 2,
+        "mesh.fsdp": 2,
+        "mesh.space": 2,
+    }
+    config = load(
+        name, variant, **{**SHRUNK, **mesh, **(IMAGES if name == "interferometry" else {})}
+    )
     validate.validate(config)
     with recording(monkeypatch) as seen:
         assert main.do_train(config, tmp_path / "run") == 0
     missed = [leaf for leaf in unread(config, seen) if not leaf.startswith(ELSEWHERE)]
     assert not missed, f"configs/{name}.py:{variant} has fields that nothing reads: {missed}"
-    assert (tmp_path / "run/evaluation/metrics.json").exists() and (tmp_path / f"run/evaluation/{'solution' if name == 'pinn' else 'slices'}.png").exists()
+    assert (tmp_path / "run/evaluation/metrics.json").exists() and (
+        tmp_path / f"run/evaluation/{'solution' if name == 'pinn' else 'slices'}.png"
+    ).exists()
 
 
 def test_an_unread_field_is_found(monkeypatch):
@@ -134,29 +234,56 @@ def test_changing_a_model_field_changes_the_traced_program(tmp_path):
         config = load("fno", "quick", **{**SHRUNK, "data.cache_dir": str(tmp_path), **over})
         spec = components.dataset(config).spec
         learned = components.task(config, spec)
-        params, extra = jax.eval_shape(learned.init, jax.random.key(0), components.example(config, spec, 2))
-        return str(jax.make_jaxpr(learned.predict)(params, extra, components.example(config, spec, 2)))
+        params, extra = jax.eval_shape(
+            learned.init, jax.random.key(0), components.example(config, spec, 2)
+        )
+        return str(
+            jax.make_jaxpr(learned.predict)(params, extra, components.example(config, spec, 2))
+        )
+
     plain = program()
-    changes = {"model.width": 6, "model.layers": 3, "model.modes": (3, 2, 2), "model.window": "one_sided", "model.factorization": "cp", "model.rank": 0.5,
-               "model.implementation": "fft", "model.lifting_ratio": 1.0, "model.projection_ratio": 1.0, "model.bypass": "identity",
-               "model.channel_mlp_ratio": 0.25, "model.channel_mlp_skip": "identity", "model.norm": "instance",
-               "model.activate_last": True, "model.coordinates": "all"}
+    changes = {
+        "model.width": 6,
+        "model.layers": 3,
+        "model.modes": (3, 2, 2),
+        "model.window": "one_sided",
+        "model.factorization": "cp",
+        "model.rank": 0.5,
+        "model.implementation": "fft",
+        "model.lifting_ratio": 1.0,
+        "model.projection_ratio": 1.0,
+        "model.bypass": "identity",
+        "model.channel_mlp_ratio": 0.25,
+        "model.channel_mlp_skip": "identity",
+        "model.norm": "instance",
+        "model.activate_last": True,
+        "model.coordinates": "all",
+    }
     for field, value in changes.items():
         assert program(**{field: value}) != plain, f"{field}={value} changes nothing"
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("--config.optimizer.learning_rat=1", "learning_rat"),
-    ("--config.model.name=fnoo", "models/ has cheb_kan, fno"),
-    ("--config.total_steps=1.5", "1.5"),
-    ("--config.ema_decay=1.5", "ema_decay is 1.5"),
-    ("--moed=train", "moed"),
-    ("--config=configs/none.py", "none.py: there is no such file"),
-    ("--config=configs/fno.py:quik", "no variant 'quik'; known are (none), quick"),
-])
-def test_each_mistake_on_the_command_line_gives_one_clear_error(argument, message, capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--config.optimizer.learning_rat=1", "learning_rat"),
+        ("--config.model.name=fnoo", "models/ has cheb_kan, fno"),
+        ("--config.total_steps=1.5", "1.5"),
+        ("--config.ema_decay=1.5", "ema_decay is 1.5"),
+        ("--moed=train", "moed"),
+        ("--config=configs/none.py", "none.py: there is no such file"),
+        ("--config=configs/fno.py:quik", "no variant 'quik'; known are (none), quick"),
+    ],
+)
+def test_each_mistake_on_the_command_line_gives_one_clear_error(
+    argument, message, capsys, monkeypatch, tmp_path
+):
     monkeypatch.chdir(ROOT)
-    arguments = [argument] if argument.startswith("--config=") else ["--config=configs/fno.py:quick", argument]
+    arguments = (
+        [argument]
+        if argument.startswith("--config=")
+        else ["--config=configs/fno.py:quick", argument]
+    )
     assert main.cli(["jaxvol", *arguments, f"--workdir={tmp_path}"]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -164,8 +291,16 @@ def test_each_mistake_on_the_command_line_gives_one_clear_error(argument, messag
 
 def test_all_broken_rules_are_listed_at_once():
     config = load("fno", "quick")
-    config.update_from_flattened_dict({"batch_size": 0, "precision": "f16", "task.losses": (("nope", 1.0),), "ema_decay": 2.0,
-                                       "optimizer.name": "adamx", "data.augment": ("spin",)})
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 0,
+            "precision": "f16",
+            "task.losses": (("nope", 1.0),),
+            "ema_decay": 2.0,
+            "optimizer.name": "adamx",
+            "data.augment": ("spin",),
+        }
+    )
     with pytest.raises(UserError) as error:
         validate.validate(config)
     for name in ("batch_size", "precision", "nope", "ema_decay", "adamx", "spin"):

@@ -1,4 +1,7 @@
-"""The simulated boxes: what is in them, on what they depend, the cache on disk, and the particle-mesh evolution."""
+"""The simulated boxes: what is in them, on what they depend, the cache on disk, and the
+particle-mesh evolution.
+"""
+
 import functools
 import sys
 import tempfile
@@ -23,20 +26,35 @@ PLANCK = cosmology.Cosmology()
 def make_config(folder, **data):
     config = base.common()
     config.data = base.cosmology()
-    config.data.update({"cache_dir": str(folder), "grid": 16, "box_size": 64.0,
-                        "boxes": {"train": 2, "val": 1, "test": 1}} | data)
+    config.data.update(
+        {
+            "cache_dir": str(folder),
+            "grid": 16,
+            "box_size": 64.0,
+            "boxes": {"train": 2, "val": 1, "test": 1},
+        }
+        | data
+    )
     return config
 
 
 def every_box(source):
-    return {(split, i): source.read(split, i, None) for split in source.sizes for i in range(source.sizes[split])}
+    return {
+        (split, i): source.read(split, i, None)
+        for split in source.sizes
+        for i in range(source.sizes[split])
+    }
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[key][name], b[key][name]) for key in a for name in ("input", "target"))
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[key][name], b[key][name]) for key in a for name in ("input", "target")
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- boxes
+# ------------------------------------------------------------------------------------------
+# boxes
+
 
 @pytest.fixture(scope="module")
 def matter(tmp_path_factory):
@@ -45,19 +63,34 @@ def matter(tmp_path_factory):
 
 
 def test_boxes_are_physical(matter):
-    """Mean density 1, target of the linear spectrum, and 2LPT that keeps the large scales and loses the small ones."""
+    """Mean density 1, target of the linear spectrum, and 2LPT that keeps the large scales and loses
+    the small ones.
+    """
     _, source = matter
-    x, y = (np.stack([source.read("train", i, None)[name][..., 0] for i in range(8)]) for name in ("input", "target"))
+    x, y = (
+        np.stack([source.read("train", i, None)[name][..., 0] for i in range(8)])
+        for name in ("input", "target")
+    )
     np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), 1, atol=1e-5)
     assert x.min() >= 0
-    k = np.sqrt(sum(c ** 2 for c in np.meshgrid(*[np.fft.fftfreq(16) * 16] * 3, indexing="ij"))) * 2 * np.pi / 64
-    assert y.var() == pytest.approx(cosmology.linear_power(k, PLANCK).sum() / 64 ** 3, rel=0.15)
+    k = (
+        np.sqrt(sum(c**2 for c in np.meshgrid(*[np.fft.fftfreq(16) * 16] * 3, indexing="ij")))
+        * 2
+        * np.pi
+        / 64
+    )
+    assert y.var() == pytest.approx(cosmology.linear_power(k, PLANCK).sum() / 64**3, rel=0.15)
     pxx, pyy, pxy, _ = spectra(x - 1, y, 8)
     r = pxy / np.sqrt(pxx * pyy)
     assert r[0] > 0.9 and 0.3 < r[2] < 0.9 and abs(r[6]) < 0.2, r
     batch = boxes.make(make_config(matter[0])).batch(0, slice(0, 2))
-    assert all(abs(v.mean()) < 0.1 and abs(v.std() - 1) < 0.1 for v in batch.values()), "normalised: log density, delta"
-    assert source.spec.spacing == (4.0,) * 3 and source.spec.periodic == source.spec.wrap == (True,) * 3
+    assert all(abs(v.mean()) < 0.1 and abs(v.std() - 1) < 0.1 for v in batch.values()), (
+        "normalised: log density, delta"
+    )
+    assert (
+        source.spec.spacing == (4.0,) * 3
+        and source.spec.periodic == source.spec.wrap == (True,) * 3
+    )
 
 
 def test_faint_initial_conditions_stay_linear(tmp_path):
@@ -65,7 +98,8 @@ def test_faint_initial_conditions_stay_linear(tmp_path):
     config.data.parameters.sigma8 = 0.8159e-3
     box = boxes.source(config).read("train", 0, None)
     pxx, pyy, pxy, _ = spectra(box["input"][..., 0] - 1, box["target"][..., 0], 1)
-    np.testing.assert_allclose(pxy / pyy, cosmology.growth(0.5, PLANCK).d1, rtol=0.05)    # the painting window is 0.98
+    # the painting window is 0.98
+    np.testing.assert_allclose(pxy / pyy, cosmology.growth(0.5, PLANCK).d1, rtol=0.05)
     assert pxy / np.sqrt(pxx * pyy) > 0.99
 
 
@@ -74,19 +108,27 @@ def test_tracers_are_poisson_biased_and_squeezed_along_the_line_of_sight(tmp_pat
     config.data.tracers.nbar = 0.5
     source = boxes.source(config)
     counts = np.stack([source.read("train", i, None)["input"] for i in range(4)])
-    mean = 0.5 * 4 ** 3
+    mean = 0.5 * 4**3
     assert (counts == np.rint(counts)).all() and (counts >= 0).all()
     assert abs(counts.sum() / (mean * counts.size) - 1) < 5 / np.sqrt(mean * counts.size)
-    assert source.spec.fields["input"].kind == "line_of_sight=2" and source.spec.fields["target"].kind == "scalar"
-    # linear theory (Kaiser 1987): a wave along the line of sight has amplitude b + f, a wave across it b
+    assert (
+        source.spec.fields["input"].kind == "line_of_sight=2"
+        and source.spec.fields["target"].kind == "scalar"
+    )
+    # linear theory (Kaiser 1987): a wave along the line of sight has amplitude b + f, a wave across
+    # it b
     n, box_size, amplitude = 32, 100.0, 0.05
     growth = cosmology.growth(1.0, PLANCK)
     wave = np.cos(2 * np.pi * np.arange(n) / n)
     for axis, expected in ((0, 2.0 + growth.f1), (1, 2.0)):
         profile = np.moveaxis(np.broadcast_to(wave[:, None, None], (n,) * 3), 0, axis)
-        moved = boxes._second_order(jnp.asarray(amplitude * profile, jnp.float32)[None], growth, box_size)
+        moved = boxes._second_order(
+            jnp.asarray(amplitude * profile, jnp.float32)[None], growth, box_size
+        )
         rate, _ = boxes._tracers(*moved, box_size, 2.0, 0)
-        assert float(2 * (np.asarray(rate[0]) * profile).mean()) / amplitude == pytest.approx(expected, rel=0.02)
+        assert float(2 * (np.asarray(rate[0]) * profile).mean()) / amplitude == pytest.approx(
+            expected, rel=0.02
+        )
     config.data.tracers.redshift_space = False
     assert boxes._spec(boxes._settings(config.data)).fields["input"].kind == "scalar"
 
@@ -96,10 +138,14 @@ def test_a_box_depends_on_its_seed_split_and_index_only(matter, tmp_path):
     small = boxes.source(make_config(tmp_path))
     for split, i in (("train", 0), ("train", 1), ("val", 0), ("test", 0)):
         for name in ("input", "target"):
-            np.testing.assert_array_equal(small.read(split, i, None)[name], source.read(split, i, None)[name])
+            np.testing.assert_array_equal(
+                small.read(split, i, None)[name], source.read(split, i, None)[name]
+            )
     realisations = (("train", 0), ("train", 1), ("val", 0), ("test", 0))
     targets = [source.read(split, i, None)["target"].ravel() for split, i in realisations]
-    assert abs(np.corrcoef(targets) - np.eye(4)).max() < 0.2           # 4096 correlated cells: chance alone gives 0.05
+    assert (
+        abs(np.corrcoef(targets) - np.eye(4)).max() < 0.2
+    )  # 4096 correlated cells: chance alone gives 0.05
     config = make_config(tmp_path, simulation_seed=7)
     config.seed = 123
     other = boxes.source(config)
@@ -107,33 +153,52 @@ def test_a_box_depends_on_its_seed_split_and_index_only(matter, tmp_path):
     assert boxes.source(make_config(tmp_path)).hash == small.hash
 
 
-# ---------------------------------------------------------------------------------------------------- cache
+# ------------------------------------------------------------------------------------------
+# cache
+
 
 def test_damaged_and_missing_boxes_are_made_again(tmp_path, monkeypatch):
     config = make_config(tmp_path)
     first = every_box(boxes.source(config))
     files = sorted(tmp_path.glob("cosmology-*/*.npz"))
-    assert [f.name for f in files] == ["test-00000.npz", "train-00000.npz", "train-00001.npz", "val-00000.npz"]
+    assert [f.name for f in files] == [
+        "test-00000.npz",
+        "train-00000.npz",
+        "train-00001.npz",
+        "val-00000.npz",
+    ]
     whole = files[1].read_bytes()
     middle = len(whole) // 3
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
-    for damaged in (whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:], b""):
+    for damaged in (
+        whole[:middle],
+        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        b"",
+    ):
         files[1].write_bytes(damaged)
         files[2].unlink()
         warnings.clear()
         assert same(every_box(boxes.source(config)), first)
         assert len(warnings) == 1 and "train-00000.npz is damaged" in warnings[0]
-    np.savez(files[0], input=np.zeros((4, 4, 4), np.float32), target=np.zeros((4, 4, 4), np.float32))
-    assert same(every_box(boxes.source(config)), first) and "found float32 (4, 4, 4)" in warnings[-1]
+    np.savez(
+        files[0], input=np.zeros((4, 4, 4), np.float32), target=np.zeros((4, 4, 4), np.float32)
+    )
+    assert (
+        same(every_box(boxes.source(config)), first) and "found float32 (4, 4, 4)" in warnings[-1]
+    )
     stamps = [f.stat().st_mtime_ns for f in files]
     boxes.source(config)
-    assert stamps == [f.stat().st_mtime_ns for f in files]             # a sound cache is not written again
+    assert stamps == [f.stat().st_mtime_ns for f in files]  # a sound cache is not written again
 
 
 def _save_many(path):
     for value in range(40):
-        boxes._save(path, input=np.full((8, 8, 8), value, np.float32), target=np.full((8, 8, 8), value, np.float32))
+        boxes._save(
+            path,
+            input=np.full((8, 8, 8), value, np.float32),
+            target=np.full((8, 8, 8), value, np.float32),
+        )
 
 
 def test_a_box_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -150,6 +215,7 @@ def test_a_box_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full_disk(file, **fields):
         file.write(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(UserError, match="train-00001.npz cannot be written .*No space left"):
         boxes._save(tmp_path / "train-00001.npz", input=np.zeros(1), target=np.zeros(1))
@@ -162,7 +228,11 @@ def test_cache_folder_falls_back_to_the_temporary_folder_and_says_so(tmp_path, m
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert boxes._cache_folder(str(tmp_path / "file" / "cache")) == tmp_path / "jaxvol"
-    assert len(warnings) == 1 and "cannot be written" in warnings[0] and str(tmp_path / "jaxvol") in warnings[0]
+    assert (
+        len(warnings) == 1
+        and "cannot be written" in warnings[0]
+        and str(tmp_path / "jaxvol") in warnings[0]
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert boxes._cache_folder("~/boxes") == tmp_path / "boxes"
 
@@ -173,11 +243,18 @@ def test_senseless_settings_are_one_error_that_names_them_all(tmp_path):
     config.data.boxes.val = 0
     with pytest.raises(UserError) as error:
         boxes.source(config)
-    for word in ("data.pairs is 'dm2dm': expected dm2ic or tracers2dm", "data.redshift", "parameters.omega_b", "boxes.val"):
+    for word in (
+        "data.pairs is 'dm2dm': expected dm2ic or tracers2dm",
+        "data.redshift",
+        "parameters.omega_b",
+        "boxes.val",
+    ):
         assert word in str(error.value)
 
 
-# ---------------------------------------------------------------------------------------------------- particle mesh
+# ------------------------------------------------------------------------------------------
+# particle mesh
+
 
 def test_particle_mesh_refuses_coarse_meshes_and_names_its_extra(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cells of 4 Mpc/h; expected at most 2"):
@@ -187,22 +264,34 @@ def test_particle_mesh_refuses_coarse_meshes_and_names_its_extra(tmp_path, monke
         boxes.source(make_config(tmp_path, evolution="pm"))
 
 
-@pytest.mark.skipif(not find_spec("pmpp") or jax.__version_info__ >= (0, 11), reason="needs pmpp, which needs jax < 0.11")
+@pytest.mark.skipif(
+    not find_spec("pmpp") or jax.__version_info__ >= (0, 11),
+    reason="needs pmpp, which needs jax < 0.11",
+)
 def test_particle_mesh_evolves_the_modes_of_the_target(matter, tmp_path, monkeypatch):
-    monkeypatch.setattr(nbody, "particle_mesh", functools.lru_cache(nbody.particle_mesh))      # compiled once in this test
-    config = make_config(tmp_path, evolution="pm", pm_steps=12, boxes={"train": 1, "val": 1, "test": 1})
+    # compiled once in this test
+    monkeypatch.setattr(nbody, "particle_mesh", functools.lru_cache(nbody.particle_mesh))
+    config = make_config(
+        tmp_path, evolution="pm", pm_steps=12, boxes={"train": 1, "val": 1, "test": 1}
+    )
     box = boxes.source(config).read("train", 0, None)
     reference = matter[1].read("train", 0, None)
-    assert not jax.config.jax_enable_x64                    # importing pmpp turns it on
+    assert not jax.config.jax_enable_x64  # importing pmpp turns it on
     np.testing.assert_array_equal(box["target"], reference["target"])
     assert box["input"].mean() == pytest.approx(1, abs=1e-5)
     pxx, pyy, pxy, _ = spectra(box["input"][..., 0] - 1, reference["input"][..., 0] - 1, 3)
     assert (pxy / np.sqrt(pxx * pyy))[0] > 0.97
-    # small displacements: linear theory for positions and velocities, up to the resolution of the forces
+    # small displacements: linear theory for positions and velocities, up to the resolution of the
+    # forces
     n, box_size = 16, 64.0
-    wave = jnp.asarray(np.broadcast_to(0.01 * np.cos(2 * np.pi * np.arange(n) / n)[:, None, None], (n,) * 3), jnp.float32)
+    wave = jnp.asarray(
+        np.broadcast_to(0.01 * np.cos(2 * np.pi * np.arange(n) / n)[:, None, None], (n,) * 3),
+        jnp.float32,
+    )
     first, _ = lpt.displacements(wave, box_size)
     growth = cosmology.growth(1.0, PLANCK)
     position, velocity = nbody.particle_mesh(n, box_size, PLANCK, 1.0, 12)(wave)
     for found, expected in ((position, growth.d1), (velocity, growth.d1 * growth.f1)):
-        assert float(jnp.vdot(found, first) / jnp.vdot(first, first)) == pytest.approx(expected, rel=0.06)
+        assert float(jnp.vdot(found, first) / jnp.vdot(first, first)) == pytest.approx(
+            expected, rel=0.06
+        )

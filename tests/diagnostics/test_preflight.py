@@ -1,4 +1,7 @@
-"""The verdict engine: what counts, what stops, what is told; and the exit statuses of the command line."""
+"""The verdict engine: what counts, what stops, what is told; and the exit statuses of the command
+line.
+"""
+
 import json
 import math
 from types import SimpleNamespace
@@ -21,25 +24,43 @@ LIMIT = {"low": ("<", 1.0, 2.0), "high": (">", 1.0, 0.5)}
 
 def check(rank, result, applies=True):
     """A stand-in for a check's module."""
+
     def diagnose(ctx):
         if isinstance(result, Exception):
             raise result
         return result
+
     meaning = {name: (f"what {name} means", f"what to do about {name}") for name in LIMIT}
-    return SimpleNamespace(RANK=rank, applies=lambda config: applies, diagnose=diagnose, MEANING=meaning)
+    return SimpleNamespace(
+        RANK=rank, applies=lambda config: applies, diagnose=diagnose, MEANING=meaning
+    )
 
 
 def verdict(checks, limits=None, **fields):
     """Run stand-ins under a config whose limits are LIMIT for every check."""
     config = base.common()
-    config.preflight.limits = ConfigDict({name: ConfigDict(LIMIT if limits is None else limits) for name in checks})
+    config.preflight.limits = ConfigDict(
+        {name: ConfigDict(LIMIT if limits is None else limits) for name in checks}
+    )
     config.preflight.update(fields)
     return engine.run(SimpleNamespace(config=config.lock(), mesh=sharding.one_device()), checks)
 
 
-@pytest.mark.parametrize("low, high, status", [
-    (0.5, 2.0, "PASS"), (1.0, 1.0, "PASS"), (1.5, 2.0, "WARN"), (0.5, 0.7, "WARN"), (2.5, 2.0, "FAIL"), (0.5, 0.1, "FAIL"),
-    (1.5, 0.1, "FAIL"), (math.nan, 2.0, "FAIL"), (math.inf, 2.0, "FAIL"), (-math.inf, math.inf, "PASS")])
+@pytest.mark.parametrize(
+    "low, high, status",
+    [
+        (0.5, 2.0, "PASS"),
+        (1.0, 1.0, "PASS"),
+        (1.5, 2.0, "WARN"),
+        (0.5, 0.7, "WARN"),
+        (2.5, 2.0, "FAIL"),
+        (0.5, 0.1, "FAIL"),
+        (1.5, 0.1, "FAIL"),
+        (math.nan, 2.0, "FAIL"),
+        (math.inf, 2.0, "FAIL"),
+        (-math.inf, math.inf, "PASS"),
+    ],
+)
 def test_a_metric_is_held_against_its_own_side(low, high, status):
     found = verdict({"a": check(1, Result({"low": low, "high": high, "told": 5.0}))})
     assert found.status == found.outcomes[0].status == status
@@ -47,21 +68,36 @@ def test_a_metric_is_held_against_its_own_side(low, high, status):
 
 
 def test_the_first_red_check_by_rank_is_the_cause():
-    good, warn, bad = Result({"low": 0, "high": 2}), Result({"low": 1.5, "high": 2}), Result({"low": 9, "high": 2})
-    found = verdict({"late": check(9, bad), "early": check(1, warn), "middle": check(5, bad), "fine": check(0, good)})
+    good, warn, bad = (
+        Result({"low": 0, "high": 2}),
+        Result({"low": 1.5, "high": 2}),
+        Result({"low": 9, "high": 2}),
+    )
+    found = verdict(
+        {
+            "late": check(9, bad),
+            "early": check(1, warn),
+            "middle": check(5, bad),
+            "fine": check(0, good),
+        }
+    )
     assert [o.name for o in found.outcomes] == ["fine", "early", "middle", "late"]
     assert found.status == "FAIL" and found.first == "middle"
     assert verdict({"b": check(2, warn), "a": check(1, good)}).first == "b"
 
 
 def test_a_check_that_raises_is_an_error_and_the_others_still_run():
-    found = verdict({"a": check(1, ZeroDivisionError("1 / 0")), "b": check(2, Result({"low": 0, "high": 2}))})
+    found = verdict(
+        {"a": check(1, ZeroDivisionError("1 / 0")), "b": check(2, Result({"low": 0, "high": 2}))}
+    )
     assert found.status == "ERROR" and [o.status for o in found.outcomes] == ["ERROR", "PASS"]
     assert "ZeroDivisionError: 1 / 0" in found.outcomes[0].reason and found.first == "a"
 
 
 def test_what_is_compiled_beside_the_other_checks_belongs_to_its_own():
-    """On the run's mesh, before the check itself; an error there is that check's, and the others go on."""
+    """On the run's mesh, before the check itself; an error there is that check's, and the others go
+    on.
+    """
     seen, good = [], Result({"low": 0, "high": 2})
     one, two, three = (check(rank, good) for rank in (1, 2, 3))
     two.prepare = lambda ctx: seen.append(jax.sharding.get_abstract_mesh().axis_names)
@@ -69,7 +105,11 @@ def test_what_is_compiled_beside_the_other_checks_belongs_to_its_own():
     three.prepare = lambda ctx: 1 / 0
     found = verdict({"a": one, "b": two, "c": three})
     assert seen == [sharding.one_device().axis_names, "diagnosed"]
-    assert [o.status for o in found.outcomes] == ["PASS", "PASS", "ERROR"] and "ZeroDivisionError" in found.outcomes[2].reason
+    assert [o.status for o in found.outcomes] == [
+        "PASS",
+        "PASS",
+        "ERROR",
+    ] and "ZeroDivisionError" in found.outcomes[2].reason
 
 
 def test_the_program_of_the_runs_own_batch_is_not_compiled_again(tmp_path):
@@ -79,7 +119,9 @@ def test_the_program_of_the_runs_own_batch_is_not_compiled_again(tmp_path):
     with jax.set_mesh(sharding.one_device()):
         seen = context.make(config, sharding.one_device(), tmp_path, config.total_steps)
         seen.step(probe.copy(seen.state), seen.batch(0), jnp.int32(0))
-        jax.monitoring.register_event_duration_secs_listener(lambda name, _, **about: requests.append(name))
+        jax.monitoring.register_event_duration_secs_listener(
+            lambda name, _, **about: requests.append(name)
+        )
         seen.trace(config.batch_size).lower().compile()
         assert not [name for name in requests if "backend_compile" in name]
         seen.trace(2 * config.batch_size).lower().compile()
@@ -106,15 +148,23 @@ def test_limits_come_from_the_config():
 
 def test_a_waived_check_does_not_stop_and_stays_visible():
     bad = Result({"low": 9, "high": 2})
-    found = verdict({"a": check(1, bad), "b": check(2, Result({"low": 0, "high": 2}))}, waive=("a",))
+    found = verdict(
+        {"a": check(1, bad), "b": check(2, Result({"low": 0, "high": 2}))}, waive=("a",)
+    )
     assert found.status == "PASS" and found.outcomes[0].status == "FAIL" and found.first == ""
-    assert "FAIL (waived)" in report.text(found) and "(waived)" in report.as_html({"run": found}, {})
+    assert "FAIL (waived)" in report.text(found) and "(waived)" in report.as_html(
+        {"run": found}, {}
+    )
     assert report.as_dict(found, {})["waived"] == ["a"]
 
 
 def test_only_some_checks_and_names_that_do_not_exist():
-    checks = {"a": check(1, Result({"low": 9, "high": 2})), "b": check(2, Result({"low": 0, "high": 2}), applies=False)}
-    assert [o.name for o in verdict(checks, only=("b",)).outcomes] == ["b"]       # asked for by name: it runs
+    checks = {
+        "a": check(1, Result({"low": 9, "high": 2})),
+        "b": check(2, Result({"low": 0, "high": 2}), applies=False),
+    }
+    # asked for by name: it runs
+    assert [o.name for o in verdict(checks, only=("b",)).outcomes] == ["b"]
     assert [o.name for o in verdict(checks).outcomes] == ["a"]
     with pytest.raises(UserError, match="typo.*a, b"):
         verdict(checks, waive=("typo",))
@@ -122,16 +172,31 @@ def test_only_some_checks_and_names_that_do_not_exist():
 
 def test_html_is_one_file_and_escapes_what_it_is_given():
     evil = "<script>alert(1)</script>"
-    found = verdict({"a": check(1, Result({"low": 0, "high": 2}, tables={evil: [{evil: evil}]})), "b": check(2, ValueError(evil))})
+    found = verdict(
+        {
+            "a": check(1, Result({"low": 0, "high": 2}, tables={evil: [{evil: evil}]})),
+            "b": check(2, ValueError(evil)),
+        }
+    )
     page = report.as_html({evil: found, "other": found}, {"device": evil})
     assert "<script" not in page and page.count("&lt;script&gt;") >= 5
     assert "http" not in page and "src=" not in page.replace('src="data:', "")
 
 
 def cli(folder, *flags):
-    return main.cli(["jaxvol", f"--config={tiny.__file__}", f"--config.data.cache_dir={folder}/cache", "--config.batch_size=8",
-                     "--config.evaluate.batch_size=8", f"--workdir={folder}/run", "--config.preflight.run=True",
-                     "--config.preflight.only=('environment',)", *flags])
+    return main.cli(
+        [
+            "jaxvol",
+            f"--config={tiny.__file__}",
+            f"--config.data.cache_dir={folder}/cache",
+            "--config.batch_size=8",
+            "--config.evaluate.batch_size=8",
+            f"--workdir={folder}/run",
+            "--config.preflight.run=True",
+            "--config.preflight.only=('environment',)",
+            *flags,
+        ]
+    )
 
 
 def test_exit_statuses_and_the_report_on_disk(tmp_path, capsys):
@@ -142,7 +207,9 @@ def test_exit_statuses_and_the_report_on_disk(tmp_path, capsys):
     assert "host_memory" in told and "waive" in told and "Pre-flight verdict: FAIL" in told
     found = json.loads((tmp_path / "run" / "preflight" / "report.json").read_text())
     assert found["verdict"] == "FAIL" and found["first_cause"] == "environment"
-    assert (tmp_path / "run" / "preflight" / "report.html").read_text().startswith("<!doctype html>")
+    assert (
+        (tmp_path / "run" / "preflight" / "report.html").read_text().startswith("<!doctype html>")
+    )
     assert list((tmp_path / "run" / "preflight" / "tensorboard").glob("events*"))
     assert cli(tmp_path, impossible, "--config.preflight.waive=('environment',)") == 0
-    assert cli(tmp_path, impossible) == 0          # a run that is there is not checked again
+    assert cli(tmp_path, impossible) == 0  # a run that is there is not checked again

@@ -1,4 +1,5 @@
 """Runs side by side: seeds are averaged, baselines kept, runs on other data refused."""
+
 import csv
 import json
 
@@ -8,17 +9,41 @@ from jaxvol.evaluation import compare
 from jaxvol.types import UserError
 
 
-def make_run(folder, name="fno", seed=0, rate=1e-3, vrmse=0.7, wiener=0.9, split="test", data="d1", **more):
+def make_run(
+    folder, name="fno", seed=0, rate=1e-3, vrmse=0.7, wiener=0.9, split="test", data="d1", **more
+):
     (folder / "evaluation").mkdir(parents=True)
-    spectra = {"k": [0.1, 0.2], "T": [1.0, vrmse], "r": [1.0, 0.5], "modes": [6, 18], "T_std": [0.1, 0.1], "r_std": [0.1, None],
-               "window": "none"}
-    scored = {"model": {"rmse": 2 * vrmse, "vrmse": vrmse, "ssim": 1 - vrmse, "spectra": spectra},
-              "baselines": {"mean": {"vrmse": 1.0, "rmse": 2.0, "ssim": None},
-                            "wiener": {"vrmse": wiener, "rmse": 1.8, "ssim": 0.1, "fit": {"input": "physical"}}},
-              "name": name, "split": split, "weights": "ema", "checkpoint": "best", "config_hash": f"h{seed}", "data_hash": data,
-              "examples": 4, **more}
+    spectra = {
+        "k": [0.1, 0.2],
+        "T": [1.0, vrmse],
+        "r": [1.0, 0.5],
+        "modes": [6, 18],
+        "T_std": [0.1, 0.1],
+        "r_std": [0.1, None],
+        "window": "none",
+    }
+    scored = {
+        "model": {"rmse": 2 * vrmse, "vrmse": vrmse, "ssim": 1 - vrmse, "spectra": spectra},
+        "baselines": {
+            "mean": {"vrmse": 1.0, "rmse": 2.0, "ssim": None},
+            "wiener": {"vrmse": wiener, "rmse": 1.8, "ssim": 0.1, "fit": {"input": "physical"}},
+        },
+        "name": name,
+        "split": split,
+        "weights": "ema",
+        "checkpoint": "best",
+        "config_hash": f"h{seed}",
+        "data_hash": data,
+        "examples": 4,
+        **more,
+    }
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(scored))
-    config = {"seed": seed, "model": {"name": name}, "optimizer": {"learning_rate": rate}, "log_every": 10 + seed}
+    config = {
+        "seed": seed,
+        "model": {"name": name},
+        "optimizer": {"learning_rate": rate},
+        "log_every": 10 + seed,
+    }
     (folder / "config.json").write_text(json.dumps({"config": config, "commit": "x"}))
     return folder
 
@@ -26,27 +51,46 @@ def make_run(folder, name="fno", seed=0, rate=1e-3, vrmse=0.7, wiener=0.9, split
 def test_seeds_are_one_line_and_baselines_stand_below(tmp_path):
     runs = [make_run(tmp_path / f"fno-{s}", seed=s, vrmse=v) for s, v in enumerate((0.6, 0.7, 0.8))]
     runs += [make_run(tmp_path / "vnet", name="vnet", vrmse=0.75)]
-    text = compare.compare(runs + runs[:1], tmp_path / "out")              # a run named twice counts once
+    # a run named twice counts once
+    text = compare.compare(runs + runs[:1], tmp_path / "out")
     folder = tmp_path / "out" / "comparison"
     found = json.loads((folder / "table.json").read_text())
-    assert set(found["models"]) == {"FNO, 3 seeds", "V-Net"} and set(found["baselines"]) == {"mean", "Wiener filter"}
+    assert set(found["models"]) == {"FNO, 3 seeds", "V-Net"} and set(found["baselines"]) == {
+        "mean",
+        "Wiener filter",
+    }
     fno = found["models"]["FNO, 3 seeds"]
-    assert fno["metrics"]["vrmse"] == pytest.approx(0.7) and fno["std_over_seeds"]["vrmse"] == pytest.approx(0.1)
+    assert fno["metrics"]["vrmse"] == pytest.approx(0.7) and fno["std_over_seeds"][
+        "vrmse"
+    ] == pytest.approx(0.1)
     assert fno["spectra"]["T"] == pytest.approx([1.0, 0.7]) and fno["spectra"]["r_std"][1] is None
     assert found["baselines"]["mean"]["metrics"]["ssim"] is None
     rows = {r["model"]: r for r in csv.DictReader(open(folder / "table.csv"))}
-    assert float(rows["FNO, 3 seeds"]["vrmse_std"]) == pytest.approx(0.1) and rows["FNO, 3 seeds"]["seeds"] == "0 1 2"
+    assert (
+        float(rows["FNO, 3 seeds"]["vrmse_std"]) == pytest.approx(0.1)
+        and rows["FNO, 3 seeds"]["seeds"] == "0 1 2"
+    )
     assert "0.7 ± 0.1*" in text and "WARNING" not in text
     assert "**0.7 ± 0.1**" in (folder / "table.md").read_text()
-    assert {p.name for p in folder.iterdir()} == {"table.csv", "table.json", "table.md", "metrics.png", "spectra.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        "table.csv",
+        "table.json",
+        "table.md",
+        "metrics.png",
+        "spectra.png",
+    }
 
 
 def test_other_settings_are_other_lines(tmp_path):
-    runs = [make_run(tmp_path / "slow", rate=1e-4), make_run(tmp_path / "fast", rate=1e-2, wiener=0.8)]
+    runs = [
+        make_run(tmp_path / "slow", rate=1e-4),
+        make_run(tmp_path / "fast", rate=1e-2, wiener=0.8),
+    ]
     compare.compare(runs, tmp_path)
     found = json.loads((tmp_path / "comparison" / "table.json").read_text())
     assert set(found["models"]) == {"FNO [slow]", "FNO [fast]"}
-    assert set(found["baselines"]) == {"mean", "Wiener filter", "Wiener filter [fast]"}       # fitted on another input
+    # fitted on another input
+    assert set(found["baselines"]) == {"mean", "Wiener filter", "Wiener filter [fast]"}
 
 
 def test_doubtful_comparisons_are_refused_or_marked(tmp_path):

@@ -1,4 +1,7 @@
-"""Scoring drops padding and says what is broken; the report is what it claims; pictures show the right numbers."""
+"""Scoring drops padding and says what is broken; the report is what it claims; pictures show the
+right numbers.
+"""
+
 import csv
 import json
 
@@ -19,95 +22,187 @@ MESH = Mesh(np.array(jax.devices()[:4]).reshape(4), ("data",))
 
 def toy_task():
     """Rows: the value of the example, and a random number of its batch and row."""
+
     def rows(params, extra, batch, key):
         x = batch["input"].mean(axis=(1, 2, 3, 4))
         return {"vrmse": params["net"] * x, "noise": jax.random.uniform(key, x.shape)}
-    return Task(init=None, loss=None, evaluate=rows, predict=None,
-                summarize=lambda rows: {k: float(np.mean(v)) for k, v in rows.items()})
+
+    return Task(
+        init=None,
+        loss=None,
+        evaluate=rows,
+        predict=None,
+        summarize=lambda rows: {k: float(np.mean(v)) for k, v in rows.items()},
+    )
 
 
 def toy_dataset(count):
     """Example i is a volume of i + 1; padding is NaN, so that it cannot go unnoticed."""
+
     def batches(split, size, rows, limit):
         total = min(count, limit) if limit else count
         for first in range(0, total, size):
             index = np.arange(first, first + size)
             x = np.where(index < total, index + 1.0, np.nan).astype(np.float32)
-            whole = {"input": np.broadcast_to(x[:, None, None, None, None], (size, 2, 2, 2, 1)),
-                     "_mask": (index < total).astype(np.float32), "_index": np.minimum(index, total - 1).astype(np.int32)}
+            whole = {
+                "input": np.broadcast_to(x[:, None, None, None, None], (size, 2, 2, 2, 1)),
+                "_mask": (index < total).astype(np.float32),
+                "_index": np.minimum(index, total - 1).astype(np.int32),
+            }
             yield {k: v[rows] for k, v in whole.items()}
-    return Dataset(spec=None, sizes={"test": count}, batch=None, stream=None, batches=batches, names=None, hash="", skipped=None)
+
+    return Dataset(
+        spec=None,
+        sizes={"test": count},
+        batch=None,
+        stream=None,
+        batches=batches,
+        names=None,
+        hash="",
+        skipped=None,
+    )
 
 
 def put(batch):
-    return {k: jax.device_put(v, NamedSharding(MESH, PartitionSpec("data"))) for k, v in batch.items()}
+    return {
+        k: jax.device_put(v, NamedSharding(MESH, PartitionSpec("data"))) for k, v in batch.items()
+    }
 
 
 def test_score_drops_padding_and_replicates_rows():
     task = toy_task()
     run = report.make(task, MESH)
     params = {"net": jnp.float32(2.0)}
-    metrics, rows = report.score(run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test")
+    metrics, rows = report.score(
+        run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test"
+    )
     np.testing.assert_array_equal(rows["vrmse"], 2.0 * np.arange(1, 7))
     np.testing.assert_array_equal(rows["_index"], np.arange(6))
     assert metrics["vrmse"] == 7.0 and set(metrics) == {"vrmse", "noise"}
-    key = jax.random.fold_in(jax.random.key(3), 1)          # the second batch's own key
+    key = jax.random.fold_in(jax.random.key(3), 1)  # the second batch's own key
     np.testing.assert_array_equal(rows["noise"][4:], jax.random.uniform(key, (4,))[:2])
-    assert report.score(run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test", 3)[0]["vrmse"] == 4.0
-    out = run(params, {}, put(next(toy_dataset(6).batches("test", 4, slice(0, 4), 0))), jax.random.key(0))
+    assert (
+        report.score(run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test", 3)[0][
+            "vrmse"
+        ]
+        == 4.0
+    )
+    out = run(
+        params, {}, put(next(toy_dataset(6).batches("test", 4, slice(0, 4), 0))), jax.random.key(0)
+    )
     assert all(v.sharding.is_fully_replicated for v in out.values())
 
 
 def test_empty_split_is_a_user_error():
     task = toy_task()
     with pytest.raises(UserError, match="'test' has no examples"):
-        report.score(report.make(task, MESH), task, toy_dataset(0), CONFIG, {}, {}, put, slice(0, 4), "test")
+        report.score(
+            report.make(task, MESH), task, toy_dataset(0), CONFIG, {}, {}, put, slice(0, 4), "test"
+        )
 
 
 def scores():
     k = np.array([0.1, 0.2, 0.3])
-    spectra = {"k": k, "T": np.ones(3), "r": np.ones(3), "modes": np.array([6, 18, 30]), "T_std": k, "r_std": k, "window": "none",
-               "P_pred": np.stack([k, 2 * k], 1)}
+    spectra = {
+        "k": k,
+        "T": np.ones(3),
+        "r": np.ones(3),
+        "modes": np.array([6, 18, 30]),
+        "T_std": k,
+        "r_std": k,
+        "window": "none",
+        "P_pred": np.stack([k, 2 * k], 1),
+    }
     model, wiener, mean = np.array([0.6, 0.8]), np.array([0.9, 0.92]), np.array([1.0, 1.0])
-    return {who: ({"rmse": 2 * v.mean(), "vrmse": v.mean(), "pearson": p, "spectra": spectra},
-                  {"vrmse": v, "_index": np.array([1, 0])})
-            for who, v, p in (("model", model, 0.7), ("mean", mean, np.nan), ("wiener", wiener, 0.4))}
+    return {
+        who: (
+            {"rmse": 2 * v.mean(), "vrmse": v.mean(), "pearson": p, "spectra": spectra},
+            {"vrmse": v, "_index": np.array([1, 0])},
+        )
+        for who, v, p in (("model", model, 0.7), ("mean", mean, np.nan), ("wiener", wiener, 0.4))
+    }
 
 
 def test_report_writes_what_design_promises(tmp_path):
-    info = {"name": "fno", "split": "test", "weights": "ema", "checkpoint": "best", "config_hash": "abc"}
+    info = {
+        "name": "fno",
+        "split": "test",
+        "weights": "ema",
+        "checkpoint": "best",
+        "config_hash": "abc",
+    }
     text = report.report(tmp_path, scores(), ["box 0", "box, 1"], info)
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert set(found) >= {"model", "baselines", "split", "weights", "checkpoint", "config_hash"}
-    assert found["model"]["vrmse"] == pytest.approx(0.7) and found["model"]["spectra"]["modes"] == [6, 18, 30]
-    assert found["baselines"]["mean"]["pearson"] is None and found["non_finite"] == {"mean": ["pearson"]}
+    assert found["model"]["vrmse"] == pytest.approx(0.7) and found["model"]["spectra"]["modes"] == [
+        6,
+        18,
+        30,
+    ]
+    assert found["baselines"]["mean"]["pearson"] is None and found["non_finite"] == {
+        "mean": ["pearson"]
+    }
     # differences -0.3 and -0.12: mean -0.21, jackknife error = std / sqrt(2) = 0.09
-    assert found["versus"]["wiener"]["vrmse"] == pytest.approx({"difference": -0.21, "standard_error": 0.09, "examples": 2})
+    assert found["versus"]["wiener"]["vrmse"] == pytest.approx(
+        {"difference": -0.21, "standard_error": 0.09, "examples": 2}
+    )
     rows = list(csv.DictReader(open(tmp_path / "metrics.csv")))
-    assert [tuple(r.values())[:3] for r in rows[:2]] == [("model", "box, 1", "0.6"), ("model", "box 0", "0.8")]
+    assert [tuple(r.values())[:3] for r in rows[:2]] == [
+        ("model", "box, 1", "0.6"),
+        ("model", "box 0", "0.8"),
+    ]
     lines = list(csv.DictReader(open(tmp_path / "spectra.csv")))
     assert len(lines) == 9 and (float(lines[1]["k"]), float(lines[1]["P_pred_1"])) == (0.2, 0.4)
-    assert set(lines[0]) == {"model", "k", "T", "r", "modes", "T_std", "r_std", "P_pred_0", "P_pred_1"}
+    assert set(lines[0]) == {
+        "model",
+        "k",
+        "T",
+        "r",
+        "modes",
+        "T_std",
+        "r_std",
+        "P_pred_0",
+        "P_pred_1",
+    }
     head = text.splitlines()[0].split()
     assert head[:2] == ["vrmse", "↓"] and "pearson ↑" in text.splitlines()[0]
-    assert "0.7*" in text and "0.91*" not in text                               # the best is marked
+    assert "0.7*" in text and "0.91*" not in text  # the best is marked
     assert "FNO VRMSE 0.7 is 23 % below the Wiener filter's 0.91" in text
     assert "NOT FINITE in mean: pearson" in text
 
 
 def test_best_follows_the_direction():
-    lines = {"a": {"vrmse": 1.0, "ssim": 0.2, "odd": 1.0}, "b": {"vrmse": 2.0, "ssim": 0.3, "odd": 2.0},
-             "c": {"vrmse": float("nan"), "ssim": float("inf")}}
+    lines = {
+        "a": {"vrmse": 1.0, "ssim": 0.2, "odd": 1.0},
+        "b": {"vrmse": 2.0, "ssim": 0.3, "odd": 2.0},
+        "c": {"vrmse": float("nan"), "ssim": float("inf")},
+    }
     assert [report.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
     names = ("dice/liver", "hd95_mean", "relative_l2", "psnr", "foo", "ssim_count")
     assert [report.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
-    shown = report.scalars({"loss_mse": 1, "loss": 2.0, "rmse": 3, "rmse_count": 4, "vrmse": 5, "fit": {"input": "physical"}})
+    shown = report.scalars(
+        {
+            "loss_mse": 1,
+            "loss": 2.0,
+            "rmse": 3,
+            "rmse_count": 4,
+            "vrmse": 5,
+            "fit": {"input": "physical"},
+        }
+    )
     assert list(shown) == ["vrmse", "rmse", "loss"]
 
 
 def test_slices_show_the_middle_with_shared_and_symmetric_scales(tmp_path):
     volume = np.arange(5 * 4 * 6, dtype=np.float32).reshape(5, 4, 6)
-    figure = figures.slices(volume, volume, volume + np.linspace(-1, 2, 6), (2.0, 2.0, 3.0), "Mpc/h", {"target": "1 + δ"})
+    figure = figures.slices(
+        volume,
+        volume,
+        volume + np.linspace(-1, 2, 6),
+        (2.0, 2.0, 3.0),
+        "Mpc/h",
+        {"target": "1 + δ"},
+    )
     shown = [axes.images[0] for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(shown[1].get_array(), volume[2])
     assert shown[1].get_clim() == shown[2].get_clim()
@@ -116,21 +211,28 @@ def test_slices_show_the_middle_with_shared_and_symmetric_scales(tmp_path):
     assert shown[0].get_extent() == [0, 18.0, 8.0, 0]
     assert figure.axes[0].get_xlabel() == "W  [Mpc/h]"
     data = figures.save(figure, tmp_path / "new" / "slices.png").read_bytes()
-    assert data.startswith(b"\x89PNG") and [p.name for p in (tmp_path / "new").iterdir()] == ["slices.png"]
+    assert data.startswith(b"\x89PNG") and [p.name for p in (tmp_path / "new").iterdir()] == [
+        "slices.png"
+    ]
 
 
 def test_spectra_pdf_and_curves_hold_their_numbers(tmp_path):
     k = np.array([0.1, 0.2, 0.4])
     some = {"k": k, "T": k, "r": 1 - k, "modes": [6, 12, 30], "T_std": 0.1 * k, "r_std": 0.1 * k}
-    tapered = {**some, "window": "hann", "r": np.stack([1 - k, k], 1)}               # two channels: the first is drawn
+    # two channels: the first is drawn
+    tapered = {**some, "window": "hann", "r": np.stack([1 - k, k], 1)}
     figure = figures.spectra({"FNO": tapered, "mean": {**some, "r": [np.nan] * 3}})
     assert "hann" in figure.get_suptitle()
-    assert [line.get_label() for line in figure.axes[0].get_lines()][:1] == ["FNO"]      # the mean has no spectrum
+    # the mean has no spectrum
+    assert [line.get_label() for line in figure.axes[0].get_lines()][:1] == ["FNO"]
     np.testing.assert_array_equal(figure.axes[1].get_lines()[0].get_ydata(), 1 - k)
     values = np.random.default_rng(0).uniform(0, 2, 200_000)
     line = figures.pdf({"target": values}).axes[0].get_lines()[0]
-    np.testing.assert_allclose(line.get_ydata(), 0.5, rtol=0.1)                          # a density, not a count
-    (tmp_path / "metrics.csv").write_text("step,tag,value\n0,train/net/mse,1.0\n10,train/net/mse,0.5\n0,val/vrmse,1.1\n10,val/v")
+    # a density, not a count
+    np.testing.assert_allclose(line.get_ydata(), 0.5, rtol=0.1)
+    (tmp_path / "metrics.csv").write_text(
+        "step,tag,value\n0,train/net/mse,1.0\n10,train/net/mse,0.5\n0,val/vrmse,1.1\n10,val/v"
+    )
     found = figures.read_curves(tmp_path / "metrics.csv")
     np.testing.assert_array_equal(found["train/net/mse"], ([0, 10], [1.0, 0.5]))
     assert figures.image(figures.curves(found)).shape[2] == 3

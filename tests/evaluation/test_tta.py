@@ -1,4 +1,7 @@
-"""Test-time augmentation: symmetric networks do not change, any network becomes symmetric, only what the data allow is done."""
+"""Test-time augmentation: symmetric networks do not change, any network becomes symmetric, only
+what the data allow is done.
+"""
+
 import json
 
 import flax.linen as nn
@@ -16,14 +19,29 @@ from jaxvol.types import Field, Spec, UserError
 from tests.convert.test_convert import ORIGINAL, call, random_tensors, settings
 
 
-def make_spec(shape=(4, 4, 4), spacing=(1.0,) * 3, kinds=("scalar", "scalar"), periodic=(False,) * 3, normaliser=()):
-    fields = {name: Field(tuple("dhw") if kind == "vector" else ("c",), kind, normaliser=normaliser if kind == "vector" else ())
-              for name, kind in zip(("input", "target"), kinds)}
+def make_spec(
+    shape=(4, 4, 4),
+    spacing=(1.0,) * 3,
+    kinds=("scalar", "scalar"),
+    periodic=(False,) * 3,
+    normaliser=(),
+):
+    fields = {
+        name: Field(
+            tuple("dhw") if kind == "vector" else ("c",),
+            kind,
+            normaliser=normaliser if kind == "vector" else (),
+        )
+        for name, kind in zip(("input", "target"), kinds)
+    }
     return Spec(fields, shape, spacing, periodic=periodic)
 
 
 class Any(nn.Module):
-    """A network without any symmetry: neighbours on one side only, a bias of every voxel, channels mixed."""
+    """A network without any symmetry: neighbours on one side only, a bias of every voxel, channels
+    mixed.
+    """
+
     features: int
 
     @nn.compact
@@ -36,6 +54,7 @@ class Any(nn.Module):
 
 class Isotropic(nn.Module):
     """Commutes with the cube group: what it does to all six neighbours is the same."""
+
     @nn.compact
     def __call__(self, x, train=False):
         around = sum(jnp.roll(x, s, axis) for axis in (1, 2, 3) for s in (1, -1))
@@ -44,6 +63,7 @@ class Isotropic(nn.Module):
 
 class Pointwise(nn.Module):
     """Commutes with everything that moves voxels."""
+
     @nn.compact
     def __call__(self, x, train=False):
         return self.param("a", nn.initializers.constant(3.0), ()) * x
@@ -58,7 +78,9 @@ def run(module, x, name, spec):
     wrapped = tta.wrap(module, name, spec)
     variables = jax.jit(wrapped.init)(jax.random.key(0), x)
     average = jax.jit(wrapped.apply)
-    return np.asarray(jax.jit(module.apply)(variables, x)), lambda v: np.asarray(average(variables, v))
+    return np.asarray(jax.jit(module.apply)(variables, x)), lambda v: np.asarray(
+        average(variables, v)
+    )
 
 
 @pytest.mark.parametrize("name", ["cube", "flips"])
@@ -69,8 +91,15 @@ def test_a_symmetric_network_does_not_change(name):
 
 
 @pytest.mark.parametrize("name", ["cube", "flips"])
-@pytest.mark.parametrize("kinds", [("scalar", "scalar"), ("vector", "vector"), ("scalar", "vector"),
-                                   ("vector", "line_of_sight=1")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("scalar", "scalar"),
+        ("vector", "vector"),
+        ("scalar", "vector"),
+        ("vector", "line_of_sight=1"),
+    ],
+)
 def test_any_network_becomes_symmetric(name, kinds):
     spec = make_spec(kinds=kinds)
     x = field(1, 1, 4, 4, 4, len(spec.fields["input"].channels))
@@ -78,9 +107,14 @@ def test_any_network_becomes_symmetric(name, kinds):
     group = rotations.allowed(spec.shape, spec.spacing, kinds)
     group = group if name == "cube" else [g for g in group if g.axes == (0, 1, 2)]
     y = average(x)
-    assert len(group) == (8 if name == "flips" else 16 if "line" in kinds[1] else 48) and np.abs(y - own).max() > 0.1
+    assert (
+        len(group) == (8 if name == "flips" else 16 if "line" in kinds[1] else 48)
+        and np.abs(y - own).max() > 0.1
+    )
     for g in group[1::3]:
-        np.testing.assert_allclose(average(rotations.apply(g, x, kinds[0])), rotations.apply(g, y, kinds[1]), atol=2e-5)
+        np.testing.assert_allclose(
+            average(rotations.apply(g, x, kinds[0])), rotations.apply(g, y, kinds[1]), atol=2e-5
+        )
 
 
 def test_it_is_the_mean_over_the_group():
@@ -88,35 +122,62 @@ def test_it_is_the_mean_over_the_group():
     module = Any(3)
     variables = jax.jit(module.init)(jax.random.key(1), x)
     f = jax.jit(module.apply)
-    mean = np.mean([rotations.apply(rotations.inverse(g), np.asarray(f(variables, rotations.apply(g, x, "vector"))), "vector")
-                    for g in rotations.ELEMENTS], axis=0)
-    np.testing.assert_allclose(jax.jit(tta.wrap(module, "cube", spec).apply)(variables, x), mean, atol=1e-5)
+    mean = np.mean(
+        [
+            rotations.apply(
+                rotations.inverse(g),
+                np.asarray(f(variables, rotations.apply(g, x, "vector"))),
+                "vector",
+            )
+            for g in rotations.ELEMENTS
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(
+        jax.jit(tta.wrap(module, "cube", spec).apply)(variables, x), mean, atol=1e-5
+    )
 
 
 def test_only_what_the_data_allow():
     def views(name, **options):
         spec = make_spec(**options)
         return len(tta.transforms(name, spec, spec.shape)), tta.turning_axes(spec, spec.shape)
-    assert views("cube")[0] == 48 and views("flips")[0] == 8 and views("rotations") == (8 + 6, (0, 1, 2))
-    assert views("cube", spacing=(3.0, 1.0, 1.0))[0] == 16 and views("rotations", spacing=(3.0, 1.0, 1.0)) == (8 + 2, (0,))
-    assert views("rotations", spacing=(1.0, 2.0, 3.0)) == (8, ()) and views("cube", spacing=(1.0, 2.0, 3.0))[0] == 8
+
+    assert (
+        views("cube")[0] == 48
+        and views("flips")[0] == 8
+        and views("rotations") == (8 + 6, (0, 1, 2))
+    )
+    assert views("cube", spacing=(3.0, 1.0, 1.0))[0] == 16 and views(
+        "rotations", spacing=(3.0, 1.0, 1.0)
+    ) == (8 + 2, (0,))
+    assert (
+        views("rotations", spacing=(1.0, 2.0, 3.0)) == (8, ())
+        and views("cube", spacing=(1.0, 2.0, 3.0))[0] == 8
+    )
     assert views("rotations", kinds=("line_of_sight=2", "scalar")) == (8 + 2, (2,))
     assert views("rotations", periodic=(True,) * 3) == (8, ())
     assert views("rotations", periodic=(True, False, False)) == (8 + 2, (0,))
-    assert views("cube", shape=(1, 4, 4))[0] == 8 and views("rotations", shape=(1, 4, 4)) == (4 + 2, (0,))
+    assert views("cube", shape=(1, 4, 4))[0] == 8 and views("rotations", shape=(1, 4, 4)) == (
+        4 + 2,
+        (0,),
+    )
     for name in ("cube", "flips", "rotations"):
         assert views(name, kinds=("coordinates", "scalar")) == (1, ())
         with pytest.raises(UserError, match="'input' holds coordinates"):
             tta.wrap(Any(1), name, make_spec(kinds=("coordinates", "scalar")))
-    spec = make_spec()                       # a tile that is no cube keeps its shape
+    spec = make_spec()  # a tile that is no cube keeps its shape
     assert len(tta.transforms("cube", spec, (4, 4, 6))) == 16
 
 
 def test_unequal_vector_components_and_unknown_names_are_refused():
     standardise = {"name": "standardise", "mean": [0.0] * 3, "std": [2.0] * 3}
     tta.wrap(Any(3), "cube", make_spec(kinds=("vector", "scalar"), normaliser=(standardise,)))
-    for wrong in ({**standardise, "std": [1.0, 2.0, 2.0]}, {**standardise, "mean": [1.0] * 3},
-                  {"name": "log1p", "floor": [0.0] * 3}):
+    for wrong in (
+        {**standardise, "std": [1.0, 2.0, 2.0]},
+        {**standardise, "mean": [1.0] * 3},
+        {"name": "log1p", "floor": [0.0] * 3},
+    ):
         with pytest.raises(UserError, match=f"'input' is normalised by {wrong['name']}"):
             tta.wrap(Any(3), "cube", make_spec(kinds=("vector", "scalar"), normaliser=(wrong,)))
     with pytest.raises(UserError, match="'mirror'.*none, cube, flips, rotations"):
@@ -129,12 +190,18 @@ def test_none_is_the_network_itself():
 
 
 def test_trilinear_interpolation_and_rotations():
-    """Exact on linear fields; a quarter turn is the cube group's; a constant stays a constant, outside the volume as well."""
+    """Exact on linear fields; a quarter turn is the cube group's; a constant stays a constant,
+    outside the volume as well.
+    """
     grid = np.stack(np.meshgrid(*map(np.arange, (5, 6, 7)), indexing="ij"), -1).astype(np.float32)
     slope = np.array([[0.3], [-1.0], [2.0]], np.float32)
     points = np.random.default_rng(0).uniform(0, (4, 5, 6), (9, 3)).astype(np.float32)
-    np.testing.assert_allclose(warp.sample((grid @ slope)[None], points)[0], points @ slope, atol=2e-5)
-    np.testing.assert_allclose(warp.sample((grid @ slope)[None], np.array([[-3.0, 9.0, 2.5]]))[0], [[-5 + 5.0]], atol=1e-5)
+    np.testing.assert_allclose(
+        warp.sample((grid @ slope)[None], points)[0], points @ slope, atol=2e-5
+    )
+    np.testing.assert_allclose(
+        warp.sample((grid @ slope)[None], np.array([[-3.0, 9.0, 2.5]]))[0], [[-5 + 5.0]], atol=1e-5
+    )
     x = field(3, 1, 5, 5, 5, 3)
     turn = jax.jit(warp.rotate, static_argnums=2)
     for axis, axes in enumerate([(0, 2, 1), (2, 1, 0), (1, 0, 2)]):
@@ -142,19 +209,29 @@ def test_trilinear_interpolation_and_rotations():
         g = rotations.Element(axes, tuple(bool(row.sum() < -0.5) for row in matrix))
         assert np.allclose(matrix, rotations.matrix(g))
         for kind in ("scalar", "vector"):
-            np.testing.assert_allclose(turn(x, matrix, kind == "vector"), rotations.apply(g, x, kind), atol=1e-5)
-    np.testing.assert_allclose(turn(np.full((1, 4, 5, 6, 2), 3.0, np.float32), warp.rotation(1, 20), False), 3.0, atol=1e-6)
+            np.testing.assert_allclose(
+                turn(x, matrix, kind == "vector"), rotations.apply(g, x, kind), atol=1e-5
+            )
+    np.testing.assert_allclose(
+        turn(np.full((1, 4, 5, 6, 2), 3.0, np.float32), warp.rotation(1, 20), False), 3.0, atol=1e-6
+    )
 
 
 def test_small_rotations_average_what_lies_inside():
-    """A constant stays one, a linear field too where no edge was repeated; corners come from fewer views."""
+    """A constant stays one, a linear field too where no edge was repeated; corners come from fewer
+    views.
+    """
     spec = make_spec(shape=(9, 9, 9))
     grid = np.stack(np.meshgrid(*[np.arange(9.0)] * 3, indexing="ij"), -1)
     linear = (grid @ np.array([0.1, -0.2, 0.3]))[None, ..., None].astype(np.float32)
     own, average = run(Pointwise(), linear, "rotations", spec)
     np.testing.assert_allclose(average(np.full_like(linear, 2.0)), 6.0, atol=1e-5)
-    np.testing.assert_allclose(average(linear)[:, 2:-2, 2:-2, 2:-2], own[:, 2:-2, 2:-2, 2:-2], atol=1e-5)
-    weights = jax.jit(lambda: sum(t.weight() for t in tta.transforms("rotations", spec, spec.shape)[8:]))()
+    np.testing.assert_allclose(
+        average(linear)[:, 2:-2, 2:-2, 2:-2], own[:, 2:-2, 2:-2, 2:-2], atol=1e-5
+    )
+    weights = jax.jit(
+        lambda: sum(t.weight() for t in tta.transforms("rotations", spec, spec.shape)[8:])
+    )()
     assert weights[4, 4, 4] == 6 and 0 <= weights.min() < 6
 
 
@@ -172,12 +249,23 @@ def test_evaluate_reports_gain_and_cost(imported, capsys):
     assert main.cli(run) == 0
     plain = json.loads((imported / "imported/evaluation/metrics.json").read_text())
     assert main.cli([*run, "--config.evaluate.tta=flips"]) == 0
-    text, found = capsys.readouterr().out, json.loads((imported / "imported/evaluation/metrics.json").read_text())
+    text, found = (
+        capsys.readouterr().out,
+        json.loads((imported / "imported/evaluation/metrics.json").read_text()),
+    )
     assert "tta" not in plain and "mean of 8 (flips)" in text and "times as long" in text
-    assert found["tta"]["without"] == pytest.approx(plain["model"], rel=1e-5) and found["tta"]["views"] == 8
+    assert (
+        found["tta"]["without"] == pytest.approx(plain["model"], rel=1e-5)
+        and found["tta"]["views"] == 8
+    )
     gain = found["tta"]["gain"]
-    assert gain["vrmse"] == pytest.approx(plain["model"]["vrmse"] - found["model"]["vrmse"], abs=1e-6) and gain["vrmse"] > 0
-    assert gain["pearson"] == pytest.approx(found["model"]["pearson"] - plain["model"]["pearson"], abs=1e-6)
+    assert (
+        gain["vrmse"] == pytest.approx(plain["model"]["vrmse"] - found["model"]["vrmse"], abs=1e-6)
+        and gain["vrmse"] > 0
+    )
+    assert gain["pearson"] == pytest.approx(
+        found["model"]["pearson"] - plain["model"]["pearson"], abs=1e-6
+    )
     took = found["tta"]["seconds_per_example"]
     assert found["tta"]["time_ratio"] == pytest.approx(took["with"] / took["without"])
     assert found["baselines"] == plain["baselines"]
@@ -187,14 +275,29 @@ def test_predict_averages_tile_by_tile(imported):
     x = field(5, 12, 8, 8)
     with h5py.File(imported / "in.h5", "w") as file:
         file["density"] = x
-    assert main.cli(["jaxvol", *settings(imported), f"--workdir={imported}/imported", "--mode=predict",
-                     "--config.evaluate.tta=flips", f"--config.predict.input={imported}/in.h5", "--config.predict.key=density",
-                     "--config.predict.tile=(8,8,8)", "--config.predict.overlap=0.0"]) == 0
+    assert (
+        main.cli(
+            [
+                "jaxvol",
+                *settings(imported),
+                f"--workdir={imported}/imported",
+                "--mode=predict",
+                "--config.evaluate.tta=flips",
+                f"--config.predict.input={imported}/in.h5",
+                "--config.predict.key=density",
+                "--config.predict.tile=(8,8,8)",
+                "--config.predict.overlap=0.0",
+            ]
+        )
+        == 0
+    )
     written = next((imported / "imported/predictions").rglob("in.h5"))
     with h5py.File(written) as file:
         y = file["prediction"][:]
     predict, _, spec = components.load(imported / "imported", transforms="flips")
-    assert json.loads(written.with_name("in.h5.json").read_text())["tta"] == "flips" and spec.shape == (8, 8, 8)
+    assert json.loads(written.with_name("in.h5.json").read_text())[
+        "tta"
+    ] == "flips" and spec.shape == (8, 8, 8)
     # tiles start at planes 0 and 6 of the ring of 12, so that 2 to 5 are the first one's alone
     np.testing.assert_allclose(y[2:6], predict(x[None, :8, ..., None])[0, 2:6, ..., 0], atol=1e-5)
     plain = components.load(imported / "imported")[0](x[None, :8, ..., None])[0, 2:6, ..., 0]

@@ -1,4 +1,7 @@
-"""The short versions of the fault and the fuzz campaign, and properties of the readers that hypothesis looks for exceptions to."""
+"""The short versions of the fault and the fuzz campaign, and properties of the readers that
+hypothesis looks for exceptions to.
+"""
+
 import os
 import re
 import struct
@@ -16,24 +19,40 @@ from jaxvol.runtime import writer
 from jaxvol.types import UserError
 from tests import ROOT
 
-QUICK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def script(name, *arguments, limit=400):
-    done = subprocess.run([sys.executable, f"launch/campaigns/{name}.py", *arguments], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit)
+    done = subprocess.run(
+        [sys.executable, f"launch/campaigns/{name}.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=limit,
+    )
     return done.returncode, done.stdout
 
 
 def test_faults_short():
     status, said = script("fault_campaign", "--short")
     total = re.search(r"\*\*all\*\* \| \*\*(\d+)\*\* \| \*\*(\d+)\*\* \| \*\*(\d+)\*\*", said)
-    assert status == 0 and total and int(total[1]) >= 3 and total[1] == total[2] and total[3] == "0", said
-    assert "Warning" not in said, said                  # forking is for processes of one thread
+    assert (
+        status == 0 and total and int(total[1]) >= 3 and total[1] == total[2] and total[3] == "0"
+    ), said
+    assert "Warning" not in said, said  # forking is for processes of one thread
 
 
 def test_the_fault_campaign_counts_what_is_lost(tmp_path):
-    """A fault that leaves other bits, one that ends without a word, and a bench that breaks itself are all seen, and kept in the table."""
+    """A fault that leaves other bits, one that ends without a word, and a bench that breaks itself
+    are all seen, and kept in the table.
+    """
     code = f"""
 import sys
 sys.path.insert(0, "launch/campaigns")
@@ -43,17 +62,30 @@ def lost(lab, tries):
 def broken(lab, tries):
     yield c.Try(True, 0, 1.0)
     raise FileNotFoundError("the bench itself")
-c.FAULTS = {{"a": (lost, 1, 1), "b": (broken, 2, 2), "c": (lambda lab, tries: [c.Try(True, 0, 3.0)] * tries, 4, 4)}}
+sound = lambda lab, tries: [c.Try(True, 0, 3.0)] * tries
+c.FAULTS = {{"a": (lost, 1, 1), "b": (broken, 2, 2), "c": (sound, 4, 4)}}
 c.Lab = lambda folder, seed: None
 for only in ("", "lost"):
     sys.argv = ["x", {str(tmp_path)!r}.join(("--out=", "")), "--only=" + only]
     print(c.main())
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     table = (tmp_path / "faults.md").read_text()
-    assert done.stdout.splitlines()[-1] == "1" and "FileNotFoundError: the bench itself" in done.stdout, (done.stdout, done.stderr)
-    assert "| a | 1 | 0 | 1 |" in table and "| b | 2 | 1 | 0 |" in table and "| c | 4 | 4 | 0 |" in table, table
+    assert (
+        done.stdout.splitlines()[-1] == "1" and "FileNotFoundError: the bench itself" in done.stdout
+    ), (done.stdout, done.stderr)
+    assert (
+        "| a | 1 | 0 | 1 |" in table
+        and "| b | 2 | 1 | 0 |" in table
+        and "| c | 4 | 4 | 0 |" in table
+    ), table
 
 
 @pytest.mark.campaign
@@ -63,7 +95,12 @@ def test_faults(tmp_path):
 
 
 def test_fuzz_short():
-    status, said = script("fuzz_campaign", "--count=60", "--seed=1", "--only=hdf5,npy,npz,nifti,zarr,manifest,weights-npz,safetensors,torch,config")
+    status, said = script(
+        "fuzz_campaign",
+        "--count=60",
+        "--seed=1",
+        "--only=hdf5,npy,npz,nifti,zarr,manifest,weights-npz,safetensors,torch,config",
+    )
     assert status == 0 and "600 mutants, 0 defects" in said, said
 
 
@@ -80,8 +117,9 @@ import os, sys, time
 sys.path.insert(0, "launch/campaigns")
 import fuzz_campaign as c
 c.SECONDS = 1
-bad = {"crash": lambda p: os.kill(os.getpid(), 11), "hang": lambda p: time.sleep(60), "memory": lambda p: np.ones(1 << 29),
-       "write": lambda p: (p.parent / "x").write_text(""), "other": lambda p: 1 / 0}
+bad = {"crash": lambda p: os.kill(os.getpid(), 11), "hang": lambda p: time.sleep(60),
+       "memory": lambda p: np.ones(1 << 29), "write": lambda p: (p.parent / "x").write_text(""),
+       "other": lambda p: 1 / 0}
 for name, reader in bad.items():
     c.SEEDS[name], c.SIDE[name] = c.SEEDS["npy"], set()
     c.READERS[name] = lambda p, reader=reader: None if "/in/" not in str(p) else reader(p)
@@ -89,15 +127,30 @@ for name, reader in bad.items():
     import tempfile
     print(name, c.campaign(name, 1, 0, Path(tempfile.mkdtemp()))["defects"])
 """)
-    done = subprocess.run([sys.executable, str(tmp_path / "bad.py")], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                          capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "bad.py")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    for name, word in (("crash", "-11"), ("hang", "hangs"), ("memory", "memory"), ("write", "wrote"), ("other", "ZeroDivisionError")):
+    for name, word in (
+        ("crash", "-11"),
+        ("hang", "hangs"),
+        ("memory", "memory"),
+        ("write", "wrote"),
+        ("other", "ZeroDivisionError"),
+    ):
         assert word in found[name], (done.stdout, done.stderr)
 
 
 @QUICK
-@given(content=st.binary(max_size=400), suffix=st.sampled_from([".h5", ".npy", ".npz", ".nii", ".nii.gz"]))
+@given(
+    content=st.binary(max_size=400),
+    suffix=st.sampled_from([".h5", ".npy", ".npz", ".nii", ".nii.gz"]),
+)
 def test_any_bytes_are_refused_or_read(tmp_path, content, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
@@ -106,12 +159,20 @@ def test_any_bytes_are_refused_or_read(tmp_path, content, suffix):
 
 
 @QUICK
-@given(shape=st.lists(st.integers(0, 2**62), min_size=1, max_size=5), kind=st.sampled_from("<f4 >f8 |O <U9 |b1 <M8[s] |V7".split()),
-       stored=st.integers(0, 4096))
+@given(
+    shape=st.lists(st.integers(0, 2**62), min_size=1, max_size=5),
+    kind=st.sampled_from("<f4 >f8 |O <U9 |b1 <M8[s] |V7".split()),
+    stored=st.integers(0, 4096),
+)
 def test_a_header_can_promise_anything_and_gets_nothing_for_it(tmp_path, shape, kind, stored):
     """Whatever an .npy declares is either there to the byte, or refused before it is allocated."""
     path = tmp_path / "a.npy"
-    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {tuple(shape)}, }}".encode().ljust(117) + b"\n"
+    text = (
+        f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {tuple(shape)}, }}".encode().ljust(
+            117
+        )
+        + b"\n"
+    )
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0" * stored)
     before = writer.host_memory()
     try:
@@ -123,8 +184,41 @@ def test_a_header_can_promise_anything_and_gets_nothing_for_it(tmp_path, shape, 
 
 
 @QUICK
-@given(program=st.lists(st.sampled_from([b"cos\nsystem\n", b"(", b"}", b"]", b")", b"X\x01\x00\x00\x00a", b"R", b"t", b"u", b"s", b"q\x00", b"h\x00",
-                                         b"Q", b"o", b"b", b"0", b"2", b".", b"\x81", b"\x93", b"l", b"d", b"e", b"a", b"K\x05", b"\x89"]), max_size=25))
+@given(
+    program=st.lists(
+        st.sampled_from(
+            [
+                b"cos\nsystem\n",
+                b"(",
+                b"}",
+                b"]",
+                b")",
+                b"X\x01\x00\x00\x00a",
+                b"R",
+                b"t",
+                b"u",
+                b"s",
+                b"q\x00",
+                b"h\x00",
+                b"Q",
+                b"o",
+                b"b",
+                b"0",
+                b"2",
+                b".",
+                b"\x81",
+                b"\x93",
+                b"l",
+                b"d",
+                b"e",
+                b"a",
+                b"K\x05",
+                b"\x89",
+            ]
+        ),
+        max_size=25,
+    )
+)
 def test_no_pickle_runs_anything(tmp_path, program):
     path = tmp_path / "a.pt"
     with zipfile.ZipFile(path, "w") as archive:
@@ -134,7 +228,9 @@ def test_no_pickle_runs_anything(tmp_path, program):
 
 
 def test_a_dead_tensorboard_thread_neither_blocks_the_run_nor_its_end(tmp_path):
-    """As on a full disk: thousands of values later, and at exit, nothing waits for the thread that is gone."""
+    """As on a full disk: thousands of values later, and at exit, nothing waits for the thread that
+    is gone.
+    """
     code = f"""
 from tensorboardX import SummaryWriter
 from jaxvol import health
@@ -147,6 +243,12 @@ for step in range(4000):
     board.add_scalar("x", 1.0, step)
 print("through")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True,
-                          timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and "through" in done.stdout, done.stderr

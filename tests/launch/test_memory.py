@@ -1,4 +1,7 @@
-"""A volume over several devices: the memory of each falls as their number grows, halos are exchanged, no field is gathered."""
+"""A volume over several devices: the memory of each falls as their number grows, halos are
+exchanged, no field is gathered.
+"""
+
 import dataclasses
 
 import jax
@@ -12,7 +15,9 @@ from jaxvol.types import Field, Spec, UserError
 
 from launch.benchmarks import memory
 
-SPEC = Spec(fields={"input": Field(("x",)), "target": Field(("y",))}, shape=(32, 32, 32), spacing=(1.0,) * 3)
+SPEC = Spec(
+    fields={"input": Field(("x",)), "target": Field(("y",))}, shape=(32, 32, 32), spacing=(1.0,) * 3
+)
 
 
 def config(widths, layout):
@@ -21,17 +26,31 @@ def config(widths, layout):
     return ConfigDict({"model": model, "precision": "f32"})
 
 
-@pytest.mark.parametrize("space, widths, layout, depth, fits", [
-    (4, (16, 32, 64, 80), "residual", 32, True), (8, (16, 32, 64, 80), "residual", 32, False), (8, (16, 32, 64), "residual", 32, True),
-    (4, (16, 32, 64, 80), "original", 32, False), (8, (16, 32, 64, 80), "residual", 128, True), (1, (16,) * 6, "residual", 8, True)])
-def test_vnet_is_not_spread_over_more_devices_than_its_coarsest_grid_has_planes(space, widths, layout, depth, fits):
+@pytest.mark.parametrize(
+    "space, widths, layout, depth, fits",
+    [
+        (4, (16, 32, 64, 80), "residual", 32, True),
+        (8, (16, 32, 64, 80), "residual", 32, False),
+        (8, (16, 32, 64), "residual", 32, True),
+        (4, (16, 32, 64, 80), "original", 32, False),
+        (8, (16, 32, 64, 80), "residual", 128, True),
+        (1, (16,) * 6, "residual", 8, True),
+    ],
+)
+def test_vnet_is_not_spread_over_more_devices_than_its_coarsest_grid_has_planes(
+    space, widths, layout, depth, fits
+):
     spec = dataclasses.replace(SPEC, shape=(depth, 32, 32))
-    mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": -1}), jax.devices()[:space])
+    mesh = sharding.make_mesh(
+        ConfigDict({"data": 1, "fsdp": 1, "space": -1}), jax.devices()[:space]
+    )
     with jax.set_mesh(mesh):
         if fits:
             assert vnet.make(config(widths, layout), spec)
         else:
-            with pytest.raises(UserError, match="coarsest grid of model vnet has . planes.*at most . devices"):
+            with pytest.raises(
+                UserError, match="coarsest grid of model vnet has . planes.*at most . devices"
+            ):
                 vnet.make(config(widths, layout), spec)
 
 
@@ -41,15 +60,17 @@ def checked(found: list[dict], model: str, size: int, slack: float) -> None:
         assert "error" not in row, row
         ratio = row["temporary"] * row["devices"] / single["temporary"]
         assert ratio <= memory.LIMITS[model] * slack, (model, row["devices"], ratio)
-        assert row["gathered_fields"] == [] and row["largest_gather"] < size ** 3, row
-    if model != "fno":          # convolutions: slices of the neighbours, not the volume
+        assert row["gathered_fields"] == [] and row["largest_gather"] < size**3, row
+    if model != "fno":  # convolutions: slices of the neighbours, not the volume
         assert split[-1]["collectives"]["collective-permute"][0] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["fno", "vit3d", "vnet"])
 def test_memory_per_device_at_64(model):
-    """On four devices of a volume of 64^3, where what does not divide weighs more than at 128^3: ten per cent more is allowed."""
+    """On four devices of a volume of 64^3, where what does not divide weighs more than at 128^3:
+    ten per cent more is allowed.
+    """
     checked([memory.one(model, 64, n) for n in (1, 4)], model, 64, 1.1)
 
 

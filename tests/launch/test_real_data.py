@@ -1,4 +1,7 @@
-"""The third-party files that configs name, where they are there (environment variable JAXVOL_DATA)."""
+"""The third-party files that configs name, where they are there (environment variable
+JAXVOL_DATA).
+"""
+
 import os
 from pathlib import Path
 
@@ -14,7 +17,9 @@ DATA = Path(os.environ.get("JAXVOL_DATA", "../shared/data"))
 def needs(*names):
     missing = [name for name in names if not (DATA / name).is_file()]
     if missing:
-        pytest.skip(f"no {', '.join(missing)} in {DATA} (set JAXVOL_DATA to the folder that has them)")
+        pytest.skip(
+            f"no {', '.join(missing)} in {DATA} (set JAXVOL_DATA to the folder that has them)"
+        )
 
 
 def config_of(data, **overrides):
@@ -26,15 +31,34 @@ def config_of(data, **overrides):
 
 def test_darcy_flow():
     needs("pde/darcy_train_16.npz", "pde/darcy_test_16.npz")
-    config = config_of(base.volumes(), **{"root": str(DATA / "pde"), "ndim": 2, "input.train": "darcy_train_16.npz",
-                                          "input.key": "x", "input.test": "darcy_test_16.npz", "target.key": "y",
-                                          "fit_examples": 1000, "augment": (), "input_normaliser": ()})
+    config = config_of(
+        base.volumes(),
+        **{
+            "root": str(DATA / "pde"),
+            "ndim": 2,
+            "input.train": "darcy_train_16.npz",
+            "input.key": "x",
+            "input.test": "darcy_test_16.npz",
+            "target.key": "y",
+            "fit_examples": 1000,
+            "augment": (),
+            "input_normaliser": (),
+        },
+    )
     dataset = volumes.make(config)
-    assert dataset.sizes == {"train": 1000, "val": 0, "test": 50} and dataset.spec.shape == (1, 16, 16)
-    every = np.concatenate([batch["target"] for batch in dataset.batches("train", 250, slice(0, 250), 0)])
+    assert dataset.sizes == {"train": 1000, "val": 0, "test": 50} and dataset.spec.shape == (
+        1,
+        16,
+        16,
+    )
+    every = np.concatenate(
+        [batch["target"] for batch in dataset.batches("train", 250, slice(0, 250), 0)]
+    )
     np.testing.assert_allclose((every.mean(), every.std()), (0, 1), atol=1e-4)
     test = next(dataset.batches("test", 50, slice(0, 50), 0))
-    np.testing.assert_array_equal(test["input"][:, 0, ..., 0], np.load(DATA / "pde/darcy_test_16.npz")["x"])
+    np.testing.assert_array_equal(
+        test["input"][:, 0, ..., 0], np.load(DATA / "pde/darcy_test_16.npz")["x"]
+    )
 
 
 def test_galaxies():
@@ -56,4 +80,6 @@ def test_galaxies():
 def test_galaxies_from_the_catalogue():
     needs("lss/corrfunc_Mr19_counts_128.npz", "lss/gals_Mr19.ff")
     made, _ = galaxies.read_counts(str(DATA / "lss/gals_Mr19.ff"), 128)
-    np.testing.assert_array_equal(made, galaxies.read_counts(str(DATA / "lss/corrfunc_Mr19_counts_128.npz"), 128)[0])
+    np.testing.assert_array_equal(
+        made, galaxies.read_counts(str(DATA / "lss/corrfunc_Mr19_counts_128.npz"), 128)[0]
+    )

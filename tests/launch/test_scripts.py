@@ -1,4 +1,7 @@
-"""The shell scripts, run in a copy of the checkout (its path has a space) with a stub of Python that records what is asked."""
+"""The shell scripts, run in a copy of the checkout (its path has a space) with a stub of Python
+that records what is asked.
+"""
+
 import os
 import re
 import shutil
@@ -26,15 +29,19 @@ case "$*" in
   '-m pip install'*) exit "${STUB_PIP:-0}" ;;
 esac
 """
-NVIDIA_SMI = "#!/bin/bash\necho \"$STUB_DRIVER\"\n"
+NVIDIA_SMI = '#!/bin/bash\necho "$STUB_DRIVER"\n'
 
 
 class Checkout:
-    """A checkout with stubs on the PATH; `run` returns (exit status, what Python was asked in this run, stderr)."""
+    """A checkout with stubs on the PATH; `run` returns (exit status, what Python was asked in this
+    run, stderr).
+    """
 
     def __init__(self, folder: Path):
         self.root, self.bin, self.log = folder / "a b" / "jaxvol", folder / "bin", folder / "log"
-        shutil.copytree(ROOT / "launch", self.root / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "launch", self.root / "launch", ignore=shutil.ignore_patterns("__pycache__")
+        )
         shutil.copytree(ROOT / ".ci", self.root / ".ci")
         for name in ("setup.cfg", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root)
@@ -49,10 +56,22 @@ class Checkout:
     def run(self, script: str, *arguments: str, **env: str) -> tuple[int, list[str], str]:
         self.log.write_text("")
         for other in ("python3.11", "python3.12", "python3.13", "python3.14", "python"):
-            self.stub(other, "#!/bin/bash\nexit 1\n")       # hides the machine's own
-        env = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.root), "STUB_LOG": str(self.log), **env}
-        done = subprocess.run(["bash", str(self.root / script), *arguments], cwd="/", env=env, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=60)
+            self.stub(other, "#!/bin/bash\nexit 1\n")  # hides the machine's own
+        env = {
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "HOME": str(self.root),
+            "STUB_LOG": str(self.log),
+            **env,
+        }
+        done = subprocess.run(
+            ["bash", str(self.root / script), *arguments],
+            cwd="/",
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         asked = [line.removeprefix(f"{self.root}: ") for line in self.log.read_text().splitlines()]
         return done.returncode, asked, done.stderr
 
@@ -83,14 +102,19 @@ def test_first_run_installs_later_runs_do_not_and_a_new_setup_cfg_does(checkout)
 def test_tests_add_their_extras_and_pass_arguments_on(checkout):
     checkout.run("launch/quickstart.sh")
     pytest_run = "-m pytest -n 2 --dist loadfile --no-loadscope-reorder"
-    assert checkout.run("launch/test.sh", "-k", "a or b")[1] == [install("test,nbody"), f"{pytest_run} -k a or b"]
+    assert checkout.run("launch/test.sh", "-k", "a or b")[1] == [
+        install("test,nbody"),
+        f"{pytest_run} -k a or b",
+    ]
     assert checkout.run(".ci/run")[1] == [pytest_run]
     assert checkout.run("launch/quickstart.sh")[1] == ["-m jaxvol.main --config=configs/fno.py"]
 
 
 def test_exit_status_is_that_of_the_job(checkout):
     checkout.run("launch/quickstart.sh")
-    (checkout.root / ".venv" / "bin" / "python").write_text(PYTHON + '[[ $* == *jaxvol.main* ]] && exit 75; exit 0\n')
+    (checkout.root / ".venv" / "bin" / "python").write_text(
+        PYTHON + "[[ $* == *jaxvol.main* ]] && exit 75; exit 0\n"
+    )
     assert checkout.run("launch/quickstart.sh")[0] == 75
 
 
@@ -101,7 +125,7 @@ def test_an_interrupted_installation_and_a_broken_environment_are_made_anew(chec
     status, asked, said = checkout.run("launch/quickstart.sh")
     assert status == 0 and asked[0] == "-m venv .venv" and "unfinished or broken" in said
     assert not (checkout.root / ".venv" / "left-over").exists()
-    (checkout.root / ".venv" / "bin" / "python").unlink()       # its base Python was removed, say
+    (checkout.root / ".venv" / "bin" / "python").unlink()  # its base Python was removed, say
     assert checkout.run("launch/quickstart.sh")[1][0] == "-m venv .venv"
 
 
@@ -113,24 +137,40 @@ def test_a_moved_checkout_is_installed_again(checkout, tmp_path):
 
 def test_without_a_suitable_python_the_message_says_what_to_do(checkout):
     status, asked, said = checkout.run("launch/quickstart.sh", STUB_OLD="1")
-    assert status == 1 and asked == [] and "Python 3.11 or newer" in said and "Python 3.9.9" in said and "PYTHON=" in said
+    assert (
+        status == 1
+        and asked == []
+        and "Python 3.11 or newer" in said
+        and "Python 3.9.9" in said
+        and "PYTHON=" in said
+    )
     status, _, said = checkout.run("launch/quickstart.sh", PYTHON="/no/such/python")
     assert status == 1 and "PYTHON=/no/such/python is not" in said
 
 
-@pytest.mark.parametrize("driver, extra", [("580.65.06", "cuda13"), ("610.10", "cuda13"), ("535.183.01", "cuda12")])
+@pytest.mark.parametrize(
+    "driver, extra", [("580.65.06", "cuda13"), ("610.10", "cuda13"), ("535.183.01", "cuda12")]
+)
 def test_gpu_build_follows_the_driver(checkout, driver, extra):
     checkout.stub("nvidia-smi", NVIDIA_SMI)
-    status, asked, said = checkout.run("launch/quickstart.sh", STUB_DRIVER=driver, STUB_BACKEND="gpu")
+    status, asked, said = checkout.run(
+        "launch/quickstart.sh", STUB_DRIVER=driver, STUB_BACKEND="gpu"
+    )
     assert status == 0 and asked[1] == install(f"nbody,{extra}") and "CANNOT USE" not in said
 
 
 def test_a_gpu_that_jax_cannot_use_is_loud_every_time_unless_the_cpu_was_asked_for(checkout):
     checkout.stub("nvidia-smi", NVIDIA_SMI)
     for _ in range(2):
-        status, asked, said = checkout.run("launch/quickstart.sh", STUB_DRIVER="580.65.06", STUB_BACKEND="cpu")
-        assert status == 0 and "JAX CANNOT USE IT" in said and asked[-1].startswith("-m jaxvol.main")
-    _, asked, said = checkout.run("launch/quickstart.sh", STUB_DRIVER="580.65.06", JAX_PLATFORMS="cpu")
+        status, asked, said = checkout.run(
+            "launch/quickstart.sh", STUB_DRIVER="580.65.06", STUB_BACKEND="cpu"
+        )
+        assert (
+            status == 0 and "JAX CANNOT USE IT" in said and asked[-1].startswith("-m jaxvol.main")
+        )
+    _, asked, said = checkout.run(
+        "launch/quickstart.sh", STUB_DRIVER="580.65.06", JAX_PLATFORMS="cpu"
+    )
     assert "CANNOT USE" not in said
     broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     shutil.rmtree(checkout.root / ".venv")
@@ -140,7 +180,11 @@ def test_a_gpu_that_jax_cannot_use_is_loud_every_time_unless_the_cpu_was_asked_f
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_strict_and_clean(script):
     text = script.read_text()
-    assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text and os.access(script, os.X_OK)
+    assert (
+        text.startswith("#!/usr/bin/env bash\n")
+        and "\nset -euo pipefail\n" in text
+        and os.access(script, os.X_OK)
+    )
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     if shutil.which("shellcheck"):
         found = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
@@ -152,10 +196,19 @@ def test_lock_files_hold_exact_versions_from_the_index(lock):
     lines = [line for line in lock.read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.!+]+", line) for line in lines), lines
     names = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
-    section = (ROOT / "setup.cfg").read_text().partition("install_requires =\n")[2].partition("\n\n")[0]
-    required = {re.sub(r"[-_.]+", "-", line.strip().partition(">=")[0]).lower() for line in section.splitlines()}
-    assert len(required) > 10 and required <= names, f"{required - names} missing: run launch/environments/lock.sh"
+    section = (
+        (ROOT / "setup.cfg").read_text().partition("install_requires =\n")[2].partition("\n\n")[0]
+    )
+    required = {
+        re.sub(r"[-_.]+", "-", line.strip().partition(">=")[0]).lower()
+        for line in section.splitlines()
+    }
+    assert len(required) > 10 and required <= names, (
+        f"{required - names} missing: run launch/environments/lock.sh"
+    )
 
 
 def test_there_is_a_lock_file_for_every_python_the_tests_ran_with():
-    assert {lock.name for lock in LOCKS} >= {f"requirements-3.{minor}.txt" for minor in (11, 12, 13)}
+    assert {lock.name for lock in LOCKS} >= {
+        f"requirements-3.{minor}.txt" for minor in (11, 12, 13)
+    }

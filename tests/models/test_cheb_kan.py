@@ -1,4 +1,7 @@
-"""Networks of coordinates: published weights agree with values, derivatives and training; scaling, inits and matched sizes."""
+"""Networks of coordinates: published weights agree with values, derivatives and training; scaling,
+inits and matched sizes.
+"""
+
 import json
 from pathlib import Path
 
@@ -29,7 +32,9 @@ def fixture(name):
 
 
 def spec(low=(-6.0, 0.0), high=(6.0, 1.0), names=("x", "t"), outputs=("u",)):
-    field = Field(names, normaliser=({"name": "linear", "low": list(low), "high": list(high), "clip": False},))
+    field = Field(
+        names, normaliser=({"name": "linear", "low": list(low), "high": list(high), "clip": False},)
+    )
     return Spec({"input": field, "target": Field(outputs)}, (1, 1, 1), (1.0,) * 3)
 
 
@@ -62,24 +67,41 @@ def paper():
 
     def loss(v):
         u, (_, u_t), (u_xx,) = second_order(net(v), ((1, 0),))(arrays["input/X_int"])
-        terms = (u_t - original["Diff_param"] / original["VS"] ** 2 * u_xx,
-                 net(v)(arrays["input/X_0"]) - arrays["input/U_0"], net(v)(arrays["input/X_b"]) - arrays["input/U_b"])
-        return sum(w * jnp.mean(r ** 2) for w, r in zip(original["loss_weights"], terms))
+        terms = (
+            u_t - original["Diff_param"] / original["VS"] ** 2 * u_xx,
+            net(v)(arrays["input/X_0"]) - arrays["input/U_0"],
+            net(v)(arrays["input/X_b"]) - arrays["input/U_b"],
+        )
+        return sum(w * jnp.mean(r**2) for w, r in zip(original["loss_weights"], terms))
+
     return arrays, variables, net, loss
 
 
 def test_published_network_derivatives_loss_and_gradient():
     arrays, variables, net, loss = paper()
     diagonal = jnp.array([[1.0, 0], [0, 1], [1, 1], [1, -1]])
-    u, first, second = jax.jit(second_order(net(variables), ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0.25, -0.25)), directions=diagonal))(
-        arrays["input/X"])
+    u, first, second = jax.jit(
+        second_order(
+            net(variables), ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0.25, -0.25)), directions=diagonal
+        )
+    )(arrays["input/X"])
     near(u, arrays["output/u"], 5e-5)
-    for name, found in (("u_x", first[0]), ("u_t", first[1]), ("u_xx", second[0]), ("u_tt", second[1]), ("u_xt", second[2])):
+    for name, found in (
+        ("u_x", first[0]),
+        ("u_t", first[1]),
+        ("u_xx", second[0]),
+        ("u_tt", second[1]),
+        ("u_xt", second[2]),
+    ):
         near(found, arrays[f"output/{name}"], 1e-4)
     value, gradient = jax.jit(jax.value_and_grad(loss))(variables)
     assert float(value) == pytest.approx(float(arrays["output/weighted_loss"]), rel=1e-5)
     for i in range(3):
-        near(gradient["params"][f"layer_{i}"].transpose(1, 2, 0), arrays[f"output/grad_loss/Cheb_layers.{i}.cheby_coeffs"], 1e-4)
+        near(
+            gradient["params"][f"layer_{i}"].transpose(1, 2, 0),
+            arrays[f"output/grad_loss/Cheb_layers.{i}.cheby_coeffs"],
+            1e-4,
+        )
 
 
 def test_twenty_adam_steps_of_the_published_training():
@@ -91,6 +113,7 @@ def test_twenty_adam_steps_of_the_published_training():
         value, gradient = jax.value_and_grad(loss)(v)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(v, updates), state, value
+
     state, losses = optimizer.init(variables), []
     for _ in range(20):
         variables, state, value = step(variables, state)
@@ -118,30 +141,51 @@ def test_wrong_tensors_are_named():
 
 @pytest.mark.parametrize("block", [physics.cheb_kan, physics.mlp])
 def test_scaling_maps_the_domain_and_keeps_physical_derivatives(block):
-    """The scaled network on [-6, 6] x [0, 1] is the unscaled one on [-1, 1]^2, its derivatives divided by the half widths."""
+    """The scaled network on [-6, 6] x [0, 1] is the unscaled one on [-1, 1]^2, its derivatives
+    divided by the half widths.
+    """
     wide, unit = network(block()), network(block(), scaling="none")
     x = np.random.default_rng(0).uniform(-1, 1, (7, 2)).astype(np.float32)
     physical = x * [6, 0.5] + [0, 0.5]
     variables = wide.init(jax.random.key(0), x)
-    (u, du, _), (v, dv, _) = (laplacian(lambda x, n=n: n.apply(variables, x))(at) for n, at in ((wide, physical.astype(np.float32)), (unit, x)))
+    (u, du, _), (v, dv, _) = (
+        laplacian(lambda x, n=n: n.apply(variables, x))(at)
+        for n, at in ((wide, physical.astype(np.float32)), (unit, x))
+    )
     np.testing.assert_allclose(u, v, atol=1e-5)
-    np.testing.assert_allclose(du, dv / np.array([6, 0.5])[:, None, None], atol=2e-4 * float(jnp.abs(dv).max()))
+    np.testing.assert_allclose(
+        du, dv / np.array([6, 0.5])[:, None, None], atol=2e-4 * float(jnp.abs(dv).max())
+    )
     space = network(block(), scaling="space")
     assert (space.factor, space.shift) == ((1 / 6, 1.0), (0.0, 0.0))
 
 
-@pytest.mark.parametrize("block, options", [
-    (physics.cheb_kan, {"form": "layer_norm"}), (physics.cheb_kan, {}), (physics.mlp, {}), (physics.mlp, {"kind": "sine"}),
-    (physics.mlp, {"kind": "fourier"})])
+@pytest.mark.parametrize(
+    "block, options",
+    [
+        (physics.cheb_kan, {"form": "layer_norm"}),
+        (physics.cheb_kan, {}),
+        (physics.mlp, {}),
+        (physics.mlp, {"kind": "sine"}),
+        (physics.mlp, {"kind": "fourier"}),
+    ],
+)
 def test_every_form_has_rules_for_taylor_operands_and_precisions(block, options):
-    """The collapsed Taylor mode agrees with forward over reverse in float64; bfloat16 stays near and float32 comes out."""
+    """The collapsed Taylor mode agrees with forward over reverse in float64; bfloat16 stays near
+    and float32 comes out.
+    """
     widths = {"widths": (8, 8)}
     with jax.enable_x64(True):
         model = network(block(), precision="f64", **options, **widths)
         x = jnp.asarray(np.random.default_rng(1).uniform(0, 1, (5, 2)))
         variables = model.init(jax.random.key(1), x)
-        model.apply(variables, taylor.seed(x, jnp.eye(2), ((1.0, 1.0),)))       # raises NoRule if a layer has none
-        found, expected = jax.jit(lambda x: [laplacian(lambda x: model.apply(variables, x), m)(x) for m in ("taylor", "diagonal")])(x)
+        # raises NoRule if a layer has none
+        model.apply(variables, taylor.seed(x, jnp.eye(2), ((1.0, 1.0),)))
+        found, expected = jax.jit(
+            lambda x: [
+                laplacian(lambda x: model.apply(variables, x), m)(x) for m in ("taylor", "diagonal")
+            ]
+        )(x)
         for a, b in zip(found, expected):
             np.testing.assert_allclose(a, b, atol=1e-9 * float(jnp.abs(b).max()))
         expected = np.asarray(model.apply(variables, x))
@@ -154,7 +198,10 @@ def test_every_form_has_rules_for_taylor_operands_and_precisions(block, options)
 
 def test_initialisations_have_their_spread():
     shape = (6, 40, 50)
-    draw = {name: np.asarray(cheb_kan.initialiser(name)(jax.random.key(2), shape, jnp.float32)) for name in cheb_kan.INITS}
+    draw = {
+        name: np.asarray(cheb_kan.initialiser(name)(jax.random.key(2), shape, jnp.float32))
+        for name in cheb_kan.INITS
+    }
     assert draw["xavier"].std() == pytest.approx(np.sqrt(2 / (90 * 6)), rel=0.03)
     bound = np.sqrt(2 / 1.01) * np.sqrt(3 / (40 * 6))
     assert 0.99 * bound < np.abs(draw["kaiming"]).max() <= bound
@@ -165,13 +212,24 @@ def test_initialisations_have_their_spread():
 
 def test_parameter_counts():
     """Published sizes (528 and 8,896), and an MLP of the KAN's size."""
-    count = lambda model: sum(v.size for v in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, len(model.factor))))))
+    count = lambda model: sum(
+        v.size
+        for v in jax.tree.leaves(
+            jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, len(model.factor))))
+        )
+    )
     assert count(network(physics.cheb_kan(), widths=(8, 8), degree=5, form="tanh")) == 528
     cube = spec((0.0,) * 3, (1.0,) * 3, ("x", "y", "z"))
-    assert count(network(physics.cheb_kan(), cube, widths=(32,) * 3, degree=3, form="layer_norm")) == 8896
+    assert (
+        count(network(physics.cheb_kan(), cube, widths=(32,) * 3, degree=3, form="layer_norm"))
+        == 8896
+    )
     assert abs(count(network(physics.mlp())) / count(network(physics.cheb_kan())) - 1) < 0.05
 
 
 def test_volumes_are_no_coordinates():
     with pytest.raises(UserError, match="needs the bounds of a domain"):
-        network(physics.cheb_kan(), Spec({"input": Field(("x",)), "target": Field(("y",))}, (8, 8, 8), (1.0,) * 3))
+        network(
+            physics.cheb_kan(),
+            Spec({"input": Field(("x",)), "target": Field(("y",))}, (8, 8, 8), (1.0,) * 3),
+        )

@@ -1,4 +1,7 @@
-"""Pix2PixCC's generator: published weights load and agree; sizes, boundaries, precision and norms keep their promises."""
+"""Pix2PixCC's generator: published weights load and agree; sizes, boundaries, precision and norms
+keep their promises.
+"""
+
 import json
 from pathlib import Path
 
@@ -32,7 +35,10 @@ def last(x):
 
 
 def a_spec(shape=(8, 8, 8), periodic=False, inputs=1, outputs=1):
-    fields = {name: Field(tuple(f"{name}{i}" for i in range(n))) for name, n in (("input", inputs), ("target", outputs))}
+    fields = {
+        name: Field(tuple(f"{name}{i}" for i in range(n)))
+        for name, n in (("input", inputs), ("target", outputs))
+    }
     return Spec(fields, shape, (1.0,) * 3, periodic=(periodic,) * 3)
 
 
@@ -47,7 +53,9 @@ def volume(seed, *shape, dtype=np.float32):
 
 
 def start(model, x):
-    """Random variables of the right shapes; jitted initialisation would take longer to compile than the models."""
+    """Random variables of the right shapes; jitted initialisation would take longer to compile than
+    the models.
+    """
     rng = np.random.default_rng(0)
 
     def leaf(path, shape):
@@ -57,8 +65,11 @@ def start(model, x):
         elif name in ("var", "scale"):
             values = 1 + 0.1 * np.abs(values)
         else:
-            values = values / np.sqrt(np.prod(shape.shape[:-1])) if values.ndim > 1 else 0.1 * values
+            values = (
+                values / np.sqrt(np.prod(shape.shape[:-1])) if values.ndim > 1 else 0.1 * values
+            )
         return values.astype(shape.dtype)
+
     return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(model.init, jax.random.key(0), x))
 
 
@@ -68,11 +79,16 @@ def shapes(tree):
 
 def close(found, reference, tolerance):
     """max |a - b| <= tolerance * std(reference); a single value stands for its own scale."""
-    np.testing.assert_allclose(found, reference, atol=tolerance * (reference.std() or abs(reference).max()), rtol=0)
+    np.testing.assert_allclose(
+        found, reference, atol=tolerance * (reference.std() or abs(reference).max()), rtol=0
+    )
 
 
 def count(module, x):
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), x)["params"]))
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), x)["params"])
+    )
 
 
 @pytest.mark.parametrize("name", ["gan_generator_trilinear", "gan_generator_transposed"])
@@ -85,47 +101,96 @@ def test_published_generator(name):
     y, seen = jax.jit(lambda v, x: module.apply(v, x, capture_intermediates=blocks))(variables, x)
     close(y, last(arrays["output/y"]), 2e-4)
     for i in range(2):
-        close(seen["intermediates"][f"block_{i}"]["__call__"][0], last(arrays[f"output/residual_block_{i}"]), 2e-4)
+        close(
+            seen["intermediates"][f"block_{i}"]["__call__"][0],
+            last(arrays[f"output/residual_block_{i}"]),
+            2e-4,
+        )
 
 
-@pytest.mark.parametrize("name, make, inputs", [
-    ("GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 trilinear", ("trilinear", 32, 2, 4), 1),
-    ("GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 transposed", ("transposed", 32, 2, 4), 1),
-    ("GeneratorPix2PixCC3D input_ch=2 n_gf=32 n_downsample=3 n_residual=6 trilinear", ("trilinear", 32, 3, 6), 2)])
+@pytest.mark.parametrize(
+    "name, make, inputs",
+    [
+        (
+            "GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 trilinear",
+            ("trilinear", 32, 2, 4),
+            1,
+        ),
+        (
+            "GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 transposed",
+            ("transposed", 32, 2, 4),
+            1,
+        ),
+        (
+            "GeneratorPix2PixCC3D input_ch=2 n_gf=32 n_downsample=3 n_residual=6 trilinear",
+            ("trilinear", 32, 3, 6),
+            2,
+        ),
+    ],
+)
 def test_published_generator_parameter_counts(name, make, inputs):
-    known = {"GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 trilinear": 5118721,
-             "GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 transposed": 5118721,
-             "GeneratorPix2PixCC3D input_ch=2 n_gf=32 n_downsample=3 n_residual=6 trilinear": 27807585}
+    known = {
+        "GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 trilinear": 5118721,
+        "GeneratorPix2PixCC3D n_gf=32 n_downsample=2 n_residual=4 transposed": 5118721,
+        "GeneratorPix2PixCC3D input_ch=2 n_gf=32 n_downsample=3 n_residual=6 trilinear": 27807585,
+    }
     up, width, downs, blocks = make
-    model = convert.config({"n_gf": width, "n_downsample": downs, "n_residual": blocks, "norm_type": "InstanceNorm3d",
-                            "padding_type": "replication", "trans_conv": up == "transposed"})
-    module = pix2pixcc.make(ConfigDict({"precision": "f32", "model": model}), a_spec((16,) * 3, inputs=inputs))
+    model = convert.config(
+        {
+            "n_gf": width,
+            "n_downsample": downs,
+            "n_residual": blocks,
+            "norm_type": "InstanceNorm3d",
+            "padding_type": "replication",
+            "trans_conv": up == "transposed",
+        }
+    )
+    module = pix2pixcc.make(
+        ConfigDict({"precision": "f32", "model": model}), a_spec((16,) * 3, inputs=inputs)
+    )
     assert count(module, jnp.zeros((1, 16, 16, 16, inputs))) == known[name]
 
 
 @pytest.mark.parametrize("upsampling", ["trilinear", "transposed"])
 def test_periodic_generator_commutes_with_shifts(upsampling):
-    """Shifts by whole coarse voxels; wrapping in every convolution, interpolation and transposed convolution."""
+    """Shifts by whole coarse voxels; wrapping in every convolution, interpolation and transposed
+    convolution.
+    """
     model, x = generator(periodic=True, upsampling=upsampling), volume(1, 1, 8, 8, 8, 1)
     f = jax.jit(lambda x, variables=start(model, x): model.apply(variables, x))
-    np.testing.assert_allclose(f(np.roll(x, (2, -4, 6), (1, 2, 3))), np.roll(f(x), (2, -4, 6), (1, 2, 3)), atol=5e-6)
+    np.testing.assert_allclose(
+        f(np.roll(x, (2, -4, 6), (1, 2, 3))), np.roll(f(x), (2, -4, 6), (1, 2, 3)), atol=5e-6
+    )
 
 
 def test_odd_sides_come_out_at_their_size_and_nothing_is_shifted():
-    """Mirrored input and mirrored kernels give the mirrored output: a one-sided crop or shift anywhere would show."""
+    """Mirrored input and mirrored kernels give the mirrored output: a one-sided crop or shift
+    anywhere would show.
+    """
     model, x = generator((9, 5, 13), downs=2, skips="add"), volume(2, 1, 9, 5, 13, 1)
     variables = start(model, x)
-    mirrored = jax.tree.map(lambda leaf: leaf[::-1, ::-1, ::-1] if leaf.ndim == 5 else leaf, variables)
+    mirrored = jax.tree.map(
+        lambda leaf: leaf[::-1, ::-1, ::-1] if leaf.ndim == 5 else leaf, variables
+    )
     f = jax.jit(model.apply)
     y = f(variables, x)
     assert y.shape == (1, 9, 5, 13, 2)
-    np.testing.assert_allclose(f(mirrored, x[:, ::-1, ::-1, ::-1]), y[:, ::-1, ::-1, ::-1], atol=5e-6)
+    np.testing.assert_allclose(
+        f(mirrored, x[:, ::-1, ::-1, ::-1]), y[:, ::-1, ::-1, ::-1], atol=5e-6
+    )
     even = generator((10, 6, 8), downs=2, upsampling="transposed")
-    assert jax.eval_shape(even.init_with_output, jax.random.key(0), jnp.zeros((1, 10, 6, 8, 1)))[0].shape == (1, 10, 6, 8, 2)
+    assert jax.eval_shape(even.init_with_output, jax.random.key(0), jnp.zeros((1, 10, 6, 8, 1)))[
+        0
+    ].shape == (1, 10, 6, 8, 2)
 
 
-@pytest.mark.parametrize("options", [{"norm": "group", "padding": "reflect"},
-                                     {"norm": "batch", "upsampling": "transposed", "skips": "none", "down_padding": "zero"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "group", "padding": "reflect"},
+        {"norm": "batch", "upsampling": "transposed", "skips": "none", "down_padding": "zero"},
+    ],
+)
 def test_every_generator_parameter_learns(options):
     model, x, target = generator(**options), volume(3, 2, 8, 8, 8, 1), volume(4, 2, 8, 8, 8, 2)
     variables = dict(start(model, x))
@@ -134,6 +199,7 @@ def test_every_generator_parameter_learns(options):
     def loss(p):
         y, changed = model.apply({"params": p, **variables}, x, train=True, mutable=["batch_stats"])
         return jnp.mean((y - target) ** 2), changed
+
     gradient, changed = jax.jit(jax.grad(loss, has_aux=True))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.all(np.abs(leaf) > 0), jax.tree_util.keystr(path)
@@ -148,14 +214,20 @@ def test_precisions_and_remat_agree():
         def loss(v):
             y = model.apply(v, x)
             return jnp.mean((y - 1) ** 2), y
+
         return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
     (plain, y), (recomputed, _) = gradient(generator()), gradient(generator(remat=True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), recomputed, plain)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), recomputed, plain
+    )
     rough = jax.jit(generator(precision="bf16").apply)(variables, x)
     assert rough.dtype == jnp.float32
     close(np.asarray(rough), np.asarray(y), 0.1)
     with jax.enable_x64(True):
-        wide = jax.jit(generator(precision="f64").apply)(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables), x)
+        wide = jax.jit(generator(precision="f64").apply)(
+            jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables), x
+        )
         assert wide.dtype == jnp.float64
         close(np.asarray(y), np.asarray(wide), 1e-5)
 
@@ -164,13 +236,15 @@ def test_mish_and_its_derivative():
     with jax.enable_x64(True):
         x = np.array([-700.0, -30.0, -2.0, -0.5, 0.0, 0.3, 4.0, 19.9, 20.1, 700.0])
         mish, slope = jax.jit(pix2pixcc.mish), jax.jit(jax.vmap(jax.grad(pix2pixcc.mish)))
-        np.testing.assert_allclose(mish(x), x * np.tanh(np.log1p(np.exp(np.minimum(x, 50)))), rtol=1e-12, atol=1e-300)
+        np.testing.assert_allclose(
+            mish(x), x * np.tanh(np.log1p(np.exp(np.minimum(x, 50)))), rtol=1e-12, atol=1e-300
+        )
         numeric = (mish(x + 1e-6) - mish(x - 1e-6)) / 2e-6
         np.testing.assert_allclose(slope(x), numeric, atol=1e-6)
         assert np.isfinite(slope(x)).all()
 
 
-@pytest.mark.slow      # tests/models/test_models.py has a smaller one
+@pytest.mark.slow  # tests/models/test_models.py has a smaller one
 def test_eight_devices_equal_one():
     """Batch over data and fsdp, parameters over fsdp, depth over space."""
     model, x = generator(periodic=True, width=8), volume(7, 4, 8, 8, 8, 1)
@@ -181,13 +255,19 @@ def test_eight_devices_equal_one():
     expected = jax.jit(gradient)(variables, x)
     with jax.set_mesh(mesh):
         found = jax.jit(gradient, in_shardings=places)(*jax.device_put((variables, x), places))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), found, expected
+    )
 
 
 def test_impossible_choices_are_refused():
-    with pytest.raises(UserError, match="upsampling is 'nearest'; choose one of trilinear, transposed"):
+    with pytest.raises(
+        UserError, match="upsampling is 'nearest'; choose one of trilinear, transposed"
+    ):
         generator(upsampling="nearest")
-    with pytest.raises(UserError, match=r"downs is 3, which leaves \(1, 1, 1\) voxels.*\(8, 8, 8\).*fewer steps"):
+    with pytest.raises(
+        UserError, match=r"downs is 3, which leaves \(1, 1, 1\) voxels.*\(8, 8, 8\).*fewer steps"
+    ):
         generator(downs=3, norm="instance")
     original, tensors, _ = fixture("gan_generator_trilinear")
     with pytest.raises(UserError, match="of a generator with these hyper-parameters"):

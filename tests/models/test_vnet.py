@@ -1,4 +1,7 @@
-"""V-Net: the published weights load and agree; symmetries hold at every size; fields, precision and remat keep their promises."""
+"""V-Net: the published weights load and agree; symmetries hold at every size; fields, precision and
+remat keep their promises.
+"""
+
 import json
 from pathlib import Path
 
@@ -33,7 +36,10 @@ def start(model, x):
     """Random parameters; biases and scales too, so that every one of them matters."""
     variables = jax.jit(model.init)(jax.random.key(0, impl="unsafe_rbg"), x)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda v: v + 0.1 * rng.normal(size=v.shape).astype(v.dtype) if v.ndim == 1 else v, variables)
+    return jax.tree.map(
+        lambda v: v + 0.1 * rng.normal(size=v.shape).astype(v.dtype) if v.ndim == 1 else v,
+        variables,
+    )
 
 
 @pytest.mark.parametrize("case", ["unet_nocrop32", "unet_crop20"])
@@ -42,21 +48,38 @@ def test_published_model(case):
     with np.load(DATA / f"{case}.npz", allow_pickle=False) as file:
         fixture = dict(file)
     original = json.loads(str(fixture["config"]))
-    module, variables = converter.vnet({k[6:]: v for k, v in fixture.items() if k.startswith("param/")}, original)
+    module, variables = converter.vnet(
+        {k[6:]: v for k, v in fixture.items() if k.startswith("param/")}, original
+    )
     x = np.moveaxis(fixture["input/x"], 1, -1)
     y = jax.jit(module.apply)(variables, x)
     reference = np.moveaxis(fixture["output/y_eval"], 1, -1)
     np.testing.assert_allclose(y, reference, atol=5e-5 * reference.std(), rtol=0)
-    y, new = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
+    y, new = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(
+        variables, x
+    )
     reference = np.moveaxis(fixture["output/y_train"], 1, -1)
     np.testing.assert_allclose(y, reference, atol=2e-4 * reference.std(), rtol=0)
-    blocks = {theirs: ours for theirs, ours, *_ in converter._blocks(tuple(original["widths"]), 1, 1)}
-    after = {k.removeprefix("output/after_train/"): v for k, v in fixture.items() if "after_train" in k}
+    blocks = {
+        theirs: ours for theirs, ours, *_ in converter._blocks(tuple(original["widths"]), 1, 1)
+    }
+    after = {
+        k.removeprefix("output/after_train/"): v for k, v in fixture.items() if "after_train" in k
+    }
     assert len(after) == 20
     for name, reference in after.items():
         theirs, _, leaf = name.split(".")
-        found = new["batch_stats"]["head_norm"] if theirs == "out" else new["batch_stats"][blocks[theirs]]["norm"]
-        np.testing.assert_allclose(found[leaf.removeprefix("running_")], reference, rtol=0, atol=2e-4 * max(reference.std(), 1e-3))
+        found = (
+            new["batch_stats"]["head_norm"]
+            if theirs == "out"
+            else new["batch_stats"][blocks[theirs]]["norm"]
+        )
+        np.testing.assert_allclose(
+            found[leaf.removeprefix("running_")],
+            reference,
+            rtol=0,
+            atol=2e-4 * max(reference.std(), 1e-3),
+        )
 
 
 def test_published_size():
@@ -69,7 +92,9 @@ def test_published_size():
 
 def test_foreign_tensors_are_named():
     with pytest.raises(UserError, match="missing.*enc1.conv.weight"):
-        converter.vnet({"encoder.weight": np.zeros(3)}, {"in_channels": 1, "out_channels": 1, "widths": (2, 3)})
+        converter.vnet(
+            {"encoder.weight": np.zeros(3)}, {"in_channels": 1, "out_channels": 1, "widths": (2, 3)}
+        )
 
 
 @pytest.mark.parametrize("layout", vnet.LAYOUTS)
@@ -79,26 +104,46 @@ def test_periodic_model_commutes_with_shifts_of_its_coarsest_cells(layout):
     x = field(1, 1, 16, 16, 16, 1)
     f = jax.jit(lambda x, variables=start(model, x): model.apply(variables, x))
     shift = (coarse, -coarse, 2 * coarse)
-    np.testing.assert_allclose(f(np.roll(x, shift, (1, 2, 3))), np.roll(f(x), shift, (1, 2, 3)), atol=1e-5)
-    assert np.abs(f(np.roll(x, 1, 1)) - np.roll(f(x), 1, 1)).max() > 1e-2          # a grid with coarse cells knows where they lie
+    np.testing.assert_allclose(
+        f(np.roll(x, shift, (1, 2, 3))), np.roll(f(x), shift, (1, 2, 3)), atol=1e-5
+    )
+    # a grid with coarse cells knows where they lie
+    assert np.abs(f(np.roll(x, 1, 1)) - np.roll(f(x), 1, 1)).max() > 1e-2
 
 
-@pytest.mark.parametrize("shape, padding", [((8, 8, 8), "replicate"), ((9, 7, 6), "zero"), ((5, 12, 3), "periodic"),
-                                            ((1, 9, 10), "reflect"), ((7, 7, 7), "replicate")])
+@pytest.mark.parametrize(
+    "shape, padding",
+    [
+        ((8, 8, 8), "replicate"),
+        ((9, 7, 6), "zero"),
+        ((5, 12, 3), "periodic"),
+        ((1, 9, 10), "reflect"),
+        ((7, 7, 7), "replicate"),
+    ],
+)
 def test_no_side_is_preferred(shape, padding):
-    """With mirror-symmetric kernels the network commutes with reflections, at even and odd sizes and in a plane."""
+    """With mirror-symmetric kernels the network commutes with reflections, at even and odd sizes
+    and in a plane.
+    """
     model = build(shape, padding=padding, fit="resize")
     x = field(2, 2, *shape, 1)
     variables = start(model, x)
 
     def mirrored(v):
-        return v if v.ndim == 1 else sum(v[::a, ::b, ::c] for a in (1, -1) for b in (1, -1) for c in (1, -1)) / 8
+        return (
+            v
+            if v.ndim == 1
+            else sum(v[::a, ::b, ::c] for a in (1, -1) for b in (1, -1) for c in (1, -1)) / 8
+        )
+
     variables = {"params": jax.tree.map(mirrored, variables["params"])}
     f = jax.jit(lambda x: model.apply(variables, x))
     y = f(x)
     assert y.shape == x.shape and y.dtype == jnp.float32
     for axis in (1, 2, 3):
-        np.testing.assert_allclose(f(np.flip(x, axis)), np.flip(y, axis), atol=2e-5 * np.std(y), rtol=0)
+        np.testing.assert_allclose(
+            f(np.flip(x, axis)), np.flip(y, axis), atol=2e-5 * np.std(y), rtol=0
+        )
 
 
 def test_the_published_crop_prefers_a_side():
@@ -106,7 +151,11 @@ def test_the_published_crop_prefers_a_side():
     model = build((7, 7, 7), fit="crop")
     x = field(2, 1, 7, 7, 7, 1)
     variables = start(model, x)
-    variables = {"params": jax.tree.map(lambda v: v if v.ndim == 1 else (v + v[::-1]) / 2, variables["params"])}
+    variables = {
+        "params": jax.tree.map(
+            lambda v: v if v.ndim == 1 else (v + v[::-1]) / 2, variables["params"]
+        )
+    }
     f = jax.jit(lambda x: model.apply(variables, x))
     assert np.abs(f(np.flip(x, 1)) - np.flip(f(x), 1)).max() > 0.05 * np.std(f(x))
 
@@ -127,8 +176,11 @@ def test_remat_is_the_same_function_with_the_same_running_statistics():
         variables = start(model, x)
 
         def loss(params, model=model, stats=variables["batch_stats"]):
-            y, new = model.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+            y, new = model.apply(
+                {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+            )
             return jnp.mean(jnp.sin(y)), new
+
         found.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
     for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1])):
         np.testing.assert_allclose(a, b, atol=1e-6 + 1e-5 * np.abs(a).max())
@@ -139,15 +191,21 @@ def test_remat_is_the_same_function_with_the_same_running_statistics():
 @pytest.mark.parametrize("layout", vnet.LAYOUTS)
 def test_every_parameter_is_used_and_no_bias_precedes_a_norm(layout, norm):
     """A bias that a norm takes away again would have the gradient 0."""
-    n = 8 if layout == "residual" else 16          # its coarsest grid has 2^3 voxels: a norm over one voxel gives 0
+    # its coarsest grid has 2^3 voxels: a norm over one voxel gives 0
+    n = 8 if layout == "residual" else 16
     x = field(5, 2, n, n, n, 1)
     model = build(layout=layout, norm=norm)
     variables = start(model, x)
     rest = {k: v for k, v in variables.items() if k != "params"}
 
     def loss(params):
-        return jnp.mean(jnp.sin(model.apply({"params": params, **rest}, x, train=True, mutable=list(rest))[0]))
-    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(variables["params"])):
+        return jnp.mean(
+            jnp.sin(model.apply({"params": params, **rest}, x, train=True, mutable=list(rest))[0])
+        )
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(
+        jax.jit(jax.grad(loss))(variables["params"])
+    ):
         assert np.abs(gradient).max() > 1e-6, jax.tree_util.keystr(path)
 
 
@@ -159,12 +217,23 @@ def test_bf16_stays_close_and_f64_is_f64():
     assert z.dtype == jnp.float32 and 1e-4 < np.abs(y - z).max() / np.std(y) < 0.1
     with jax.enable_x64(True):
         model = build(precision="f64")
-        precise = jax.jit(model.apply)(jax.tree.map(lambda v: v.astype(np.float64), variables), x.astype(np.float64))
+        precise = jax.jit(model.apply)(
+            jax.tree.map(lambda v: v.astype(np.float64), variables), x.astype(np.float64)
+        )
         assert precise.dtype == jnp.float64 and np.abs(np.asarray(precise) - y).max() < 1e-4
 
 
-@pytest.mark.parametrize("field_, value", [("layout", "unet"), ("norm", "layer"), ("padding", "same"), ("head", "tanh"),
-                                           ("fit", "pad"), ("widths", ())])
+@pytest.mark.parametrize(
+    "field_, value",
+    [
+        ("layout", "unet"),
+        ("norm", "layer"),
+        ("padding", "same"),
+        ("head", "tanh"),
+        ("fit", "pad"),
+        ("widths", ()),
+    ],
+)
 def test_mistakes_are_named(field_, value):
     with pytest.raises(UserError, match=f"config.model.{field_} is"):
         build(**{field_: value})

@@ -1,4 +1,7 @@
-"""Convolutions made of 2D ones against XLA's 3D convolution: values, gradients and gradients of gradients."""
+"""Convolutions made of 2D ones against XLA's 3D convolution: values, gradients and gradients of
+gradients.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +9,9 @@ import pytest
 
 from jaxvol.ops import convolution
 
-CASES = {                    # voxels, kernel, stride, channels in, channels out: which scheme of jaxvol/ops/conv2d_planes.py they meet
+# voxels, kernel, stride, channels in, channels out: which scheme of jaxvol/ops/conv2d_planes.py
+# they meet
+CASES = {
     "winograd": ((8, 6, 5), 3, 1, 8, 8),
     "direct": ((7, 6, 5), 3, 1, 8, 9),
     "direct, few inputs": ((9, 8, 7), 5, 1, 1, 8),
@@ -22,16 +27,29 @@ def test_planes_equal_xla_to_the_second_derivative(case):
     grid, size, stride, c, k = CASES[case]
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, w, along = (jnp.asarray(rng.normal(size=shape)) for shape in ((2, *grid, c), (size,) * 3 + (c, k), (2, *grid, c)))
+        x, w, along = (
+            jnp.asarray(rng.normal(size=shape))
+            for shape in ((2, *grid, c), (size,) * 3 + (c, k), (2, *grid, c))
+        )
 
         def measured(how):
             def total(x, w):
-                return jnp.sum(jnp.sin(convolution.conv(x, w, stride, ((1, 1),) * 3, "periodic", how)))
+                return jnp.sum(
+                    jnp.sin(convolution.conv(x, w, stride, ((1, 1),) * 3, "periodic", how))
+                )
 
             def slope(x, w):
                 return jnp.vdot(jax.grad(total)(x, w), along)
-            return convolution.conv(x, w, stride, ((1, 1),) * 3, "periodic", how), jax.grad(total, (0, 1))(x, w), jax.grad(slope, (0, 1))(x, w)
-        ours, theirs = (jax.tree.leaves(jax.jit(measured, static_argnums=0)(how)) for how in ("planes", "lax"))
+
+            return (
+                convolution.conv(x, w, stride, ((1, 1),) * 3, "periodic", how),
+                jax.grad(total, (0, 1))(x, w),
+                jax.grad(slope, (0, 1))(x, w),
+            )
+
+        ours, theirs = (
+            jax.tree.leaves(jax.jit(measured, static_argnums=0)(how)) for how in ("planes", "lax")
+        )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.shape == other.shape
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-10 * np.abs(other).max())

@@ -1,4 +1,7 @@
-"""Spectral convolution: against plane waves, brute force in float64, the published code, and itself on other devices."""
+"""Spectral convolution: against plane waves, brute force in float64, the published code, and itself
+on other devices.
+"""
+
 import json
 import math
 import re
@@ -23,7 +26,9 @@ BOTH = pytest.mark.parametrize("how", ["fft", "dft"])
 def run(x, core, factors, kept, **options):
     """`spectral_conv` with complex weights."""
     pair = lambda w: (w.real, w.imag)
-    return fourier.spectral_conv(x, None if core is None else pair(core), tuple(map(pair, factors)), kept, **options)
+    return fourier.spectral_conv(
+        x, None if core is None else pair(core), tuple(map(pair, factors)), kept, **options
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -33,32 +38,58 @@ def float64():
 
 
 def weights(seed, kept, c_in=2, c_out=3):
-    real, imag = np.random.default_rng(seed).normal(size=(2, *fourier.window_size(kept), c_in, c_out))
+    real, imag = np.random.default_rng(seed).normal(
+        size=(2, *fourier.window_size(kept), c_in, c_out)
+    )
     return real + 1j * imag
 
 
 def brute_force(x, weight, kept, out=None):
-    """The defining sum, frequency by frequency; weights beyond the grid's Nyquist frequency are skipped."""
+    """The defining sum, frequency by frequency; weights beyond the grid's Nyquist frequency are
+    skipped.
+    """
     grid = [np.arange(n) for n in x.shape[1:4]]
     out = out or x.shape[1:4]
     fine = [np.arange(n) for n in out]
     y = np.zeros((x.shape[0], *out, weight.shape[-1]))
-    wave = lambda k, j, n, sign: np.exp(sign * 2j * np.pi * sum(
-        np.reshape(kk * jj / nn, [-1 if a == b else 1 for b in range(3)]) for a, (kk, jj, nn) in enumerate(zip(k, j, n))))
+    wave = lambda k, j, n, sign: np.exp(
+        sign
+        * 2j
+        * np.pi
+        * sum(
+            np.reshape(kk * jj / nn, [-1 if a == b else 1 for b in range(3)])
+            for a, (kk, jj, nn) in enumerate(zip(k, j, n))
+        )
+    )
     for index in np.ndindex(*weight.shape[:3]):
         k = [low + i for (low, _), i in zip(kept, index)]
         if any(2 * abs(kk) > min(n, o) for kk, n, o in zip(k, x.shape[1:4], out)):
             continue
         share = np.prod([0.5 if 2 * abs(kk) == n else 1.0 for kk, n in zip(k, x.shape[1:4])])
-        spectrum = np.einsum("bdhwc,dhw->bc", x, wave(k, grid, x.shape[1:4], -1)) / np.prod(x.shape[1:4]) * share
-        response = (spectrum @ weight[index])[:, None, None, None] * wave(k, fine, out, 1)[None, ..., None]
+        spectrum = (
+            np.einsum("bdhwc,dhw->bc", x, wave(k, grid, x.shape[1:4], -1))
+            / np.prod(x.shape[1:4])
+            * share
+        )
+        response = (spectrum @ weight[index])[:, None, None, None] * wave(k, fine, out, 1)[
+            None, ..., None
+        ]
         y += (1 if k[2] == 0 else 2) * response.real
     return y
 
 
 @BOTH
-@pytest.mark.parametrize("shape, modes", [((8, 8, 8), (4, 4, 4)), ((7, 6, 5), (2, 3, 2)), ((6, 9, 4), (3, 4, 2)),
-                                          ((1, 8, 6), (0, 2, 3)), ((4, 6, 1), (2, 1, 0)), ((6, 5, 4), (5, 4, 6))])
+@pytest.mark.parametrize(
+    "shape, modes",
+    [
+        ((8, 8, 8), (4, 4, 4)),
+        ((7, 6, 5), (2, 3, 2)),
+        ((6, 9, 4), (3, 4, 2)),
+        ((1, 8, 6), (0, 2, 3)),
+        ((4, 6, 1), (2, 1, 0)),
+        ((6, 5, 4), (5, 4, 6)),
+    ],
+)
 def test_equals_the_defining_sum_on_any_grid(how, shape, modes):
     kept = fourier.window(modes)
     x = np.random.default_rng(0).normal(size=(2, *shape, 2))
@@ -84,7 +115,9 @@ def test_plane_wave_is_scaled_and_shifted_by_its_weight(how):
     phase = -2 * d + h + 3 * w
     value = weight[-2 + 3, 1 + 3, 3, 0, 0]
     y = run(np.cos(phase)[None, ..., None], weight, (), kept, implementation=how)
-    np.testing.assert_allclose(y[0, ..., 0], abs(value) * np.cos(phase + np.angle(value)), atol=1e-13)
+    np.testing.assert_allclose(
+        y[0, ..., 0], abs(value) * np.cos(phase + np.angle(value)), atol=1e-13
+    )
 
 
 @BOTH
@@ -99,20 +132,36 @@ def test_unit_weights_are_the_identity_and_the_nyquist_planes_survive(how):
 def test_symmetric_weights_commute_with_shifts_and_a_quarter_turn(how):
     kept = fourier.window((4, 4, 4))
     k = np.stack(np.meshgrid(*[np.arange(low, high + 1) for low, high in kept], indexing="ij"), -1)
-    weight = np.exp(-0.3 * (k ** 2).sum(-1))[..., None, None] * np.random.default_rng(6).normal(size=(2, 2)) + 0j
+    weight = (
+        np.exp(-0.3 * (k**2).sum(-1))[..., None, None]
+        * np.random.default_rng(6).normal(size=(2, 2))
+        + 0j
+    )
     x = np.random.default_rng(7).normal(size=(1, 8, 8, 8, 2))
     conv = lambda x: run(x, weight, (), kept, implementation=how)
-    np.testing.assert_allclose(conv(np.roll(x, (1, 3, 2), (1, 2, 3))), np.roll(conv(x), (1, 3, 2), (1, 2, 3)), atol=1e-13)
+    np.testing.assert_allclose(
+        conv(np.roll(x, (1, 3, 2), (1, 2, 3))), np.roll(conv(x), (1, 3, 2), (1, 2, 3)), atol=1e-13
+    )
     for axes in ((1, 2), (2, 3), (1, 3)):
-        np.testing.assert_allclose(conv(np.rot90(x, axes=axes)), np.rot90(conv(x), axes=axes), atol=1e-13)
+        np.testing.assert_allclose(
+            conv(np.rot90(x, axes=axes)), np.rot90(conv(x), axes=axes), atol=1e-13
+        )
 
 
 @BOTH
 def test_same_weights_on_a_finer_grid_give_the_same_function(how):
     kept = fourier.window((3, 3, 3))
-    fine = run(np.random.default_rng(8).normal(size=(1, 32, 32, 32, 1)), weights(9, kept, 1, 1), (), kept, implementation=how)
+    fine = run(
+        np.random.default_rng(8).normal(size=(1, 32, 32, 32, 1)),
+        weights(9, kept, 1, 1),
+        (),
+        kept,
+        implementation=how,
+    )
     conv = lambda x: run(x, weights(10, kept, 1, 2), (), kept, implementation=how)
-    np.testing.assert_allclose(conv(fine)[:, ::2, ::2, ::2], conv(fine[:, ::2, ::2, ::2]), atol=1e-13)
+    np.testing.assert_allclose(
+        conv(fine)[:, ::2, ::2, ::2], conv(fine[:, ::2, ::2, ::2]), atol=1e-13
+    )
 
 
 @BOTH
@@ -121,8 +170,13 @@ def test_gradients_match_finite_differences(how):
     x, weight = np.random.default_rng(11).normal(size=(1, 4, 5, 4, 2)), weights(12, kept)
 
     def energy(x, real, imag):
-        return jnp.sum(jnp.sin(fourier.spectral_conv(x, (real, imag), (), kept, implementation=how)))
-    check_grads(jax.jit(energy), (x, weight.real, weight.imag), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+        return jnp.sum(
+            jnp.sin(fourier.spectral_conv(x, (real, imag), (), kept, implementation=how))
+        )
+
+    check_grads(
+        jax.jit(energy), (x, weight.real, weight.imag), order=1, modes=["rev"], atol=1e-6, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("c_out", [2, 3])
@@ -131,26 +185,40 @@ def test_factorised_weights_equal_the_dense_tensor_they_stand_for(c_out):
     sizes = (*fourier.window_size(kept), 2, c_out)
     rng = np.random.default_rng(13)
     draw = lambda *shape: rng.normal(size=shape) + 1j * rng.normal(size=shape)
-    x = rng.normal(size=(2, 4, 5, 6, 2))                     # axis 0 and 2 of the window meet the Nyquist frequency
+    # axis 0 and 2 of the window meet the Nyquist frequency
+    x = rng.normal(size=(2, 4, 5, 6, 2))
     core, factors = draw(2, 3, 2, 1, 2), tuple(draw(n, r) for n, r in zip(sizes, (2, 3, 2, 1, 2)))
     dense = np.einsum("uvwpq,mu,lv,kw,ip,oq->mlkio", core, *factors)
     np.testing.assert_allclose(run(x, core, factors, kept), run(x, dense, (), kept), atol=1e-12)
     factors = tuple(draw(n, 4) for n in sizes)
     dense = np.einsum("mr,lr,kr,ir,or->mlkio", *factors)
-    np.testing.assert_allclose(run(x[:, :2, :, :4], None, factors, kept), run(x[:, :2, :, :4], dense, (), kept), atol=1e-12)
+    np.testing.assert_allclose(
+        run(x[:, :2, :, :4], None, factors, kept), run(x[:, :2, :, :4], dense, (), kept), atol=1e-12
+    )
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float64, 1e-14), (jnp.float32, 1e-14), (jnp.bfloat16, 4e-3)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(jnp.float64, 1e-14), (jnp.float32, 1e-14), (jnp.bfloat16, 4e-3)]
+)
 @pytest.mark.parametrize("factors", [(), (2, 3, 2, 2, 3)])
 def test_multiplying_again_gives_the_gradient_of_multiplying_once(dtype, tolerance, factors):
-    """Exact where the spectrum is kept as it is; rounded to bfloat16, only the gradient of the weights feels it."""
+    """Exact where the spectrum is kept as it is; rounded to bfloat16, only the gradient of the
+    weights feels it.
+    """
     rng = np.random.default_rng(5)
-    pair = lambda *shape: tuple(jnp.asarray(part.astype(np.float32), jnp.float64) for part in rng.normal(size=(2, *shape)))
+    pair = lambda *shape: tuple(
+        jnp.asarray(part.astype(np.float32), jnp.float64) for part in rng.normal(size=(2, *shape))
+    )
     sizes = (5, 5, 3, 2, 3)
     core, small = pair(*(factors or sizes)), tuple(pair(n, r) for n, r in zip(sizes, factors))
-    spectrum, cotangent = jax.lax.complex(*pair(2, 5, 5, 2, 3)), jax.lax.complex(*pair(2, 5, 5, 3, 3))
+    spectrum, cotangent = (
+        jax.lax.complex(*pair(2, 5, 5, 2, 3)),
+        jax.lax.complex(*pair(2, 5, 5, 3, 3)),
+    )
     once = jax.vjp(fourier.contract, spectrum, core, small)[1](cotangent)
-    again = jax.vjp(lambda *a: fourier.contract_again(*a, jnp.dtype(dtype)), spectrum, core, small)[1](cotangent)
+    again = jax.vjp(lambda *a: fourier.contract_again(*a, jnp.dtype(dtype)), spectrum, core, small)[
+        1
+    ](cotangent)
     np.testing.assert_array_equal(again[0], once[0])
     for a, b in zip(jax.tree.leaves(again[1:]), jax.tree.leaves(once[1:])):
         assert jnp.linalg.norm(a - b) <= tolerance * jnp.linalg.norm(b)
@@ -169,10 +237,11 @@ def test_low_precision_is_transformed_in_float32():
 @BOTH
 @pytest.mark.parametrize("case", ["even", "odd_noncubic", "modes_exceed_grid"])
 def test_published_implementation(case, how):
-    """neuraloperator 2.0.0.  Its second fftshift misplaces the spectrum on odd axes: there the repaired value counts.
+    """neuraloperator 2.0.0.  Its second fftshift misplaces the spectrum on odd axes: there the
+    repaired value counts.
 
-    `y_output_shape` is not compared: the original zero-pads the spectrum behind its negative frequencies, which moves them
-    (k = -1 of 8 becomes k = 7 of 11).
+    `y_output_shape` is not compared: the original zero-pads the spectrum behind its negative
+    frequencies, which moves them (k = -1 of 8 becomes k = 7 of 11).
     """
     with np.load(DATA / f"fno_spectralconv_{case}.npz", allow_pickle=False) as file:
         fixture = dict(file)
@@ -188,20 +257,31 @@ def test_published_implementation(case, how):
 
 @BOTH
 def test_no_device_gathers_a_field(how):
-    """Batch over data and fsdp, depth over space: forward and backward move only kept modes, and agree with one device."""
-    mesh = Mesh(np.asarray(jax.devices()[:8]).reshape(2, 2, 2), ("data", "fsdp", "space"), axis_types=(AxisType.Auto,) * 3)
+    """Batch over data and fsdp, depth over space: forward and backward move only kept modes, and
+    agree with one device.
+    """
+    mesh = Mesh(
+        np.asarray(jax.devices()[:8]).reshape(2, 2, 2),
+        ("data", "fsdp", "space"),
+        axis_types=(AxisType.Auto,) * 3,
+    )
     kept = fourier.window((2, 2, 2))
     x = np.random.default_rng(16).normal(size=(4, 16, 16, 16, 2))
     weight = weights(17, kept, 2, 2)
 
     def energy(x, real, imag):
         y = fourier.spectral_conv(x, (real, imag), (), kept, implementation=how)
-        return jnp.sum(y ** 2), y
+        return jnp.sum(y**2), y
+
     gradient = jax.value_and_grad(energy, (0, 1, 2), has_aux=True)
     expected = jax.jit(gradient)(x, weight.real, weight.imag)
     field, whole = NamedSharding(mesh, P(("data", "fsdp"), "space")), NamedSharding(mesh, P())
     with jax.set_mesh(mesh):
-        compiled = jax.jit(gradient, in_shardings=(field, whole, whole)).lower(x, weight.real, weight.imag).compile()
+        compiled = (
+            jax.jit(gradient, in_shardings=(field, whole, whole))
+            .lower(x, weight.real, weight.imag)
+            .compile()
+        )
         found = compiled(*jax.device_put((x, weight.real, weight.imag), (field, whole, whole)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), found, expected)
     assert largest_gather(compiled.as_text()) < x.size / 8
@@ -210,8 +290,14 @@ def test_no_device_gathers_a_field(how):
 def largest_gather(program: str) -> int:
     """Elements of the largest all-gather or all-to-all result in a compiled program."""
     results = re.findall(r" = (\S.*?) (?:all-gather|all-to-all)(?:-start)?\(", program)
-    return max((math.prod(int(n) for n in dims.split(",") if n) for result in results
-                for dims in re.findall(r"\w+\[([\d,]*)\]", result)), default=0)
+    return max(
+        (
+            math.prod(int(n) for n in dims.split(",") if n)
+            for result in results
+            for dims in re.findall(r"\w+\[([\d,]*)\]", result)
+        ),
+        default=0,
+    )
 
 
 def test_unknown_implementation_names_the_choices():

@@ -1,4 +1,7 @@
-"""Second-order rules: minima of known functions, the secant equation, losses that change between updates."""
+"""Second-order rules: minima of known functions, the secant equation, losses that change between
+updates.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +21,9 @@ def solve(function, start, steps, name="lbfgs"):
     @jax.jit
     def one(params, state):
         value, grad = jax.value_and_grad(function)(params)
-        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=function)
+        updates, state = optimizer.update(
+            grad, state, params, value=value, grad=grad, value_fn=function
+        )
         return optax.apply_updates(params, updates), state, value
 
     params, state = start, optimizer.init(start)
@@ -32,9 +37,16 @@ def solve(function, start, steps, name="lbfgs"):
 def test_quasi_newton_solves_a_quadratic_and_rosenbrock(name):
     with jax.enable_x64(True):
         scales, target = jnp.array([1.0, 10.0, 100.0]), jnp.array([3.0, -1.0, 0.5])
-        found = solve(lambda p: 0.5 * jnp.sum(scales * (p["x"] - target)**2), {"x": jnp.zeros(3)}, 20, name)
+        found = solve(
+            lambda p: 0.5 * jnp.sum(scales * (p["x"] - target) ** 2), {"x": jnp.zeros(3)}, 20, name
+        )
         np.testing.assert_allclose(found["x"], target, atol=1e-10)
-        found = solve(lambda p: 100 * (p["x"][1] - p["x"][0]**2)**2 + (1 - p["x"][0])**2, {"x": jnp.array([-1.2, 1.0])}, 50, name)
+        found = solve(
+            lambda p: 100 * (p["x"][1] - p["x"][0] ** 2) ** 2 + (1 - p["x"][0]) ** 2,
+            {"x": jnp.array([-1.2, 1.0])},
+            50,
+            name,
+        )
         np.testing.assert_allclose(found["x"], 1.0, atol=1e-8)
 
 
@@ -46,18 +58,25 @@ def test_broyden_updates_meet_the_secant_equation_and_stay_positive():
         s, direction = rng.normal(size=4), rng.normal(size=4)
         inverse, s = root @ root.T, 0.3 * direction
         grad = -np.linalg.solve(inverse, direction)
-        state = quasi_newton.State(*map(jnp.asarray, (inverse, 0 * s, grad, direction)), jnp.int32(2))
-        found, newton = quasi_newton.renewed(state, jnp.asarray(s), jnp.asarray(curvature @ s), jnp.ones(4), jnp.bool_(True))
+        state = quasi_newton.State(
+            *map(jnp.asarray, (inverse, 0 * s, grad, direction)), jnp.int32(2)
+        )
+        found, newton = quasi_newton.renewed(
+            state, jnp.asarray(s), jnp.asarray(curvature @ s), jnp.ones(4), jnp.bool_(True)
+        )
         np.testing.assert_allclose(found @ (curvature @ s), s, rtol=1e-6)
         np.testing.assert_allclose(found, found.T, rtol=1e-6)
         np.testing.assert_allclose(newton, -found @ np.ones(4), rtol=1e-6)
         assert np.linalg.eigvalsh(found).min() > 0
-        tau, phi = quasi_newton.factors(jnp.float64(1.0), jnp.float64(1.0 + 1e-12), 4)      # the model was right: plain BFGS
+        # the model was right: plain BFGS
+        tau, phi = quasi_newton.factors(jnp.float64(1.0), jnp.float64(1.0 + 1e-12), 4)
         np.testing.assert_allclose((tau, phi), 1.0, atol=1e-5)
 
 
 def test_broyden_keeps_its_curvature_when_the_loss_changes():
-    """A quadratic is solved, then its minimum moves, as it does when collocation points are drawn anew: one step leads there."""
+    """A quadratic is solved, then its minimum moves, as it does when collocation points are drawn
+    anew: one step leads there.
+    """
     with jax.enable_x64(True):
         scales = jnp.array([1.0, 10.0, 100.0])
         optimizer = optim.make(settings(name="broyden", clip_norm=0.0), "net", 40)
@@ -66,7 +85,9 @@ def test_broyden_keeps_its_curvature_when_the_loss_changes():
         for target in [0.0] * 30 + [5.0, -7.0]:
             f = lambda p, target=target: 0.5 * jnp.sum(scales * (p["x"] - target) ** 2)
             grad = jax.grad(f)(params)
-            updates, state = optimizer.update(grad, state, params, value=f(params), grad=grad, value_fn=f)
+            updates, state = optimizer.update(
+                grad, state, params, value=f(params), grad=grad, value_fn=f
+            )
             params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params["x"], -7.0, rtol=1e-3)
 

@@ -1,4 +1,7 @@
-"""Problems: every solution meets its equation and its conditions in float64, hard constraints hold, references converge."""
+"""Problems: every solution meets its equation and its conditions in float64, hard constraints hold,
+references converge.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +15,13 @@ from jaxvol.pdes import reference
 from jaxvol.types import UserError
 
 OTHERS = {"poisson": [physics.poisson(1), physics.poisson(2)]}
-SOLVED = [name for name in pdes.PROBLEMS if name != "interferometry"]        # which has a penalty and no equation: tests/tasks/test_fringes.py
-BLOCKS = [b for name in SOLVED for b in [getattr(physics, name)(), *(OTHERS[name] if name in OTHERS else [])]]
+# which has a penalty and no equation: tests/tasks/test_fringes.py
+SOLVED = [name for name in pdes.PROBLEMS if name != "interferometry"]
+BLOCKS = [
+    b
+    for name in SOLVED
+    for b in [getattr(physics, name)(), *(OTHERS[name] if name in OTHERS else [])]
+]
 HELMHOLTZ = physics.helmholtz()
 HELMHOLTZ.frequencies, HELMHOLTZ.wavenumber = (1, 4), 1.0
 INVERSE = physics.reaction_diffusion()
@@ -33,7 +41,9 @@ def name(block):
 
 def inside(problem, n, margin=0.03, seed=0):
     low, high = np.array(problem.low), np.array(problem.high)
-    return low + (margin + (1 - 2 * margin) * np.random.default_rng(seed).uniform(size=(n, len(low)))) * (high - low)
+    return low + (
+        margin + (1 - 2 * margin) * np.random.default_rng(seed).uniform(size=(n, len(low)))
+    ) * (high - low)
 
 
 def residual(problem, u, x, unknown):
@@ -42,12 +52,19 @@ def residual(problem, u, x, unknown):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name)
 def test_the_solution_meets_the_equation(block):
-    """Closed forms by automatic differentiation; numerical references by differences of fourth order, to their own accuracy."""
+    """Closed forms by automatic differentiation; numerical references by differences of fourth
+    order, to their own accuracy.
+    """
     problem = pdes.make(block)
     x = inside(problem, 40)
     if problem.closed:
         r = residual(problem, lambda p: problem.solution(p, jnp), jnp.asarray(x), problem.truth)
-        wrong = residual(problem, lambda p: 1.1 * problem.solution(p, jnp) + 0.1 * p[:, :1] ** 2, jnp.asarray(x), problem.truth)
+        wrong = residual(
+            problem,
+            lambda p: 1.1 * problem.solution(p, jnp) + 0.1 * p[:, :1] ** 2,
+            jnp.asarray(x),
+            problem.truth,
+        )
         assert np.abs(r).max() < 1e-9 < 1e-3 < np.abs(wrong).max()
         return
     u = problem.solution(x, np)
@@ -64,13 +81,17 @@ def differences(problem, x):
         e = h * np.eye(2)[axis]
         found.append((8 * (u(x + e) - u(x - e)) - (u(x + 2 * e) - u(x - 2 * e))) / (12 * h))
         if axis == 0:
-            second = (16 * (u(x + e) + u(x - e)) - (u(x + 2 * e) + u(x - 2 * e)) - 30 * u(x)) / (12 * h * h)
+            second = (16 * (u(x + e) + u(x - e)) - (u(x + 2 * e) + u(x - 2 * e)) - 30 * u(x)) / (
+                12 * h * h
+            )
     return np.stack(found), second[None]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name)
 def test_the_solution_meets_every_condition_and_zero_does_not_meet_all(block):
-    """u = 0 would be learned where equation and conditions admit it: one of the conditions, or the equation, has to refuse it."""
+    """u = 0 would be learned where equation and conditions admit it: one of the conditions, or the
+    equation, has to refuse it.
+    """
     problem, refused = pdes.make(block), False
     rng = np.random.default_rng(1)
     for c in problem.conditions:
@@ -87,7 +108,13 @@ def test_the_solution_meets_every_condition_and_zero_does_not_meet_all(block):
         refused |= np.abs(target).max() > 0.1
     x = jnp.asarray(inside(problem, 40))
     m = len(problem.fields)
-    zero = problem.residual(x, jnp.zeros((40, m)), jnp.zeros((x.shape[1], 40, m)), jnp.zeros((len(problem.weights), 40, m)), problem.truth)
+    zero = problem.residual(
+        x,
+        jnp.zeros((40, m)),
+        jnp.zeros((x.shape[1], 40, m)),
+        jnp.zeros((len(problem.weights), 40, m)),
+        problem.truth,
+    )
     assert refused or np.abs(zero).max() > 0.1
 
 
@@ -101,13 +128,19 @@ def test_hard_constraints_hold_for_any_network(block):
         axis = jnp.zeros_like(x).at[:, c.derivative or 0].set(1)
         measured = u(x) if c.derivative is None else jax.jvp(u, (x,), (axis,))[1]
         np.testing.assert_allclose(measured, c.target(np.asarray(x)), atol=2e-9)
-    assert np.abs(problem.distance(jnp.asarray(inside(problem, 50, 0.1)))).min() > 1e-4      # and it can be anything inside
+    # and it can be anything inside
+    assert np.abs(problem.distance(jnp.asarray(inside(problem, 50, 0.1)))).min() > 1e-4
 
 
 def test_resonant_helmholtz_asks_for_the_slope():
-    """k = 4 pi is an eigenvalue of [-1, 1]: the multiples of sin k x meet the equation and u(+-1) = 0; the slope tells them apart."""
+    """k = 4 pi is an eigenvalue of [-1, 1]: the multiples of sin k x meet the equation and u(+-1) =
+    0; the slope tells them apart.
+    """
     resonant, plain = pdes.make(physics.helmholtz()), pdes.make(HELMHOLTZ)
-    assert [c.name for c in resonant.conditions] == ["boundary", "slope_x"] and resonant.lift is None
+    assert [c.name for c in resonant.conditions] == [
+        "boundary",
+        "slope_x",
+    ] and resonant.lift is None
     assert [c.name for c in plain.conditions] == ["boundary"]
     double = lambda x: 2 * resonant.solution(x, jnp)
     assert np.abs(residual(resonant, double, jnp.asarray(inside(resonant, 20)), {})).max() < 1e-9
@@ -118,7 +151,9 @@ def test_resonant_helmholtz_asks_for_the_slope():
 
 
 def test_burgers_reference_converges_and_has_its_published_gradient():
-    """Errors fall by orders of magnitude with the nodes; steepest slope at the origin 152.00516 at pi t = 1.6037 (Basdevant 1986)."""
+    """Errors fall by orders of magnitude with the nodes; steepest slope at the origin 152.00516 at
+    pi t = 1.6037 (Basdevant 1986).
+    """
     nu = physics.burgers().viscosity
     x = inside(pdes.make(physics.burgers()), 200)
     exact = reference.burgers(x, nu, 220)

@@ -1,4 +1,7 @@
-"""The watchdog, the count of compilations, the summary, and faults in words; memory and files over many steps (slow)."""
+"""The watchdog, the count of compilations, the summary, and faults in words; memory and files over
+many steps (slow).
+"""
+
 import dataclasses
 import errno
 import os
@@ -18,6 +21,7 @@ from tests.training.test_loop import run_toy
 
 class Rows:
     """A writer that remembers what it is told."""
+
     def __init__(self):
         self.found = []
 
@@ -28,7 +32,7 @@ class Rows:
 def test_the_watchdog_tells_then_gives_up_and_does_not_bark_at_short_waits():
     given_up = []
     watchdog = monitoring.Watchdog(2.0, given_up.append)
-    for _ in range(300):                # together longer than it bears
+    for _ in range(300):  # together longer than it bears
         with watchdog("batch 1"):
             time.sleep(0.01)
     assert not given_up and not watchdog.told
@@ -60,43 +64,89 @@ def test_a_run_is_compiled_once_even_if_it_is_resumed(tmp_path):
 
 
 def perf(tmp_path, *rows):
-    (tmp_path / "perf.csv").write_text("step,tag,value,time\n" + "".join(f"{s},perf/{t},{v},{w}\n" for s, t, v, w in rows) + "9,perf/ha")
+    (tmp_path / "perf.csv").write_text(
+        "step,tag,value,time\n"
+        + "".join(f"{s},perf/{t},{v},{w}\n" for s, t, v, w in rows)
+        + "9,perf/ha"
+    )
     return monitoring.summary(tmp_path)
 
 
 def test_goodput_counts_repeated_work_and_start_up_as_lost(tmp_path):
-    """100 s of start-up; steps 1-20 in 20 s; killed; restored at 10 after 30 s, steps 11-40 in 30 s: 40 of 180 s are in the result."""
-    found = perf(tmp_path, (0, "attempt", 100, 1000.0), (10, "seconds", 10, 1010.0), (20, "seconds", 10, 1020.0),
-                 (10, "attempt", 30, 5000.0), (20, "seconds", 10, 5010.0), (40, "seconds", 20, 5030.0))
+    """100 s of start-up; steps 1-20 in 20 s; killed; restored at 10 after 30 s, steps 11-40 in 30
+    s: 40 of 180 s are in the result.
+    """
+    found = perf(
+        tmp_path,
+        (0, "attempt", 100, 1000.0),
+        (10, "seconds", 10, 1010.0),
+        (20, "seconds", 10, 1020.0),
+        (10, "attempt", 30, 5000.0),
+        (20, "seconds", 10, 5010.0),
+        (40, "seconds", 20, 5030.0),
+    )
     assert (found.steps, found.attempts) == (40, 2) and found.hours * 3600 == pytest.approx(180)
     assert found.goodput == pytest.approx(40 / 180)
     text = monitoring.sentence(found, ("vrmse", 0.5, 20), 40)
-    assert "40 steps" in text and "22 %" in text and "1 restarts" in text and "best vrmse 0.5 at step 20" in text
+    assert (
+        "40 steps" in text
+        and "22 %" in text
+        and "1 restarts" in text
+        and "best vrmse 0.5 at step 20" in text
+    )
 
 
 def test_a_phase_that_begins_between_two_rows_is_not_counted_twice(tmp_path):
-    """Its first row tells of few updates, the compilation among them; their rate is not that of the ten since the row before."""
-    found = perf(tmp_path, (0, "attempt", 0, 1000.0), (10, "seconds", 10, 1010.0), (20, "steps_per_sec", 0.1, 1040.0),
-                 (20, "seconds", 20, 1040.0))
+    """Its first row tells of few updates, the compilation among them; their rate is not that of the
+    ten since the row before.
+    """
+    found = perf(
+        tmp_path,
+        (0, "attempt", 0, 1000.0),
+        (10, "seconds", 10, 1010.0),
+        (20, "steps_per_sec", 0.1, 1040.0),
+        (20, "seconds", 20, 1040.0),
+    )
     assert found.goodput == pytest.approx(30 / 40)
 
 
 def test_a_clock_that_jumps_back_gives_no_negative_hours(tmp_path):
-    found = perf(tmp_path, (0, "attempt", 0, 1000.0), (1, "seconds", 1, 400.0), (2, "seconds", 1, 401.0))
-    assert found.hours * 3600 == pytest.approx(1.0) and monitoring.summary(tmp_path / "none").attempts == 0
+    found = perf(
+        tmp_path, (0, "attempt", 0, 1000.0), (1, "seconds", 1, 400.0), (2, "seconds", 1, 401.0)
+    )
+    assert (
+        found.hours * 3600 == pytest.approx(1.0)
+        and monitoring.summary(tmp_path / "none").attempts == 0
+    )
 
 
-ALLOCATION = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB (13421772800 bytes) on device"
+ALLOCATION = (
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB (13421772800 "
+    "bytes) on device"
+)
 
 
 def test_memory_in_words_names_asked_free_fitting_and_fields(tmp_path, monkeypatch):
     monkeypatch.setattr(errors, "free_memory", lambda: (3.0 * 2**30, "on the device"))
-    told = errors.explain(jax.errors.JaxRuntimeError(ALLOCATION), tmp_path, 40, lambda: (6, "batches of 1 and 2"))
+    told = errors.explain(
+        jax.errors.JaxRuntimeError(ALLOCATION), tmp_path, 40, lambda: (6, "batches of 1 and 2")
+    )
     assert isinstance(told, UserError)
-    for word in ("12.5 GiB were asked for", "3 GiB are free on the device", "largest batch that fits is about 6", "batch_size",
-                 "micro_batches", "model.remat", "mesh.space", "step 40", "is sound"):
+    for word in (
+        "12.5 GiB were asked for",
+        "3 GiB are free on the device",
+        "largest batch that fits is about 6",
+        "batch_size",
+        "micro_batches",
+        "model.remat",
+        "mesh.space",
+        "step 40",
+        "is sound",
+    ):
         assert word in str(told), word
-    told = errors.explain(jax.errors.JaxRuntimeError(ALLOCATION), tmp_path, None, lambda: (0, "batches of 1 and 2"))
+    told = errors.explain(
+        jax.errors.JaxRuntimeError(ALLOCATION), tmp_path, None, lambda: (0, "batches of 1 and 2")
+    )
     assert "not even the smallest batch fits" in str(told) and "Nothing had been saved" in str(told)
 
 
@@ -109,6 +159,7 @@ def test_the_largest_batch_lies_on_the_line_through_two(monkeypatch):
 def test_the_largest_batch_of_a_real_step_is_asked_from_the_compiler(monkeypatch):
     def update(state, batch, taken):
         return jnp.tanh(jnp.outer(batch["x"].ravel(), batch["x"].ravel())).sum() + state
+
     monkeypatch.setattr(errors, "capacity", lambda: 1e9)
     batch = {"x": jax.device_put(np.zeros((2, 64), np.float32))}
     largest, how = errors.sizes_of_step(jax.jit(update), jnp.float32(0), batch, 1)()
@@ -116,33 +167,55 @@ def test_the_largest_batch_of_a_real_step_is_asked_from_the_compiler(monkeypatch
     assert errors.sizes_of_step(jax.jit(lambda *a: 1 / 0), jnp.float32(0), batch, 1)() == (0, "")
 
 
-@pytest.mark.parametrize("error, word", [
-    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space left"),
-    (OSError(errno.EROFS, os.strerror(errno.EROFS)), "read-only"),
-    (ValueError("INTERNAL: Error writing \"d/0\" [OS error 28: ENOSPC No space left on device]"), "no space left"),
-    (OSError(errno.EMFILE, "Too many open files"), "too many files"),
-])
+@pytest.mark.parametrize(
+    "error, word",
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "no space left"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "read-only"),
+        (
+            ValueError(
+                'INTERNAL: Error writing "d/0" [OS error 28: ENOSPC No space left on device]'
+            ),
+            "no space left",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), "too many files"),
+    ],
+)
 def test_disks_in_words(tmp_path, error, word):
     told = errors.explain(error, tmp_path, 3, None)
-    assert isinstance(told, UserError) and word in str(told) and str(tmp_path) in str(told) and "step 3" in str(told)
+    assert (
+        isinstance(told, UserError)
+        and word in str(told)
+        and str(tmp_path) in str(told)
+        and "step 3" in str(told)
+    )
     wrapped = RuntimeError("the save failed")
     wrapped.__cause__ = error
     assert word in str(errors.explain(wrapped, tmp_path, 3, None))
 
 
 def test_what_is_not_known_stays_what_it_was(tmp_path, monkeypatch):
-    for error in (KeyError("x"), ValueError("a bug"), FileNotFoundError(errno.ENOENT, "no such file")):
+    for error in (
+        KeyError("x"),
+        ValueError("a bug"),
+        FileNotFoundError(errno.ENOENT, "no such file"),
+    ):
         assert errors.explain(error, tmp_path, None, None) is error
     gloo = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
-    assert errors.explain(gloo, tmp_path, 3, None) is gloo             # alone there is nobody to be gone
+    # alone there is nobody to be gone
+    assert errors.explain(gloo, tmp_path, 3, None) is gloo
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     assert isinstance(errors.explain(gloo, tmp_path, 3, None), Interrupted)
 
 
 @pytest.mark.slow
 def test_memory_and_open_files_are_flat_over_20000_steps(tmp_path):
-    """The last three quarters of a run of 20,000 steps with its saves, validations and logs: under 2 % more memory, no more files."""
-    config = toys.config(total_steps=20_000, log_every=20, evaluate__every=500, checkpoint__every=1000)
+    """The last three quarters of a run of 20,000 steps with its saves, validations and logs: under
+    2 % more memory, no more files.
+    """
+    config = toys.config(
+        total_steps=20_000, log_every=20, evaluate__every=500, checkpoint__every=1000
+    )
     seen = []
     dataset = toys.dataset()
     small = toys.batch(0, slice(None))
@@ -150,16 +223,31 @@ def test_memory_and_open_files_are_flat_over_20000_steps(tmp_path):
     def stream(start, stop, rows):
         for number in range(start, stop):
             if number % 1000 == 0:
-                resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-                seen.append((number, resident, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))))
+                resident = int(open("/proc/self/statm").read().split()[1]) * os.sysconf(
+                    "SC_PAGE_SIZE"
+                )
+                seen.append(
+                    (
+                        number,
+                        resident,
+                        len(os.listdir("/proc/self/fd")),
+                        len(os.listdir("/proc/self/task")),
+                    )
+                )
             yield small
 
-    # one device: on a busy machine XLA ends a process in which eight of them on two cores wait too long for one another
-    run_toy(tmp_path, config, dataclasses.replace(dataset, stream=stream), mesh=sharding.one_device())
+    # one device: on a busy machine XLA ends a process in which eight of them on two cores wait too
+    # long for one another
+    run_toy(
+        tmp_path, config, dataclasses.replace(dataset, stream=stream), mesh=sharding.one_device()
+    )
     early, late = [s for s in seen if 4000 <= s[0] < 8000], [s for s in seen if s[0] >= 16000]
     memory = [np.median([s[1] for s in part]) for part in (early, late)]
-    print(f"resident {memory[0] / 2**20:.1f} -> {memory[1] / 2**20:.1f} MiB (medians of steps 4000-8000 and from 16000), files {early[0][2]} -> "
-          f"{late[-1][2]}, threads {early[0][3]} -> {late[-1][3]}")
+    print(
+        f"resident {memory[0] / 2**20:.1f} -> {memory[1] / 2**20:.1f} MiB (medians of steps "
+        f"4000-8000 and from 16000), files {early[0][2]} -> "
+        f"{late[-1][2]}, threads {early[0][3]} -> {late[-1][3]}"
+    )
     assert memory[1] < 1.02 * memory[0] + 4e6, seen
     for column in (2, 3):
         assert max(s[column] for s in late) <= max(s[column] for s in early) + 2, seen

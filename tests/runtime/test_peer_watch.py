@@ -1,4 +1,7 @@
-"""The lifeline of several processes, without JAX: plain processes that end in every way, and what the others make of it."""
+"""The lifeline of several processes, without JAX: plain processes that end in every way, and what
+the others make of it.
+"""
+
 import signal
 import socket
 import subprocess
@@ -13,9 +16,12 @@ MEMBER = """
 import os, sys, time, types
 # without the package's own imports: a second less per process
 package = types.ModuleType("jaxvol"); package.__path__ = ["jaxvol"]; sys.modules["jaxvol"] = package
-health = types.ModuleType("jaxvol.runtime.monitoring"); health.UNFINISHED = 75; sys.modules["jaxvol.runtime.monitoring"] = health
-from jaxvol import lifeline
-lifeline.GRACE_S, lifeline.SETTLE_S = 0.3, 0.6
+room = types.ModuleType("jaxvol.runtime")
+room.__path__ = ["jaxvol/runtime"]; sys.modules["jaxvol.runtime"] = room
+monitoring = types.ModuleType("jaxvol.runtime.monitoring")
+monitoring.UNFINISHED = 75; sys.modules["jaxvol.runtime.monitoring"] = monitoring
+from jaxvol.runtime import peer_watch
+peer_watch.GRACE_S, peer_watch.SETTLE_S = 0.3, 0.6
 process, board, act = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 asked = iter(["token", "port"])
 
@@ -27,22 +33,31 @@ def agree(value):
         time.sleep(0.01)
     return int(open(name).read())
 
-lifeline.start(process, "127.0.0.1", agree)
+peer_watch.start(process, "127.0.0.1", agree)
 print("in", flush=True)
 sys.stdin.readline()
 if act == "wait":
     time.sleep(20)
 elif act.isdigit():
-    lifeline.goodbye(int(act)); os._exit(int(act))
+    peer_watch.goodbye(int(act)); os._exit(int(act))
 """
 
 
 def members(folder, acts):
     """Processes 0, 1, ... that all hold their lifelines; each does its act when it is told to."""
-    found = [subprocess.Popen([sys.executable, "-c", MEMBER, str(n), str(folder), act], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True) for n, act in enumerate(acts)]
+    found = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(n), str(folder), act],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n, act in enumerate(acts)
+    ]
     assert [member.stdout.readline() for member in found] == ["in\n"] * len(acts)
-    time.sleep(0.3)                   # process 0 still has to read who called
+    time.sleep(0.3)  # process 0 still has to read who called
     return found
 
 
@@ -67,8 +82,12 @@ def test_a_process_that_is_killed_ends_the_others_with_75_and_a_sentence(tmp_pat
     assert told[victim][0] == -signal.SIGKILL and time.monotonic() - began < 10
     others = [t for n, t in enumerate(told) if n != victim]
     assert [status for status, _ in others] == [75, 75]
-    assert any(f"process {victim} was killed, or its machine is gone" in said for _, said in others), others
-    assert all("run the same command again" in said or "its message says why" in said for _, said in others), others
+    assert any(
+        f"process {victim} was killed, or its machine is gone" in said for _, said in others
+    ), others
+    assert all(
+        "run the same command again" in said or "its message says why" in said for _, said in others
+    ), others
 
 
 @pytest.mark.parametrize("ending", [0, 1])
@@ -78,11 +97,15 @@ def test_a_process_that_ends_with_an_error_ends_the_others_with_its_status(tmp_p
         act(member)
     told = ends(found)
     assert [status for status, _ in told] == [3, 3]
-    assert f"process {ending} of this run ended with status 3; its message says why" in told[1 - ending][1]
+    assert (
+        f"process {ending} of this run ended with status 3; its message says why"
+        in told[1 - ending][1]
+    )
 
 
 def test_processes_that_end_in_order_do_not_disturb_one_another(tmp_path):
-    found = members(tmp_path, ["done", "done", "done"])          # the last one is told later: it outlives process 0
+    # the last one is told later: it outlives process 0
+    found = members(tmp_path, ["done", "done", "done"])
     for member in found[:2]:
         act(member)
     assert ends(found[:2]) == [(0, ""), (0, "")]

@@ -1,4 +1,7 @@
-"""What a run leaves on disk: rows that survive a kill, event files read back by hand, status, provenance, a fake W&B."""
+"""What a run leaves on disk: rows that survive a kill, event files read back by hand, status,
+provenance, a fake W&B.
+"""
+
 import io
 import json
 import os
@@ -29,19 +32,26 @@ def open_at(workdir, step=-1, total=100, wandb_id=None, **wandb):
 
 
 def events(workdir):
-    """Events of all TensorBoard files, oldest first: length [8], its crc [4], data, crc [4] per record."""
+    """Events of all TensorBoard files, oldest first: length [8], its crc [4], data, crc [4] per
+    record.
+    """
     found = []
     for file in sorted((workdir / "tensorboard").iterdir(), key=lambda f: f.name.split(".")[-1]):
         data, at = file.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
-            found.append(event_pb2.Event.FromString(data[at + 12:at + 12 + size]))
+            found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
             at += size + 16
     return found
 
 
 def plotted(workdir):
-    return [(v.tag, e.step, v.simple_value) for e in events(workdir) for v in e.summary.value if v.HasField("simple_value")]
+    return [
+        (v.tag, e.step, v.simple_value)
+        for e in events(workdir)
+        for v in e.summary.value
+        if v.HasField("simple_value")
+    ]
 
 
 def read_rows(workdir):
@@ -51,10 +61,14 @@ def read_rows(workdir):
 
 
 def test_scalars_round_trip_through_csv_and_tensorboard(tmp_path):
-    values = {f"val/{i}": np.float32(x) for i, x in enumerate(np.random.default_rng(0).lognormal(0, 20, 50))}
+    values = {
+        f"val/{i}": np.float32(x)
+        for i, x in enumerate(np.random.default_rng(0).lognormal(0, 20, 50))
+    }
     log, _ = open_at(tmp_path)
     log.scalars(3, values)
-    assert {tag: np.float32(value) for _, tag, value in read_rows(tmp_path)} == values         # flushed, not closed
+    # flushed, not closed
+    assert {tag: np.float32(value) for _, tag, value in read_rows(tmp_path)} == values
     log.scalars(4, {"train/net/loss": float("nan")})
     log.perf(4, {"perf/steps_per_sec": 2.5, "data_wait": 0.25})
     log.close()
@@ -64,25 +78,41 @@ def test_scalars_round_trip_through_csv_and_tensorboard(tmp_path):
     assert timing["perf/steps_per_sec"] == 2.5 and timing["perf/data_wait"] == 0.25
     assert 1e7 < timing["perf/host_memory"] < 1e12
     perf = [line.split(",") for line in (tmp_path / "perf.csv").read_text().splitlines()]
-    assert perf[0] == ["step", "tag", "value", "time"] and perf[1][:3] == ["4", "perf/steps_per_sec", "2.5"]
+    assert perf[0] == ["step", "tag", "value", "time"] and perf[1][:3] == [
+        "4",
+        "perf/steps_per_sec",
+        "2.5",
+    ]
     assert not any("perf/" in row[1] for row in read_rows(tmp_path))
 
 
 def test_cut_keeps_rows_up_to_the_step_and_drops_a_torn_line(tmp_path):
     kept = 'step,tag,value\n0,val/rmse,1\n10,"dice/left, kidney",0.5\n10,val/rmse,0.123456789\n'
     file = tmp_path / "metrics.csv"
-    for rest in ("", "11,val/rmse,0.5\n20,val/rmse,0.1\n", "10,val/rmse,0.1234", "1", '10,"dice/le', "10,val/rm\n", "\n",
-                 "\x00\x00"):
+    for rest in (
+        "",
+        "11,val/rmse,0.5\n20,val/rmse,0.1\n",
+        "10,val/rmse,0.1234",
+        "1",
+        '10,"dice/le',
+        "10,val/rm\n",
+        "\n",
+        "\x00\x00",
+    ):
         file.write_text(kept + rest)
         writer.cut(tmp_path, 10)
         assert file.read_text() == kept, rest
-    (tmp_path / "perf.csv").write_text("step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n40,perf/st")
+    (tmp_path / "perf.csv").write_text(
+        "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n40,perf/st"
+    )
     writer.cut(tmp_path, 0)
     assert file.read_text() == kept.split("10,")[0]
-    assert (tmp_path / "perf.csv").read_text() == "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n"
+    assert (
+        tmp_path / "perf.csv"
+    ).read_text() == "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n"
     writer.cut(tmp_path, -1)
     assert file.read_text() == "step,tag,value\n"
-    file.write_text("step,ta")                      # killed while the header was written
+    file.write_text("step,ta")  # killed while the header was written
     writer.cut(tmp_path, 10)
     assert file.read_text() == "step,tag,value\n"
 
@@ -102,10 +132,19 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_does(tmp_path):
     resumed, _ = open_at(tmp_path / "killed", step=4)
     go(resumed, 5, 9)
     resumed.close()
-    assert (tmp_path / "killed" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
-    starts = [e.step for e in events(tmp_path / "killed") if e.session_log.status == event_pb2.SessionLog.START]
-    assert starts == [0, 5]                          # TensorBoard hides what was written at 5 and later before that
-    assert [step for _, step, _ in plotted(tmp_path / "killed")] == sorted(2 * [*range(7)]) + sorted(2 * [*range(5, 9)])
+    assert (tmp_path / "killed" / "metrics.csv").read_bytes() == (
+        tmp_path / "whole" / "metrics.csv"
+    ).read_bytes()
+    starts = [
+        e.step
+        for e in events(tmp_path / "killed")
+        if e.session_log.status == event_pb2.SessionLog.START
+    ]
+    # TensorBoard hides what was written at 5 and later before that
+    assert starts == [0, 5]
+    assert [step for _, step, _ in plotted(tmp_path / "killed")] == sorted(
+        2 * [*range(7)]
+    ) + sorted(2 * [*range(5, 9)])
 
 
 def test_pictures_and_text(tmp_path):
@@ -115,13 +154,19 @@ def test_pictures_and_text(tmp_path):
     log.images(7, {"slices": picture, "images/spectra/power": figure})
     log.text("net/<b>  1 & 2", tag="parameters")
     log.close()
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "images" / "slices_00000007.png")), picture)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "images" / "slices_00000007.png")), picture
+    )
     assert Image.open(tmp_path / "images" / "spectra_power_00000007.png").size == (40, 20)
     values = {v.tag: v for e in events(tmp_path) for v in e.summary.value}
     seen = Image.open(io.BytesIO(values["images/slices"].image.encoded_image_string))
     np.testing.assert_array_equal(np.asarray(seen), picture)
     assert "images/spectra/power" in values
-    text = next(v for tag, v in values.items() if tag.startswith("parameters")).tensor.string_val[0].decode()
+    text = (
+        next(v for tag, v in values.items() if tag.startswith("parameters"))
+        .tensor.string_val[0]
+        .decode()
+    )
     assert text == "<pre>net/&lt;b&gt;  1 &amp; 2</pre>"
     with pytest.raises(ValueError, match="uint8"):
         writer.pixels(np.zeros((4, 6, 3)))
@@ -133,7 +178,11 @@ def test_console_prints_one_line_per_log_when_it_is_no_terminal(tmp_path, capsys
         log.advance(step)
     log.scalars(30, {"train/gen/mse": 1.0, "train/gen/loss": 0.25, "train/disc/loss": 0.5})
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("step 30/40  gen/loss 0.25  disc/loss 0.5") and "ETA" in lines[0]
+    assert (
+        len(lines) == 1
+        and lines[0].startswith("step 30/40  gen/loss 0.25  disc/loss 0.5")
+        and "ETA" in lines[0]
+    )
 
 
 def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
@@ -151,8 +200,21 @@ def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
 def test_status_is_replaced_whole(tmp_path, monkeypatch):
     log, _ = open_at(tmp_path, step=5, total=50)
     status = tmp_path / "status.json"
-    assert {**json.loads(status.read_text()), "time": ""} == {"state": "running", "step": 5, "total": 50, "checkpoint": 5, "time": ""}
-    log.status({"state": "saved", "step": np.int32(7), "total": 50, "best": {"value": float("nan"), "other": jnp.float32(0.5)}})
+    assert {**json.loads(status.read_text()), "time": ""} == {
+        "state": "running",
+        "step": 5,
+        "total": 50,
+        "checkpoint": 5,
+        "time": "",
+    }
+    log.status(
+        {
+            "state": "saved",
+            "step": np.int32(7),
+            "total": 50,
+            "best": {"value": float("nan"), "other": jnp.float32(0.5)},
+        }
+    )
     assert json.loads(status.read_text())["best"] == {"value": None, "other": 0.5}
     before = status.read_bytes()
 
@@ -171,8 +233,20 @@ def test_config_json_says_what_ran(tmp_path):
     writer.open_run(tmp_path, config.lock(), True)
     found = json.loads((tmp_path / "config.json").read_text())
     assert found["format_version"] == 1 and found["config"]["total_steps"] == 7
-    assert set(found["versions"]) == {"python", "jax", "jaxlib", "flax", "optax", "orbax", "numpy", "jaxvol"}
-    assert found["versions"]["jax"] == jax.__version__ and found["device"]["count"] == jax.device_count()
+    assert set(found["versions"]) == {
+        "python",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax",
+        "numpy",
+        "jaxvol",
+    }
+    assert (
+        found["versions"]["jax"] == jax.__version__
+        and found["device"]["count"] == jax.device_count()
+    )
     assert writer.read_config(tmp_path / "config.json").to_json() == config.to_json()
     for text in ("", "{}", json.dumps({**found, "format_version": 99})):
         (tmp_path / "config.json").write_text(text)
@@ -185,35 +259,56 @@ def test_config_json_says_what_ran(tmp_path):
 
 def test_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
     def git(*arguments):
-        return subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True,
-                              capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
 
     source = tmp_path / "jaxvol" / "writer.py"
     source.parent.mkdir()
     source.write_text("1")
     monkeypatch.setattr(writer, "__file__", str(source))
-    assert writer.commit() is None                   # no repository
+    assert writer.commit() is None  # no repository
     git("init", "-q")
-    assert writer.commit() is None                   # no commit
+    assert writer.commit() is None  # no commit
     git("add", ".")
     git("commit", "-qm", "one")
     assert writer.commit() == git("rev-parse", "HEAD")
     source.write_text("2")
     assert writer.commit() == git("rev-parse", "HEAD") + "-dirty"
     (tmp_path / "site-packages").mkdir()
-    monkeypatch.setattr(writer, "__file__", str(tmp_path / "site-packages" / "jaxvol" / "writer.py"))
-    assert writer.commit() is None                   # installed inside somebody's repository
+    monkeypatch.setattr(
+        writer, "__file__", str(tmp_path / "site-packages" / "jaxvol" / "writer.py")
+    )
+    assert writer.commit() is None  # installed inside somebody's repository
     monkeypatch.setattr(writer, "__file__", str(source))
     monkeypatch.setenv("PATH", "")
-    assert writer.commit() is None                   # no git
+    assert writer.commit() is None  # no git
 
 
 def test_parameter_table_counts_complex_twice():
-    params = {"net": {"block_0": {"spectral": {"w": np.zeros((3, 5), np.complex64)}, "bias": np.zeros(7, np.float32)},
-                      "scale": np.zeros(2, np.float32)}, "weights": jax.ShapeDtypeStruct((4,), np.float64)}
+    params = {
+        "net": {
+            "block_0": {
+                "spectral": {"w": np.zeros((3, 5), np.complex64)},
+                "bias": np.zeros(7, np.float32),
+            },
+            "scale": np.zeros(2, np.float32),
+        },
+        "weights": jax.ShapeDtypeStruct((4,), np.float64),
+    }
     rows = [line.split() for line in writer.table(params).splitlines()[1:]]
-    assert [(name, n) for name, n, _ in rows] == [("net/block_0", "37"), ("net", "2"), ("weights", "4"), ("total", "43")]
-    big = writer.table({"net": {"dense": {"kernel": jax.ShapeDtypeStruct((1024, 512), np.float32)}}}).splitlines()
+    assert [(name, n) for name, n, _ in rows] == [
+        ("net/block_0", "37"),
+        ("net", "2"),
+        ("weights", "4"),
+        ("total", "43"),
+    ]
+    big = writer.table(
+        {"net": {"dense": {"kernel": jax.ShapeDtypeStruct((1024, 512), np.float32)}}}
+    ).splitlines()
     assert big[-1].split() == ["total", "524,288", "2.000"]
 
 
@@ -231,14 +326,20 @@ def test_other_processes_write_nothing(tmp_path):
 
 
 def fake_wandb(monkeypatch, calls):
-    run = types.SimpleNamespace(id="run7", define_metric=lambda *a, **k: calls.append(("define_metric", a, k)),
-                                log=lambda values: calls.append(("log", values)), finish=lambda **k: calls.append(("finish", k)))
+    run = types.SimpleNamespace(
+        id="run7",
+        define_metric=lambda *a, **k: calls.append(("define_metric", a, k)),
+        log=lambda values: calls.append(("log", values)),
+        finish=lambda **k: calls.append(("finish", k)),
+    )
 
     def init(**arguments):
         calls.append(("init", arguments))
         return run
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Image=lambda x: ("image", x.shape)))
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=init, Image=lambda x: ("image", x.shape))
+    )
 
 
 def test_wandb_gets_the_values_and_the_resumed_id(tmp_path, monkeypatch):
@@ -249,7 +350,13 @@ def test_wandb_gets_the_values_and_the_resumed_id(tmp_path, monkeypatch):
     name, asked = calls[0]
     assert name == "init" and asked["config"]["total_steps"] == 1000
     assert {k: asked[k] for k in ("project", "entity", "id", "resume", "mode", "dir")} == {
-        "project": "volumes", "entity": "us", "id": None, "resume": "allow", "mode": "offline", "dir": str(tmp_path)}
+        "project": "volumes",
+        "entity": "us",
+        "id": None,
+        "resume": "allow",
+        "mode": "offline",
+        "dir": str(tmp_path),
+    }
     log.scalars(10, {"val/rmse": 0.5})
     log.images(10, {"slices": np.zeros((4, 6, 3), np.uint8)})
     assert ("log", {"val/rmse": 0.5, "step": 10}) in calls
@@ -259,7 +366,12 @@ def test_wandb_gets_the_values_and_the_resumed_id(tmp_path, monkeypatch):
     assert calls[-1] == ("finish", {"exit_code": 1})
     calls.clear()
     _, run_id = open_at(tmp_path, step=5, wandb_id=run_id, project="volumes")
-    assert run_id == "run7" and calls[0][1]["id"] == "run7" and calls[0][1]["mode"] == "online" and calls[0][1]["entity"] is None
+    assert (
+        run_id == "run7"
+        and calls[0][1]["id"] == "run7"
+        and calls[0][1]["mode"] == "online"
+        and calls[0][1]["entity"] is None
+    )
     calls.clear()
     _, run_id = open_at(tmp_path / "without")
     assert run_id is None and calls == []

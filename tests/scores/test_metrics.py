@@ -1,4 +1,5 @@
 """Metrics against scikit-image, SciPy and closed forms."""
+
 import json
 from pathlib import Path
 
@@ -25,16 +26,25 @@ def test_scikit_image(case):
     z = np.load(DATA / "skimage_ssim_psnr.npz", allow_pickle=False)
     span = json.loads(str(z["config"]))["cases"][case]["data_range"]
     with jax.enable_x64(True):
-        target, pred = (jnp.asarray(z[f"input/{name}_{case}"], jnp.float64)[None, ..., None] for name in "ab")
-        found = {"ssim_gaussian": metrics.ssim(pred, target, data_range=span),
-                 "psnr": metrics.psnr(pred, target, data_range=span),
-                 "mse": metrics.rmse(pred, target) ** 2, "nrmse_euclidean": metrics.relative_l2(pred, target)}
+        target, pred = (
+            jnp.asarray(z[f"input/{name}_{case}"], jnp.float64)[None, ..., None] for name in "ab"
+        )
+        found = {
+            "ssim_gaussian": metrics.ssim(pred, target, data_range=span),
+            "psnr": metrics.psnr(pred, target, data_range=span),
+            "mse": metrics.rmse(pred, target) ** 2,
+            "nrmse_euclidean": metrics.relative_l2(pred, target),
+        }
         for name, value in found.items():
-            np.testing.assert_allclose(value[0], z[f"output/{name}_{case}"], rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                value[0], z[f"output/{name}_{case}"], rtol=1e-6, err_msg=name
+            )
 
 
 def brute_ssim(p, t, radius, span, mask=1.0):
-    """SSIM by SciPy's filters: local moments of observed voxels under the same Gaussian, mean where the window fits."""
+    """SSIM by SciPy's filters: local moments of observed voxels under the same Gaussian, mean where
+    the window fits.
+    """
     mask = np.broadcast_to(mask, t.shape).astype(float)
     share = ndimage.gaussian_filter(mask, 1.5, radius=radius)
 
@@ -50,7 +60,9 @@ def brute_ssim(p, t, radius, span, mask=1.0):
     return s[inside][mask[inside] > 0].mean()
 
 
-@pytest.mark.parametrize("shape,radius", [((1, 24, 20), 5), ((9, 16, 12), 4), ((1, 6, 12), 2), ((12, 2, 12), 0)])
+@pytest.mark.parametrize(
+    "shape,radius", [((1, 24, 20), 5), ((9, 16, 12), 4), ((1, 6, 12), 2), ((12, 2, 12), 0)]
+)
 def test_ssim_of_planes_and_small_volumes(shape, radius):
     pred, target = (x[..., 0] for x in pair((2, *shape, 1)))
     found = metrics.ssim(pred[..., None], target[..., None])
@@ -75,7 +87,11 @@ def test_closed_forms():
     np.testing.assert_allclose(metrics.mae(target - 2, target), 2, rtol=1e-5)
     np.testing.assert_allclose(metrics.relative_l2(0 * target, target), 1, rtol=1e-6)
     np.testing.assert_allclose(metrics.pearson(3 - 2 * target, target), -1, rtol=1e-5)
-    np.testing.assert_allclose(metrics.psnr(target + 2, target), 20 * np.log10(np.ptp(target, axis=(1, 2, 3, 4)) / 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics.psnr(target + 2, target),
+        20 * np.log10(np.ptp(target, axis=(1, 2, 3, 4)) / 2),
+        rtol=1e-5,
+    )
     np.testing.assert_allclose(metrics.ssim(target, target), 1, rtol=1e-5)
     np.testing.assert_allclose(metrics.pdf_distance(target[:, ::-1] + 2, target), 2, rtol=1e-5)
 
@@ -86,9 +102,13 @@ def test_pdf_distance_is_wasserstein():
     np.testing.assert_allclose(metrics.pdf_distance(pred, target), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["rmse", "mae", "relative_l2", "vrmse", "pearson", "psnr", "pdf_distance", "ssim"])
+@pytest.mark.parametrize(
+    "name", ["rmse", "mae", "relative_l2", "vrmse", "pearson", "psnr", "pdf_distance", "ssim"]
+)
 def test_missing_voxels_count_for_nothing(name):
-    """A masked slab full of NaN is as good as absent (SSIM: see the windows that reach over its edge below)."""
+    """A masked slab full of NaN is as good as absent (SSIM: see the windows that reach over its
+    edge below).
+    """
     pred, target = pair((2, 16, 13, 12, 2))
     metric = jax.jit(getattr(metrics, name))
     mask = np.ones((2, 16, 13, 12, 1), np.float32)
@@ -106,7 +126,9 @@ def test_ssim_of_observed_voxels():
     mask = np.random.default_rng(2).random(target.shape) > 0.3
     mask[:, 12:] = False
     expected = brute_ssim(pred.squeeze(), target.squeeze(), 5, np.ptp(target[mask]), mask.squeeze())
-    np.testing.assert_allclose(metrics.ssim(pred, np.where(mask, target, np.nan), mask)[0], expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        metrics.ssim(pred, np.where(mask, target, np.nan), mask)[0], expected, rtol=1e-4
+    )
 
 
 def test_undefined_is_nan_and_constant_predictions_correlate_with_nothing():

@@ -1,4 +1,7 @@
-"""What the discriminator is shown: noise, translations, intensities, missing voxels; and the ramp of its weight."""
+"""What the discriminator is shown: noise, translations, intensities, missing voxels; and the ramp
+of its weight.
+"""
+
 import types
 
 import jax
@@ -18,8 +21,13 @@ quick_to_compile = test_adversarial.quick_to_compile
 
 
 def test_ramp_and_decaying_instance_noise():
-    config = settings(task__ramp__start=2, task__ramp__steps=4, task__weights__adversarial=0.8, task__noise__std=0.5,
-                      task__noise__steps=4)
+    config = settings(
+        task__ramp__start=2,
+        task__ramp__steps=4,
+        task__weights__adversarial=0.8,
+        task__noise__std=0.5,
+        task__noise__steps=4,
+    )
     task, batch, _, state = start(config)
     run = terms_at(task, state, batch)
     weights = [float(run(at)[1][0]["gen/adversarial_weight"]) for at in range(8)]
@@ -27,9 +35,12 @@ def test_ramp_and_decaying_instance_noise():
     assert float(run(1)[0]["gen"]["adversarial"]) == 0
     image = jnp.zeros((2, N, N, N, 1))
     for at, std in ((0, 0.5), (2, 0.25), (4, 0.0), (9, 0.0)):
-        view = adversarial.make_view(config, SPEC, batch["input"], None, jnp.int32(at), jax.random.key(1))
+        view = adversarial.make_view(
+            config, SPEC, batch["input"], None, jnp.int32(at), jax.random.key(1)
+        )
         assert float(view(image)[..., 1].std()) == pytest.approx(std, rel=0.1)
-        np.testing.assert_array_equal(view(image), view(image))                   # one draw for real and generated images
+        # one draw for real and generated images
+        np.testing.assert_array_equal(view(image), view(image))
 
 
 def test_views_move_the_pair_together_and_hide_missing_voxels():
@@ -40,9 +51,12 @@ def test_views_move_the_pair_together_and_hide_missing_voxels():
     moved = adversarial.translate(x, shift, SPEC.periodic)
     np.testing.assert_array_equal(moved[0], jnp.roll(x[0], 1, 0))
     np.testing.assert_array_equal(moved[1], jnp.roll(x[1], -2, 1))
-    np.testing.assert_array_equal(moved[2], jnp.roll(x[2], 2, 2).at[:, :, :2].set(0))          # the third axis does not wrap
+    # the third axis does not wrap
+    np.testing.assert_array_equal(moved[2], jnp.roll(x[2], 2, 2).at[:, :, :2].set(0))
     np.testing.assert_array_equal(moved[3], jnp.roll(x[3], -1, 2).at[:, :, -1:].set(0))
-    shifts = np.concatenate([adversarial.random_shift(jax.random.key(i), x.shape, 0.25) for i in range(20)])
+    shifts = np.concatenate(
+        [adversarial.random_shift(jax.random.key(i), x.shape, 0.25) for i in range(20)]
+    )
     assert shifts.min() == -2 and shifts.max() == 2 and len(np.unique(shifts[:4], axis=0)) > 1
 
     view = adversarial.make_view(config, SPEC, x, None, jnp.int32(0), jax.random.key(1))(x)
@@ -57,7 +71,11 @@ def test_views_move_the_pair_together_and_hide_missing_voxels():
     task, batch, _, state = start(settings(task__weights__correlation=1.0))
     batch = {**batch, "mask": mask[:2]}
     torn = {**batch, "target": batch["target"].at[:, 2].set(jnp.nan)}
-    jax.tree.map(np.testing.assert_array_equal, terms_at(task, state, batch)(0)[0], terms_at(task, state, torn)(0)[0])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        terms_at(task, state, batch)(0)[0],
+        terms_at(task, state, torn)(0)[0],
+    )
 
 
 def test_the_check_shows_what_the_discriminator_itself_says():
@@ -68,7 +86,20 @@ def test_the_check_shows_what_the_discriminator_itself_says():
     image = task.predict(state.params, state.extra, batch)
     critic = discriminator(config.task.discriminator, SPEC, config.precision)
     for found, y in zip(checks.features(ctx, state), (batch["target"], image)):
-        own = critic.apply({"params": state.params["disc"], **state.extra["stats"]["disc"]}, ops.pair(batch["input"], y, 0), train=False)
+        own = critic.apply(
+            {"params": state.params["disc"], **state.extra["stats"]["disc"]},
+            ops.pair(batch["input"], y, 0),
+            train=False,
+        )
         assert [len(scale) for scale in found] == [2, 2]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), tuple(map(tuple, found)), tuple(map(tuple, own)))
-    assert [row["rms difference / rms real"] for row in checks.compare(found, found)] == [0, 0, 0, 0]
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            tuple(map(tuple, found)),
+            tuple(map(tuple, own)),
+        )
+    assert [row["rms difference / rms real"] for row in checks.compare(found, found)] == [
+        0,
+        0,
+        0,
+        0,
+    ]

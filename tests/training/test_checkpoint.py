@@ -1,4 +1,7 @@
-"""Checkpoints: every flipped bit is noticed, the newest sound step is found, names resolve, another mesh can read them."""
+"""Checkpoints: every flipped bit is noticed, the newest sound step is found, names resolve, another
+mesh can read them.
+"""
+
 import json
 
 import jax
@@ -12,17 +15,30 @@ from jaxvol.types import TrainState, UserError
 
 
 def state(step: int) -> TrainState:
-    net = {"w": jax.random.normal(jax.random.key(step), (64, 128)), "n": jnp.arange(5), "flag": jnp.array([True, False]),
-           "half": jnp.full((3,), 1.5, jnp.bfloat16)}
+    net = {
+        "w": jax.random.normal(jax.random.key(step), (64, 128)),
+        "n": jnp.arange(5),
+        "flag": jnp.array([True, False]),
+        "half": jnp.full((3,), 1.5, jnp.bfloat16),
+    }
     params = {"net": net}
     extra = {"stats": {"net": {}}, "monitor": {"value": jnp.float32(1), "count": jnp.int32(0)}}
-    return TrainState(jnp.int32(step), params, extra, {"net": (net["w"] * 2, (jnp.int32(3),))}, {"params": params, "stats": {"net": {}}})
+    return TrainState(
+        jnp.int32(step),
+        params,
+        extra,
+        {"net": (net["w"] * 2, (jnp.int32(3),))},
+        {"params": params, "stats": {"net": {}}},
+    )
 
 
 def fill(workdir, steps, best, newest=2):
     store = checkpoint.open_store(workdir, newest)
     for step in steps:
-        meta = {"progress": {"best_step": best if best in steps and step >= best else None}, "phase": 0}
+        meta = {
+            "progress": {"best_step": best if best in steps and step >= best else None},
+            "phase": 0,
+        }
         assert checkpoint.save(store, state(step), meta, best if step >= best else None)
         store.manager.wait_until_finished()
     return store
@@ -30,9 +46,14 @@ def fill(workdir, steps, best, newest=2):
 
 def template(mesh=None):
     shapes = jax.eval_shape(lambda: state(0))
-    mesh = mesh or sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": 1}), jax.devices()[:1])
-    return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), checkpoint.as_dict(shapes),
-                        sharding.state_shardings(mesh, checkpoint.as_dict(shapes)))
+    mesh = mesh or sharding.make_mesh(
+        ConfigDict({"data": 1, "fsdp": 1, "space": 1}), jax.devices()[:1]
+    )
+    return jax.tree.map(
+        lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+        checkpoint.as_dict(shapes),
+        sharding.state_shardings(mesh, checkpoint.as_dict(shapes)),
+    )
 
 
 def same(tree, step):
@@ -42,7 +63,9 @@ def same(tree, step):
 def test_keeps_newest_and_best_and_resolves_names(tmp_path):
     store = fill(tmp_path, [10, 20, 30, 40, 50], best=20)
     assert sorted(store.manager.all_steps()) == [20, 40, 50]
-    assert checkpoint.resolve(store, "best")[0] == 20 and checkpoint.resolve(store, "final")[0] == 50
+    assert (
+        checkpoint.resolve(store, "best")[0] == 20 and checkpoint.resolve(store, "final")[0] == 50
+    )
     with pytest.raises(UserError, match=r"'30' is not in .*\[20, 40, 50\]"):
         checkpoint.resolve(store, "30")
     params, stats, meta = checkpoint.weights(store, "40", template(), "ema")
@@ -55,8 +78,12 @@ def test_round_trip_is_exact_and_another_mesh_reads_it(tmp_path):
     mesh = sharding.make_mesh(ConfigDict({"data": 2, "fsdp": 4, "space": 1}))
     tree, meta = checkpoint.restore_newest(store, lambda meta: template(mesh))
     same(tree, 3)
-    assert len(tree["params"]["net"]["w"].sharding.device_set) == 8 and not tree["params"]["net"]["w"].is_fully_replicated
-    assert checkpoint.checksums(tree) == checkpoint.checksums(checkpoint.as_dict(state(3)))      # whatever the sharding
+    assert (
+        len(tree["params"]["net"]["w"].sharding.device_set) == 8
+        and not tree["params"]["net"]["w"].is_fully_replicated
+    )
+    # whatever the sharding
+    assert checkpoint.checksums(tree) == checkpoint.checksums(checkpoint.as_dict(state(3)))
 
 
 def test_checksum_sees_every_single_bit():
@@ -71,7 +98,10 @@ def test_checksum_sees_every_single_bit():
 
 
 def largest_file(folder):
-    return max((f for f in folder.rglob("*") if f.is_file() and "state" in f.parts), key=lambda f: f.stat().st_size)
+    return max(
+        (f for f in folder.rglob("*") if f.is_file() and "state" in f.parts),
+        key=lambda f: f.stat().st_size,
+    )
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "metadata", "meta"])
@@ -89,14 +119,20 @@ def test_damage_is_noticed_and_the_step_before_is_used(tmp_path, damage):
     elif damage == "metadata":
         (folder / "state" / "_METADATA").unlink()
     else:
-        file = next(f for f in (folder / "meta").iterdir() if f.is_file() and b"best_step" in f.read_bytes())
+        file = next(
+            f for f in (folder / "meta").iterdir() if f.is_file() and b"best_step" in f.read_bytes()
+        )
         content = json.loads(file.read_text())
         content["progress"]["best_step"] = 999
         file.write_text(json.dumps(content))
     tree, meta = checkpoint.restore_newest(store, lambda meta: template())
     same(tree, 10)
-    assert not (tmp_path / "checkpoints" / "20").exists() and len(list((tmp_path / "corrupt").iterdir())) == 1
-    assert checkpoint.save(store, state(20), {"progress": {"best_step": 10}}, 10)                # the number is free again
+    assert (
+        not (tmp_path / "checkpoints" / "20").exists()
+        and len(list((tmp_path / "corrupt").iterdir())) == 1
+    )
+    # the number is free again
+    assert checkpoint.save(store, state(20), {"progress": {"best_step": 10}}, 10)
     store.manager.wait_until_finished()
 
 
@@ -105,22 +141,39 @@ def test_no_sound_step_is_an_error_and_none_is_a_fresh_start(tmp_path):
     largest_file(tmp_path / "checkpoints" / "10").write_bytes(b"")
     with pytest.raises(UserError, match="None of the checkpoints .10.*resume=fresh"):
         checkpoint.restore_newest(store, lambda meta: template())
-    assert checkpoint.restore_newest(checkpoint.open_store(tmp_path / "new"), lambda meta: template()) is None
+    assert (
+        checkpoint.restore_newest(checkpoint.open_store(tmp_path / "new"), lambda meta: template())
+        is None
+    )
 
 
 def test_groups_of_another_name_are_transferred():
-    """A generator starts from a regression run, and the other way round; everything else stays as it is."""
+    """A generator starts from a regression run, and the other way round; everything else stays as
+    it is.
+    """
+
     def run(*groups, value=1.0):
-        return {"params": {g: {"kernel": jnp.full((2, 3), value), "own": {g: jnp.zeros(4)}} for g in groups},
-                "stats": {groups[0]: {"mean": jnp.full(3, value)}}}
+        return {
+            "params": {
+                g: {"kernel": jnp.full((2, 3), value), "own": {g: jnp.zeros(4)}} for g in groups
+            },
+            "stats": {groups[0]: {"mean": jnp.full(3, value)}},
+        }
+
     own, given = run("gen", "disc", value=1.0), run("net", value=2.0)
     pair = checkpoint.transfer(own, given, "run", (("gen", "net"),))
-    assert np.all(pair["params"]["gen"]["kernel"] == 2) and np.all(pair["stats"]["gen"]["mean"] == 2)
+    assert np.all(pair["params"]["gen"]["kernel"] == 2) and np.all(
+        pair["stats"]["gen"]["mean"] == 2
+    )
     assert np.all(pair["params"]["disc"]["kernel"] == 1)
     back = checkpoint.transfer(given, own, "run", (("net", "gen"),))
-    assert np.all(back["params"]["net"]["kernel"] == 1) and np.all(back["stats"]["net"]["mean"] == 1)
+    assert np.all(back["params"]["net"]["kernel"] == 1) and np.all(
+        back["stats"]["net"]["mean"] == 1
+    )
     same = checkpoint.transfer(own, run("gen", value=3.0), "run")
-    assert np.all(same["params"]["gen"]["kernel"] == 3) and np.all(same["params"]["disc"]["kernel"] == 1)
+    assert np.all(same["params"]["gen"]["kernel"] == 3) and np.all(
+        same["params"]["disc"]["kernel"] == 1
+    )
     for pairs in ((("gen", "disc"),), (("net", "net"),)):
         with pytest.raises(UserError, match="this run has the groups disc, gen and run has net"):
             checkpoint.transfer(own, given, "run", pairs)

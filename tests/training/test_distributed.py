@@ -1,4 +1,7 @@
-"""Eight devices give what one gives, nothing gathers a field, precisions keep their promises: the real FNO, task and step."""
+"""Eight devices give what one gives, nothing gathers a field, precisions keep their promises: the
+real FNO, task and step.
+"""
+
 import functools
 import re
 from unittest import mock
@@ -16,25 +19,46 @@ from jaxvol.evaluation import report
 from jaxvol.training import sharding, step as stepping
 from jaxvol.types import Field, Fixed, Spec
 
-ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]      # data, fsdp, space
+ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]  # data, fsdp, space
 SIZE, BATCH, WIDTH = 16, 8, 8
 BLOCK = {"model__layers": 1, "model__activate_last": True}
-SGD = {**BLOCK, "optimizer__name": "sgd", "optimizer__sgd__momentum": 0.9, "optimizer__clip_norm": 0.0, "optimizer__learning_rate": 0.1}
-PLAIN = {f"model__{name}": 0.0 for name in ("lifting_ratio", "projection_ratio", "channel_mlp_ratio")} | {"model__layers": 1}
-# Half the compile time, with the same division over devices; and bfloat16 is rounded wherever the program says so.
+SGD = {
+    **BLOCK,
+    "optimizer__name": "sgd",
+    "optimizer__sgd__momentum": 0.9,
+    "optimizer__clip_norm": 0.0,
+    "optimizer__learning_rate": 0.1,
+}
+PLAIN = {
+    f"model__{name}": 0.0 for name in ("lifting_ratio", "projection_ratio", "channel_mlp_ratio")
+} | {"model__layers": 1}
+# Half the compile time, with the same division over devices; and bfloat16 is rounded wherever the
+# program says so.
 QUICK = {"xla_backend_optimization_level": 0, "xla_allow_excess_precision": False}
-COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+COLLECTIVE = re.compile(
+    r"= (\S.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
 
 
 def spec(size: int = SIZE) -> Spec:
-    return Spec(fields={"input": Field(("x",)), "target": Field(("y",))}, shape=(size,) * 3, spacing=(4.0,) * 3, unit="Mpc/h",
-                periodic=(True,) * 3, wrap=(True,) * 3)
+    return Spec(
+        fields={"input": Field(("x",)), "target": Field(("y",))},
+        shape=(size,) * 3,
+        spacing=(4.0,) * 3,
+        unit="Mpc/h",
+        periodic=(True,) * 3,
+        wrap=(True,) * 3,
+    )
 
 
 def config(**overrides) -> ConfigDict:
     """Two blocks on 16^3, AdamW, gradients clipped to norm 1; dots of overrides are written __."""
     chosen = base.common()
-    chosen.model, chosen.task, chosen.data = base.fno(), base.regression(), ConfigDict({"name": "none"})
+    chosen.model, chosen.task, chosen.data = (
+        base.fno(),
+        base.regression(),
+        ConfigDict({"name": "none"}),
+    )
     chosen.model.width, chosen.model.layers, chosen.model.modes = WIDTH, 2, (4, 4, 4)
     chosen.batch_size, chosen.ema_decay, chosen.optimizer.schedule.name = BATCH, 0.9, "constant"
     chosen.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
@@ -45,38 +69,62 @@ def config(**overrides) -> ConfigDict:
 def boxes(seed: int, size: int = SIZE) -> dict[str, np.ndarray]:
     """Smooth fields as targets, a biased and noisy view of them as inputs."""
     noise = np.random.default_rng(seed).normal(size=(2, BATCH, size, size, size, 1))
-    k = np.sqrt(sum(i**2 for i in np.meshgrid(*[np.fft.fftfreq(size, 1 / size)] * 3, indexing="ij")))[None, ..., None]
-    field = np.fft.ifftn(np.fft.fftn(noise[0], axes=(1, 2, 3)) * np.exp(-(k**2) / 16), axes=(1, 2, 3)).real
+    k = np.sqrt(
+        sum(i**2 for i in np.meshgrid(*[np.fft.fftfreq(size, 1 / size)] * 3, indexing="ij"))
+    )[None, ..., None]
+    field = np.fft.ifftn(
+        np.fft.fftn(noise[0], axes=(1, 2, 3)) * np.exp(-(k**2) / 16), axes=(1, 2, 3)
+    ).real
     field /= field.std()
-    return {"input": (field + 0.3 * field**2 + 0.3 * noise[1]).astype(np.float32), "target": field.astype(np.float32)}
+    return {
+        "input": (field + 0.3 * field**2 + 0.3 * noise[1]).astype(np.float32),
+        "target": field.astype(np.float32),
+    }
 
 
 def make_mesh(sizes: tuple[int, int, int]):
-    return sharding.make_mesh(ConfigDict(dict(zip(sharding.AXES, sizes))), jax.devices()[:int(np.prod(sizes))])
+    return sharding.make_mesh(
+        ConfigDict(dict(zip(sharding.AXES, sizes))), jax.devices()[: int(np.prod(sizes))]
+    )
 
 
 def abstract(chosen: ConfigDict, mesh, size: int):
     """(task, state, batch) as the compiler sees them."""
     _, state = components.state_template(chosen, spec(size), chosen.total_steps, mesh)
-    batch = {name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch_sharding(mesh, s.ndim))
-             for name, s in components.example(chosen, spec(size), chosen.batch_size).items()}
+    batch = {
+        name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch_sharding(mesh, s.ndim))
+        for name, s in components.example(chosen, spec(size), chosen.batch_size).items()
+    }
     return components.task(chosen, spec(size)), state, batch
 
 
 @functools.cache
 def program(sizes=ONE, size: int = SIZE, **overrides):
-    """(state as the compiler sees it, mesh, the whole training step compiled as the train loop does it).
+    """(state as the compiler sees it, mesh, the whole training step compiled as the train loop does
+    it).
 
-    The model sees as many devices as the mesh has: a CPU that is alone works by other means than one of several.
+    The model sees as many devices as the mesh has: a CPU that is alone works by other means than
+    one of several.
     """
     chosen, mesh = config(**overrides), make_mesh(sizes)
     task, state, batch = abstract(chosen, mesh, size)
-    update = stepping.make(task, components.optimizers(chosen, state.params, chosen.total_steps), chosen.seed, chosen.ema_decay,
-                           chosen.micro_batches)
+    update = stepping.make(
+        task,
+        components.optimizers(chosen, state.params, chosen.total_steps),
+        chosen.seed,
+        chosen.ema_decay,
+        chosen.micro_batches,
+    )
     out = (jax.tree.map(lambda s: s.sharding, state), sharding.replicated(mesh))
     with jax.set_mesh(mesh), mock.patch.object(jax, "device_count", lambda: mesh.size):
         step = jax.jit(update, donate_argnums=0, out_shardings=out)
-        return state, mesh, step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile(compiler_options=QUICK)
+        return (
+            state,
+            mesh,
+            step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile(
+                compiler_options=QUICK
+            ),
+        )
 
 
 @functools.cache
@@ -89,9 +137,14 @@ def initial(**model):
 def trained(steps: int, sizes=ONE, size: int = SIZE, **overrides) -> list:
     """(metrics, state), on the host, after each of `steps` updates from `initial`."""
     state, mesh, step = program(sizes, size, **overrides)
-    start = initial(**{name: value for name, value in overrides.items() if name.startswith("model__")})
+    start = initial(
+        **{name: value for name, value in overrides.items() if name.startswith("model__")}
+    )
     rule = components.optimizers(config(**overrides), {"net"}, 1000)["net"]
-    now = jax.device_put(start.replace(opt={"net": rule.init(start.params["net"])}), jax.tree.map(lambda s: s.sharding, state))
+    now = jax.device_put(
+        start.replace(opt={"net": rule.init(start.params["net"])}),
+        jax.tree.map(lambda s: s.sharding, state),
+    )
     found = []
     for number in range(steps):
         now, metrics = step(now, sharding.put(mesh, boxes(number, size), BATCH), jnp.int32(number))
@@ -106,9 +159,11 @@ def reference(steps: int, **overrides) -> list:
 
 def deviation(tree, expected) -> float:
     """The largest max|a - b| / max|b| of any leaf."""
+
     def leaf(a, b):
         assert np.shape(a) == np.shape(b) and np.all(np.isfinite(b))
         return float(np.max(np.abs(np.asarray(a) - b)) / max(np.max(np.abs(b)), 1e-30))
+
     return max(jax.tree.leaves(jax.tree.map(leaf, tree, expected)))
 
 
@@ -122,7 +177,9 @@ def traffic(compiled) -> dict[str, list[int]]:
     found = {}
     for types, kind in COLLECTIVE.findall(compiled.as_text()):
         for shape in re.findall(r"\w+\[([\d,]*)\]", types):
-            found.setdefault(kind, []).append(int(np.prod([int(n) for n in shape.split(",") if n] or [1])))
+            found.setdefault(kind, []).append(
+                int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+            )
     return found
 
 
@@ -131,9 +188,11 @@ def largest_leaf(tree) -> int:
 
 
 def gathered_fields(compiled, sizes, params) -> list[int]:
-    """All-gathers that are too large: any at all without fsdp, with it those of more elements than the largest parameter.
+    """All-gathers that are too large: any at all without fsdp, with it those of more elements than
+    the largest parameter.
 
-    The largest parameter here is smaller than one device's share of a hidden field, so no field passes as a parameter.
+    The largest parameter here is smaller than one device's share of a hidden field, so no field
+    passes as a parameter.
     """
     limit = largest_leaf(params) if sizes[1] > 1 else 0
     assert limit < BATCH * SIZE**3 * WIDTH // 8
@@ -147,29 +206,44 @@ def test_gradients_and_sgd(sizes):
     assert deviation(gradient(many[0][1]), gradient(one[0][1])) < 1e-5
     assert deviation(many[4][1].params, one[4][1].params) < 1e-5
     start = initial(**BLOCK).params
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-3), one[4][1].params, start)
-    assert min(jax.tree.leaves(moved)) > 1e-3       # every leaf did move, by far more than the tolerance
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-3), one[4][1].params, start
+    )
+    # every leaf did move, by far more than the tolerance
+    assert min(jax.tree.leaves(moved)) > 1e-3
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_adam_and_its_collectives(sizes):
-    """Ten losses; nothing the size of a field is gathered, and where only the batch is split only gradients are summed."""
-    losses = [np.stack([m["net/loss"] for m, _ in run]) for run in (trained(10, sizes), reference(10))]
+    """Ten losses; nothing the size of a field is gathered, and where only the batch is split only
+    gradients are summed.
+    """
+    losses = [
+        np.stack([m["net/loss"] for m, _ in run]) for run in (trained(10, sizes), reference(10))
+    ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[1][-1] < 0.9 * losses[1][0]
     state, _, compiled = program(sizes)
     assert gathered_fields(compiled, sizes, state.params) == []
     found = traffic(compiled)
     if sizes == (8, 1, 1):
-        assert set(found) == {"all-reduce"} and max(found["all-reduce"]) <= largest_leaf(state.params)
+        assert set(found) == {"all-reduce"} and max(found["all-reduce"]) <= largest_leaf(
+            state.params
+        )
     if sizes[1] > 1:
-        split = [[not s.sharding.is_fully_replicated for s in jax.tree.leaves(t)] for t in (state.params, state.ema, state.opt)]
-        assert [sum(leaves) for leaves in split] == [4, 4, 8] and "all-gather" in found      # kernels, averages, two moments
+        split = [
+            [not s.sharding.is_fully_replicated for s in jax.tree.leaves(t)]
+            for t in (state.params, state.ema, state.opt)
+        ]
+        # kernels, averages, two moments
+        assert [sum(leaves) for leaves in split] == [4, 4, 8] and "all-gather" in found
 
 
 @functools.cache
 def scored(sizes):
-    """(rows, metrics) of the averaged weights after ten steps on boxes that were not trained on, and the compiled evaluation."""
+    """(rows, metrics) of the averaged weights after ten steps on boxes that were not trained on,
+    and the compiled evaluation.
+    """
     mesh, weights = make_mesh(sizes), reference(10)[-1][1].ema
     task = components.task(config(), spec())
     weights = jax.device_put(weights, sharding.state_shardings(mesh, weights))
@@ -185,7 +259,9 @@ def scored(sizes):
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_metrics_and_spectra(sizes):
-    """All metrics, P(k), T(k) and r(k), per box and summarised; one device transforms by FFT, several by matrix products."""
+    """All metrics, P(k), T(k) and r(k), per box and summarised; one device transforms by FFT,
+    several by matrix products.
+    """
     (rows, metrics, _), (rows_many, metrics_many, compiled) = scored(ONE), scored(sizes)
     assert deviation(rows_many, rows) < 1e-4 and deviation(metrics_many, metrics) < 1e-4
     assert {"r", "T", "P_pred"} < set(metrics["spectra"]) and 0.5 < metrics["pearson"] < 1
@@ -194,7 +270,9 @@ def test_metrics_and_spectra(sizes):
 
 def test_a_state_made_on_the_mesh_is_the_state_of_one_device():
     init, state = components.state_template(config(), spec(), 1000, make_mesh((2, 2, 2)))
-    made = jax.jit(init, out_shardings=jax.tree.map(lambda s: s.sharding, state), compiler_options=QUICK)()
+    made = jax.jit(
+        init, out_shardings=jax.tree.map(lambda s: s.sharding, state), compiler_options=QUICK
+    )()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(made), initial())
 
 
@@ -216,71 +294,122 @@ def test_factorised_weights():
 
 
 def test_the_rules_see_what_they_forbid(monkeypatch):
-    """An FFT along a split depth gathers it, and splitting a batch in the obvious order moves half of it."""
+    """An FFT along a split depth gathers it, and splitting a batch in the obvious order moves half
+    of it.
+    """
     state, _, compiled = program((1, 1, 8), **PLAIN, model__implementation="fft")
     assert gathered_fields(compiled, (1, 1, 8), state.params)
-    monkeypatch.setattr(stepping, "split", lambda batch, parts: {
-        name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()})
+    monkeypatch.setattr(
+        stepping,
+        "split",
+        lambda batch, parts: {
+            name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()
+        },
+    )
     assert set(traffic(program((2, 1, 1), **PLAIN, micro_batches=2)[2])) > {"all-reduce"}
 
 
 def kept_for_backward(precision: str) -> int:
-    """Bytes of the volumes that the pullback of the loss holds, at 32^3, width 20, eight modes, batch 2."""
+    """Bytes of the volumes that the pullback of the loss holds, at 32^3, width 20, eight modes,
+    batch 2.
+    """
     chosen = config(precision=precision, batch_size=2, model__width=20, model__modes=(8, 8, 8))
     task, state, batch = abstract(chosen, make_mesh(ONE), 32)
 
     def pullback(params, extra, batch):
         fixed = Fixed(jnp.int32(0), extra, None)
-        return jax.vjp(lambda p: task.loss(p, fixed, batch, jax.random.key(0))[0]["net"]["mse"], params)[1]
+        return jax.vjp(
+            lambda p: task.loss(p, fixed, batch, jax.random.key(0))[0]["net"]["mse"], params
+        )[1]
+
     leaves = jax.tree.leaves(jax.eval_shape(pullback, state.params, state.extra, batch))
     weights = {leaf.shape for leaf in jax.tree.leaves(state.params)}
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.size >= 2 * 32**3 and leaf.shape not in weights)
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in leaves
+        if leaf.size >= 2 * 32**3 and leaf.shape not in weights
+    )
 
 
 def test_bfloat16_memory():
-    """What is kept for the backward pass, on any device; and the compiler's number for the whole step on a single CPU.
+    """What is kept for the backward pass, on any device; and the compiler's number for the whole
+    step on a single CPU.
 
-    Eight boxes, because with two the update of the weights, which stay float32, needs more room than the gradient did.
-    Compiled for several CPU devices bfloat16 saves nothing: XLA ignores jax.checkpoint there and widens what it stores.
+    Eight boxes, because with two the update of the weights, which stay float32, needs more room
+    than the gradient did.
+    Compiled for several CPU devices bfloat16 saves nothing: XLA ignores jax.checkpoint there and
+    widens what it stores.
     """
     assert kept_for_backward("bf16") <= 0.7 * kept_for_backward("f32")
     shape = {**BLOCK, "batch_size": 8, "model__width": 20, "model__modes": (8, 8, 8)}
-    memory = [program(ONE, 32, precision=p, **shape)[2].memory_analysis().temp_size_in_bytes for p in ("bf16", "f32")]
+    memory = [
+        program(ONE, 32, precision=p, **shape)[2].memory_analysis().temp_size_in_bytes
+        for p in ("bf16", "f32")
+    ]
     assert memory[0] <= 0.7 * memory[1]
 
 
 def test_bfloat16_trains_as_well():
-    """Validation loss after 60 steps within 2 % of float32; parameters, averages and all that is reported stay float32."""
+    """Validation loss after 60 steps within 2 % of float32; parameters, averages and all that is
+    reported stay float32.
+    """
+
     def run(precision):
-        metrics, state = trained(60, ONE, 8, **BLOCK, precision=precision, optimizer__learning_rate=3e-3)[-1]
-        task = components.task(config(**BLOCK, precision=precision, task__metrics=("vrmse",)), spec(8))
+        metrics, state = trained(
+            60, ONE, 8, **BLOCK, precision=precision, optimizer__learning_rate=3e-3
+        )[-1]
+        task = components.task(
+            config(**BLOCK, precision=precision, task__metrics=("vrmse",)), spec(8)
+        )
         rows = jax.jit(task.evaluate, compiler_options=QUICK)(
-            state.ema["params"], {"stats": state.ema["stats"]}, boxes(100, 8), jax.random.key(0))
+            state.ema["params"], {"stats": state.ema["stats"]}, boxes(100, 8), jax.random.key(0)
+        )
         found = jax.tree.leaves((metrics, state, rows))
-        assert {leaf.dtype for leaf in found if jnp.issubdtype(leaf.dtype, jnp.inexact)} == {np.dtype(np.float32)}
+        assert {leaf.dtype for leaf in found if jnp.issubdtype(leaf.dtype, jnp.inexact)} == {
+            np.dtype(np.float32)
+        }
         return float(rows["loss"].mean()), float(rows["vrmse"].mean())
+
     low, full = run("bf16"), run("f32")
     assert low[0] != full[0] and abs(low[0] / full[0] - 1) < 0.02 and full[1] < 0.8
 
 
 def test_float64():
-    """Parameters, moments, averages and losses in float64, and a gradient that central differences confirm to six digits."""
+    """Parameters, moments, averages and losses in float64, and a gradient that central differences
+    confirm to six digits.
+    """
     with jax.enable_x64(True):
-        chosen, mesh = config(precision="f64", model__layers=2, model__modes=(2, 2, 2)), make_mesh(ONE)
+        chosen, mesh = (
+            config(precision="f64", model__layers=2, model__modes=(2, 2, 2)),
+            make_mesh(ONE),
+        )
         init, state = components.state_template(chosen, spec(8), 1000, mesh)
-        assert {s.dtype for s in jax.tree.leaves((state.params, state.ema))} == {np.dtype(np.float64)}
+        assert {s.dtype for s in jax.tree.leaves((state.params, state.ema))} == {
+            np.dtype(np.float64)
+        }
         task, _, _ = abstract(chosen, mesh, 8)
-        now, batch = jax.jit(init, compiler_options=QUICK)(), {name: x.astype(np.float64) for name, x in boxes(0, 8).items()}
+        now, batch = (
+            jax.jit(init, compiler_options=QUICK)(),
+            {name: x.astype(np.float64) for name, x in boxes(0, 8).items()},
+        )
         assert jax.tree.map(lambda x: x.dtype, now) == jax.tree.map(lambda s: s.dtype, state)
 
         def loss(params):
-            return task.loss(params, Fixed(now.step, now.extra, now.ema), batch, jax.random.key(0))[0]["net"]["mse"]
+            return task.loss(params, Fixed(now.step, now.extra, now.ema), batch, jax.random.key(0))[
+                0
+            ]["net"]["mse"]
+
         rng = np.random.default_rng(1)
         along = jax.tree.map(lambda p: rng.normal(size=p.shape), now.params)
         length = np.sqrt(sum((a**2).sum() for a in jax.tree.leaves(along)))
         both = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
         value, grads = both(now.params)
-        ahead, behind = (both(jax.tree.map(lambda p, a: p + step / length * a, now.params, along))[0] for step in (1e-4, -1e-4))
-        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, a: jnp.vdot(g, a / length), grads, along)))
+        ahead, behind = (
+            both(jax.tree.map(lambda p, a: p + step / length * a, now.params, along))[0]
+            for step in (1e-4, -1e-4)
+        )
+        slope = sum(
+            jax.tree.leaves(jax.tree.map(lambda g, a: jnp.vdot(g, a / length), grads, along))
+        )
         assert value.dtype == slope.dtype == np.float64
         np.testing.assert_allclose((ahead - behind) / 2e-4, slope, rtol=1e-6)

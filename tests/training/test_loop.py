@@ -1,4 +1,7 @@
-"""The loop: resume equals a straight run, phases, early stopping, refusal of bad steps, locks, what a workdir holds."""
+"""The loop: resume equals a straight run, phases, early stopping, refusal of bad steps, locks, what
+a workdir holds.
+"""
+
 import dataclasses
 import signal
 
@@ -17,36 +20,69 @@ from tests import toys
 
 
 def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial=None, mesh=None):
-    """Train a toy in `workdir`; a signal arrives while batch `interrupt_at` is read.  (why, Run)."""
+    """Train a toy in `workdir`; a signal arrives while batch `interrupt_at` is read.
+    (why, Run).
+    """
     dataset, task = dataset or toys.dataset(), task or toys.regression_task()
     mesh = mesh or sharding.make_mesh(config.mesh)
     plan = loop.phases(config)
     if interrupt_at is not None:
+
         def stream(start, stop, rows, inner=dataset.stream):
             for s, batch in zip(range(start, stop), inner(start, stop, rows)):
                 if s == interrupt_at:
                     signal.raise_signal(signal.SIGTERM)
                 yield batch
+
         dataset = dataclasses.replace(dataset, stream=stream)
 
     def parts_of(index):
         _, start, stop, phase = plan[index]
-        example = {k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype) for k, v in toys.batch(0, slice(None)).items()}
+        example = {
+            k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype)
+            for k, v in toys.batch(0, slice(None)).items()
+        }
+
         def init():
             zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in example.items()}
             groups = jax.eval_shape(task.init, jax.random.key(0), example)[0]
-            return step.init(task, components.optimizers(phase, groups, stop - start), phase.seed, zeros)
+            return step.init(
+                task, components.optimizers(phase, groups, stop - start), phase.seed, zeros
+            )
+
         shapes = jax.eval_shape(init)
-        struct = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes,
-                              sharding.state_shardings(mesh, shapes))
+        struct = jax.tree.map(
+            lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+            shapes,
+            sharding.state_shardings(mesh, shapes),
+        )
         optimizers = components.optimizers(phase, struct.params, stop - start)
-        return Parts(task, dataset, optimizers, init, struct, *context.compiled(phase, mesh, task, optimizers, struct))
+        return Parts(
+            task,
+            dataset,
+            optimizers,
+            init,
+            struct,
+            *context.compiled(phase, mesh, task, optimizers, struct),
+        )
 
     with jax.set_mesh(mesh), processes.lock(workdir):
         log = writer.open_run(workdir, config, True)
-        meta = {"config": config.to_json(), "config_hash": "h", "data_hash": dataset.hash, "versions": {}}
-        run = loop.Run(config=config, mesh=mesh, store=checkpoint.open_store(workdir, config.checkpoint.keep), writer=log, watch=lambda *a: [],
-                        meta=meta, figures=lambda *a: {})
+        meta = {
+            "config": config.to_json(),
+            "config_hash": "h",
+            "data_hash": dataset.hash,
+            "versions": {},
+        }
+        run = loop.Run(
+            config=config,
+            mesh=mesh,
+            store=checkpoint.open_store(workdir, config.checkpoint.keep),
+            writer=log,
+            watch=lambda *a: [],
+            meta=meta,
+            figures=lambda *a: {},
+        )
         try:
             return loop.train(run, parts_of, initial), run
         finally:
@@ -55,7 +91,9 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
 
 
 def leaves(run):
-    return [np.asarray(x) for x in jax.tree.leaves(dataclasses.replace(run.state, step=run.state.step))]
+    return [
+        np.asarray(x) for x in jax.tree.leaves(dataclasses.replace(run.state, step=run.state.step))
+    ]
 
 
 @pytest.mark.parametrize("at", [3, 4, 9])
@@ -77,21 +115,40 @@ def test_stopped_and_restarted_equals_a_straight_run_bit_for_bit(tmp_path, at):
 def test_it_learns_and_the_best_checkpoint_is_the_best_validation_of_the_averaged_weights(tmp_path):
     config = toys.config(total_steps=60, ema_decay=0.8, optimizer__learning_rate=0.2)
     _, run = run_toy(tmp_path, config)
-    values = {int(r.split(",")[0]): float(r.split(",")[2]) for r in (tmp_path / "metrics.csv").read_text().splitlines()
-              if ",val/vrmse," in r}
+    values = {
+        int(r.split(",")[0]): float(r.split(",")[2])
+        for r in (tmp_path / "metrics.csv").read_text().splitlines()
+        if ",val/vrmse," in r
+    }
     best = min(values, key=values.get)
     assert run.progress.best_step == best and values[best] < 0.3 * values[0]
     assert best in run.store.manager.all_steps() or best == 60
 
 
 def test_phases_change_the_optimizer_and_keep_the_weights(tmp_path):
-    phases = (("adam", 6, {"optimizer.learning_rate": 0.2}),
-              ("polish", 6, {"optimizer.name": "sgd", "optimizer.learning_rate": 0.01, "optimizer.schedule.name": "constant"}))
+    phases = (
+        ("adam", 6, {"optimizer.learning_rate": 0.2}),
+        (
+            "polish",
+            6,
+            {
+                "optimizer.name": "sgd",
+                "optimizer.learning_rate": 0.01,
+                "optimizer.schedule.name": "constant",
+            },
+        ),
+    )
     config = toys.config(phases=phases)
     _, straight = run_toy(tmp_path / "a", config)
-    rows = [r.split(",") for r in (tmp_path / "a/metrics.csv").read_text().splitlines() if "train/net/lr" in r]
-    assert float(rows[0][2]) == pytest.approx(0.2) and [float(r[2]) for r in rows[6:]] == pytest.approx([0.01] * 6)
-    for at in (5, 8):          # stopped at the end of a phase, and inside the second
+    rows = [
+        r.split(",")
+        for r in (tmp_path / "a/metrics.csv").read_text().splitlines()
+        if "train/net/lr" in r
+    ]
+    assert float(rows[0][2]) == pytest.approx(0.2) and [
+        float(r[2]) for r in rows[6:]
+    ] == pytest.approx([0.01] * 6)
+    for at in (5, 8):  # stopped at the end of a phase, and inside the second
         run_toy(tmp_path / f"b{at}", config, interrupt_at=at)
         _, resumed = run_toy(tmp_path / f"b{at}", config)
         for a, b in zip(leaves(straight), leaves(resumed)):
@@ -99,9 +156,15 @@ def test_phases_change_the_optimizer_and_keep_the_weights(tmp_path):
 
 
 def test_early_stopping_ends_saves_and_stays_ended(tmp_path):
-    config = toys.config(total_steps=40, early_stopping__patience=2, early_stopping__min_delta=100.0, checkpoint__best_metric="vrmse")
+    config = toys.config(
+        total_steps=40,
+        early_stopping__patience=2,
+        early_stopping__min_delta=100.0,
+        checkpoint__best_metric="vrmse",
+    )
     why, run = run_toy(tmp_path, config)
-    assert why == "early_stopped" and run.saved == 8 == int(run.state.step)        # best at 0, bad at 4 and 8
+    # best at 0, bad at 4 and 8
+    assert why == "early_stopped" and run.saved == 8 == int(run.state.step)
     why, again = run_toy(tmp_path, config)
     assert why == "early_stopped" and again.saved == 8
 
@@ -112,9 +175,16 @@ def test_a_nan_in_the_data_stops_with_names_and_keeps_the_last_good_checkpoint(t
         if s == 6:
             found["target"][2, 1, 1, 1, 0] = np.nan
         return found
-    dataset = dataclasses.replace(toys.dataset(), batch=poisoned,
-                                  stream=lambda a, b, rows: (poisoned(s, rows) for s in range(a, b)))
-    with pytest.raises(NonFiniteError, match=r"Update 6 was refused.*batch\['target'\]: 1 of.*newest checkpoint is step 4"):
+
+    dataset = dataclasses.replace(
+        toys.dataset(),
+        batch=poisoned,
+        stream=lambda a, b, rows: (poisoned(s, rows) for s in range(a, b)),
+    )
+    with pytest.raises(
+        NonFiniteError,
+        match=r"Update 6 was refused.*batch\['target'\]: 1 of.*newest checkpoint is step 4",
+    ):
         run_toy(tmp_path, toys.config(log_every=3), dataset)
     assert 4 in checkpoint.open_store(tmp_path, read_only=True).manager.all_steps()
 
@@ -145,7 +215,9 @@ def test_init_from_takes_matching_weights_into_parameters_and_average(tmp_path):
     config = toys.config(init_from="a", total_steps=1, optimizer__learning_rate=1e-9)
     _, run = run_toy(tmp_path / "b", config, initial=lambda chosen: (pair["params"], pair["stats"]))
     np.testing.assert_allclose(run.state.params["net"]["a"], pair["params"]["net"]["a"], atol=1e-6)
-    np.testing.assert_allclose(run.state.ema["params"]["net"]["b"], pair["params"]["net"]["b"], atol=1e-6)
+    np.testing.assert_allclose(
+        run.state.ema["params"]["net"]["b"], pair["params"]["net"]["b"], atol=1e-6
+    )
     with pytest.raises(UserError, match="none of its 1 weights fits"):
         checkpoint.transfer({"w": jnp.zeros(3)}, {"v": jnp.zeros(3)}, "a")
 
@@ -154,14 +226,24 @@ def test_init_from_takes_matching_weights_into_parameters_and_average(tmp_path):
 def test_eight_devices_train_like_one(tmp_path, shape):
     found = {}
     for name, sizes in (("one", (1, 1, 1)), ("eight", shape)):
-        devices = jax.devices()[:int(np.prod(sizes))]
+        devices = jax.devices()[: int(np.prod(sizes))]
         config = toys.config(optimizer__name="sgd", optimizer__clip_norm=0.0, total_steps=5)
-        task, mesh = toys.regression_task(), sharding.make_mesh(toys.config(mesh__data=sizes[0], mesh__fsdp=sizes[1],
-                                                                            mesh__space=sizes[2]).mesh, devices)
+        task, mesh = (
+            toys.regression_task(),
+            sharding.make_mesh(
+                toys.config(mesh__data=sizes[0], mesh__fsdp=sizes[1], mesh__space=sizes[2]).mesh,
+                devices,
+            ),
+        )
         with jax.set_mesh(mesh):
             groups = jax.eval_shape(task.init, jax.random.key(0), toys.batch(0, slice(None)))[0]
             optimizers = components.optimizers(config, groups, 5)
-            state = step.init(task, optimizers, 0, {k: jnp.asarray(v) for k, v in toys.batch(0, slice(None)).items()})
+            state = step.init(
+                task,
+                optimizers,
+                0,
+                {k: jnp.asarray(v) for k, v in toys.batch(0, slice(None)).items()},
+            )
             state = jax.device_put(state, sharding.state_shardings(mesh, state))
             run = jax.jit(step.make(task, optimizers, 0, 0.9, 1))
             for i in range(5):
@@ -169,4 +251,8 @@ def test_eight_devices_train_like_one(tmp_path, shape):
                 assert batch["input"].sharding.spec == P(("data", "fsdp"), "space")
                 state, metrics = run(state, batch, i)
         found[name] = jax.device_get((state, metrics))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found["one"], found["eight"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        found["one"],
+        found["eight"],
+    )

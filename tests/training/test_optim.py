@@ -1,4 +1,7 @@
-"""The optimizer against closed forms and plain optax: rates, norms, clipping, decay mask, schedules, plateau, L-BFGS."""
+"""The optimizer against closed forms and plain optax: rates, norms, clipping, decay mask,
+schedules, plateau, L-BFGS.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,13 +13,18 @@ from jaxvol.training import optim
 from jaxvol.types import UserError
 from tests import compiler
 
-PARAMS = {"kernel": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "bias": np.array([0.5, -2.0, 1.0], np.float32)}
+PARAMS = {
+    "kernel": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
+    "bias": np.array([0.5, -2.0, 1.0], np.float32),
+}
 
 
 def settings(**fields):
     """An optimizer config, locked; `a__b=v` sets a.b."""
     config = base.optimizer()
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
     return config.lock()
 
 
@@ -32,7 +40,9 @@ def run(optimizer, steps, params=PARAMS, **extra):
     for t in range(steps):
         updates, state = update(grads_at(t), state, params, **extra)
         params = optax.apply_updates(params, updates)
-        history.append((updates, optim.readings(state) if isinstance(state, optim.OptimizerState) else {}))
+        history.append(
+            (updates, optim.readings(state) if isinstance(state, optim.OptimizerState) else {})
+        )
     return params, history
 
 
@@ -42,32 +52,49 @@ def rates(steps, **fields):
 
 
 CASES = {
-    "adamw": (dict(adamw__weight_decay=0.1), lambda lr, mask: optax.adamw(lr, weight_decay=0.1, mask=mask)),
+    "adamw": (
+        dict(adamw__weight_decay=0.1),
+        lambda lr, mask: optax.adamw(lr, weight_decay=0.1, mask=mask),
+    ),
     "adam": (dict(adam__b1=0.5), lambda lr, mask: optax.adam(lr, b1=0.5)),
     "sgd": (dict(sgd__momentum=0.9, sgd__nesterov=True), lambda lr, mask: optax.sgd(lr, 0.9, True)),
-    "lion": (dict(lion__weight_decay=0.1), lambda lr, mask: optax.lion(lr, b2=0.99, weight_decay=0.1, mask=mask)),
+    "lion": (
+        dict(lion__weight_decay=0.1),
+        lambda lr, mask: optax.lion(lr, b2=0.99, weight_decay=0.1, mask=mask),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_optax_chain(name):
     fields, rule = CASES[name]
-    config = settings(name=name, learning_rate=0.1, clip_norm=1.0, schedule__warmup_steps=2, **fields)
-    plain = optax.chain(optax.clip_by_global_norm(1.0), rule(optim.schedule(config, 5), {"kernel": True, "bias": False}))
+    config = settings(
+        name=name, learning_rate=0.1, clip_norm=1.0, schedule__warmup_steps=2, **fields
+    )
+    plain = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        rule(optim.schedule(config, 5), {"kernel": True, "bias": False}),
+    )
     ours, history = run(optim.make(config, "net", 5), 5)
     theirs, _ = run(plain, 5)
-    assert len({float(used["lr"]) for _, used in history}) > 2          # the schedule moved
+    assert len({float(used["lr"]) for _, used in history}) > 2  # the schedule moved
     for key in PARAMS:
         np.testing.assert_allclose(ours[key], theirs[key], atol=1e-6)
 
 
 def test_readings_are_the_values_used():
-    config = settings(name="sgd", learning_rate=0.3, clip_norm=0.5, schedule__name="cosine", schedule__warmup_steps=3)
+    config = settings(
+        name="sgd",
+        learning_rate=0.3,
+        clip_norm=0.5,
+        schedule__name="cosine",
+        schedule__warmup_steps=3,
+    )
     _, history = run(optim.make(config, "net", 6), 6)
     for t, (updates, used) in enumerate(history):
         norm = np.sqrt(sum((g**2).sum() for g in grads_at(t).values()))
-        np.testing.assert_allclose(used["grad_norm"], norm, rtol=1e-6)            # before clipping
-        np.testing.assert_allclose(used["clipped_norm"], 0.5, rtol=1e-6)          # after it
+        np.testing.assert_allclose(used["grad_norm"], norm, rtol=1e-6)  # before clipping
+        np.testing.assert_allclose(used["clipped_norm"], 0.5, rtol=1e-6)  # after it
         clipped = grads_at(t)["bias"] * 0.5 / norm
         np.testing.assert_allclose(-updates["bias"] / clipped, used["lr"], rtol=1e-5)
         np.testing.assert_allclose(used["update_norm"], 0.5 * used["lr"], rtol=1e-5)
@@ -79,7 +106,9 @@ def test_readings_are_the_values_used():
 
 
 def test_weight_decay_reaches_matrices_only():
-    config = settings(name="adamw", learning_rate=0.1, schedule__name="constant", adamw__weight_decay=0.5)
+    config = settings(
+        name="adamw", learning_rate=0.1, schedule__name="constant", adamw__weight_decay=0.5
+    )
     optimizer = optim.make(config, "net", 3)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
@@ -89,25 +118,39 @@ def test_weight_decay_reaches_matrices_only():
 
 def test_half_precision_gradients_are_normed_and_squared_in_float32():
     params = {"kernel": jnp.zeros((64, 64))}
-    grads = {"kernel": jnp.full((64, 64), 1.0078125, jnp.bfloat16)}             # its square is no bfloat16 number
+    # its square is no bfloat16 number
+    grads = {"kernel": jnp.full((64, 64), 1.0078125, jnp.bfloat16)}
     optimizer = optim.make(settings(clip_norm=0.0), "net", 3)
     updates, state = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(optim.readings(state)["grad_norm"], 64 * 1.0078125, rtol=1e-6)
-    np.testing.assert_allclose(optax.tree.get(state, "nu")["kernel"], 0.001 * 1.0078125**2, rtol=1e-5)
+    np.testing.assert_allclose(
+        optax.tree.get(state, "nu")["kernel"], 0.001 * 1.0078125**2, rtol=1e-5
+    )
     assert updates["kernel"].dtype == jnp.float32
 
 
 def test_float64_stays_float64_and_the_state_keeps_its_types():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), PARAMS)
-        for config in (settings(), settings(schedule__name="plateau"), settings(name="lbfgs", clip_norm=0.0),
-                       settings(name="broyden", clip_norm=0.0)):
+        for config in (
+            settings(),
+            settings(schedule__name="plateau"),
+            settings(name="lbfgs", clip_norm=0.0),
+            settings(name="broyden", clip_norm=0.0),
+        ):
             optimizer = optim.make(config, "net", 3)
             before = jax.eval_shape(optimizer.init, params)
             monitor = {"value": jnp.float32(1), "count": jnp.int32(1)}
-            updates, after = jax.eval_shape(lambda s, p, o=optimizer, m=monitor: o.update(
-                p, s, p, value=jnp.float64(1), grad=p, value_fn=optax.tree.sum, monitor=m), before, params)
-            assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+            updates, after = jax.eval_shape(
+                lambda s, p, o=optimizer, m=monitor: o.update(
+                    p, s, p, value=jnp.float64(1), grad=p, value_fn=optax.tree.sum, monitor=m
+                ),
+                before,
+                params,
+            )
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(
+                lambda x: (x.shape, x.dtype), after
+            )
             assert all(u.dtype == jnp.float64 for u in jax.tree.leaves(updates))
 
 
@@ -117,20 +160,33 @@ def test_schedules_start_peak_and_end():
     np.testing.assert_allclose(cosine[[0, 5, 10]], [2.0, 2.0 * 0.55, 0.2], rtol=1e-6)
     halved = rates(8, schedule__name="exponential", schedule__exponential__every=4)
     np.testing.assert_allclose(halved[[0, 2, 4, 8]], [2.0, 2.0 * 0.5**0.5, 1.0, 0.5], rtol=1e-6)
-    stepped = rates(8, schedule__name="step", schedule__step__boundaries=(3, 6), schedule__warmup_steps=2)
+    stepped = rates(
+        8, schedule__name="step", schedule__step__boundaries=(3, 6), schedule__warmup_steps=2
+    )
     np.testing.assert_allclose(stepped, [1, 2, 2, 0.2, 0.2, 0.2, 0.02, 0.02, 0.02], rtol=1e-5)
     onecycle = rates(20, schedule__name="onecycle")
     np.testing.assert_allclose(onecycle[[0, 6, 20]], [0.08, 2.0, 8e-6], rtol=1e-5)
-    assert onecycle.argmax() == 6 and (np.diff(onecycle[:7]) > 0).all() and (np.diff(onecycle[6:]) < 0).all()
-    np.testing.assert_allclose(rates(2, schedule__name="onecycle")[[0, 1, 2]], [0.08, 2.0, 8e-6], rtol=1e-5)
+    assert (
+        onecycle.argmax() == 6
+        and (np.diff(onecycle[:7]) > 0).all()
+        and (np.diff(onecycle[6:]) < 0).all()
+    )
+    np.testing.assert_allclose(
+        rates(2, schedule__name="onecycle")[[0, 1, 2]], [0.08, 2.0, 8e-6], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("period", [8, 7])
 def test_cyclic_reaches_both_ends(period):
-    got = rates(3 * period, schedule__name="cyclic", schedule__cyclic__period=period, schedule__cyclic__start_factor=0.1)
+    got = rates(
+        3 * period,
+        schedule__name="cyclic",
+        schedule__cyclic__period=period,
+        schedule__cyclic__start_factor=0.1,
+    )
     np.testing.assert_allclose(got[::period], 0.2, rtol=1e-6)
-    np.testing.assert_allclose(got[period // 2::period], 2.0, rtol=1e-6)
-    np.testing.assert_allclose(np.diff(got[:period // 2 + 1]), 1.8 / (period // 2), rtol=1e-5)
+    np.testing.assert_allclose(got[period // 2 :: period], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(np.diff(got[: period // 2 + 1]), 1.8 / (period // 2), rtol=1e-5)
 
 
 def test_warmup_wastes_no_step_and_the_shape_follows_it():
@@ -143,7 +199,13 @@ def test_warmup_wastes_no_step_and_the_shape_follows_it():
 
 def plateau_rates(values, updates_each, **fields):
     """The rate of the last update after each evaluation."""
-    config = settings(name="sgd", learning_rate=1.0, schedule__name="plateau", schedule__plateau__patience=2, **fields)
+    config = settings(
+        name="sgd",
+        learning_rate=1.0,
+        schedule__name="plateau",
+        schedule__plateau__patience=2,
+        **fields,
+    )
     optimizer = optim.make(config, "net", 100)
     state, update, found = optimizer.init(PARAMS), jax.jit(optimizer.update), []
     for count, value in enumerate(values, start=1):
@@ -155,8 +217,17 @@ def plateau_rates(values, updates_each, **fields):
 
 
 def test_plateau_counts_evaluations_not_updates():
-    assert plateau_rates([1.0, 0.9, 0.9, 0.9, 0.8, 0.8, np.nan], 7) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
-    assert plateau_rates([-0.5, -0.9, -0.9, -0.9, -0.95], 2) == [1, 1, 1, 0.5, 0.5]     # a maximised metric
+    assert plateau_rates([1.0, 0.9, 0.9, 0.9, 0.8, 0.8, np.nan], 7) == [
+        1,
+        1,
+        1,
+        0.5,
+        0.5,
+        0.5,
+        0.25,
+    ]
+    # a maximised metric
+    assert plateau_rates([-0.5, -0.9, -0.9, -0.9, -0.95], 2) == [1, 1, 1, 0.5, 0.5]
     assert plateau_rates([0.0] * 12, 1, schedule__plateau__min_factor=0.2)[-1] == pytest.approx(0.2)
 
 
@@ -164,46 +235,79 @@ def test_plateau_counts_evaluations_not_updates():
 def test_the_second_step_takes_what_the_first_one_took(name):
     """Shapes and types of the state, weak ones included, or the train step is compiled twice."""
     params = {"x": jnp.ones((3, 2)), "y": jnp.ones(2)}
-    optimizer, f = optim.make(settings(name=name, clip_norm=0.0), "net", 3), lambda p: sum(jnp.sum(x ** 2) for x in jax.tree.leaves(p))
+    optimizer, f = (
+        optim.make(settings(name=name, clip_norm=0.0), "net", 3),
+        lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p)),
+    )
     first = jax.eval_shape(optimizer.init, params)
-    _, second = jax.eval_shape(lambda s: optimizer.update(params, s, params, value=f(params), grad=params, value_fn=f,
-                                                          monitor={"value": jnp.float32(1), "count": jnp.int32(0)}), first)
+    _, second = jax.eval_shape(
+        lambda s: optimizer.update(
+            params,
+            s,
+            params,
+            value=f(params),
+            grad=params,
+            value_fn=f,
+            monitor={"value": jnp.float32(1), "count": jnp.int32(0)},
+        ),
+        first,
+    )
     kinds = lambda state: jax.tree.map(lambda x: (x.shape, str(x.dtype), x.weak_type), state)
     assert kinds(first) == kinds(second)
 
 
 def test_groups_override_their_own_fields_only():
     config = base.optimizer()
-    config.groups = {"disc": {"learning_rate": 5, "clip_norm": 0.0, "schedule": {"name": "constant"}, "name": "sgd"}}
+    config.groups = {
+        "disc": {
+            "learning_rate": 5,
+            "clip_norm": 0.0,
+            "schedule": {"name": "constant"},
+            "name": "sgd",
+        }
+    }
     config.lock()
     _, disc = run(optim.make(config, "disc", 10), 3)
     _, gen = run(optim.make(config, "gen", 10), 3)
     assert [float(used["lr"]) for _, used in disc] == [5.0] * 3
     assert float(gen[0][1]["lr"]) == pytest.approx(1e-3) and float(gen[2][1]["lr"]) < 1e-3
-    assert float(gen[0][1]["clipped_norm"]) == pytest.approx(1.0) and float(disc[0][1]["clipped_norm"]) > 1
+    assert (
+        float(gen[0][1]["clipped_norm"]) == pytest.approx(1.0)
+        and float(disc[0][1]["clipped_norm"]) > 1
+    )
     assert config.learning_rate == 1e-3
 
 
-@pytest.mark.parametrize("fields, names", [
-    (dict(name="adan"), "adamw, adam, sgd, lion, lbfgs, broyden"),
-    (dict(schedule__name="cosin"), "constant, cosine, exponential, step, onecycle, cyclic, plateau"),
-    (dict(name="lbfgs", clip_norm=1.0), "clip_norm=0"),
-    (dict(name="broyden", clip_norm=1.0), "clip_norm=0"),
-    (dict(groups={"net": {"learning_rat": 1.0}}), "learning_rate"),
-    (dict(groups={"net": {"schedule": {"warmup": 3}}}), "warmup_steps"),
-    (dict(groups={"net": {"learning_rate": "fast"}}), "float"),
-])
+@pytest.mark.parametrize(
+    "fields, names",
+    [
+        (dict(name="adan"), "adamw, adam, sgd, lion, lbfgs, broyden"),
+        (
+            dict(schedule__name="cosin"),
+            "constant, cosine, exponential, step, onecycle, cyclic, plateau",
+        ),
+        (dict(name="lbfgs", clip_norm=1.0), "clip_norm=0"),
+        (dict(name="broyden", clip_norm=1.0), "clip_norm=0"),
+        (dict(groups={"net": {"learning_rat": 1.0}}), "learning_rate"),
+        (dict(groups={"net": {"schedule": {"warmup": 3}}}), "warmup_steps"),
+        (dict(groups={"net": {"learning_rate": "fast"}}), "float"),
+    ],
+)
 def test_mistakes_name_what_is_known(fields, names):
     config = base.optimizer()
     with config.unlocked():
         config.groups = fields.pop("groups", {})
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in fields.items()}
+    )
     with pytest.raises(UserError, match=names):
         optim.make(config, "net", 10)
 
 
 def test_sharded_parameters_give_the_same_update():
-    mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh(
+        (2,), ("fsdp",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,)
+    )
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     one = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     where = {"kernel": rows, "bias": one}
@@ -217,12 +321,22 @@ def test_sharded_parameters_give_the_same_update():
 
 
 def test_a_waiting_group_is_moved_by_its_own_steps_alone():
-    """delay=2, every=3: the updates at steps 2, 5, 8 and 11 of 12 are those of a run of four steps; in between nothing ticks."""
-    fields = dict(name="adamw", learning_rate=0.1, schedule__name="cosine", schedule__warmup_steps=1)
-    waiting, plain = optim.make(settings(every=3, delay=2, **fields), "net", 12), optim.make(settings(**fields), "net", 4)
+    """delay=2, every=3: the updates at steps 2, 5, 8 and 11 of 12 are those of a run of four steps;
+    in between nothing ticks.
+    """
+    fields = dict(
+        name="adamw", learning_rate=0.1, schedule__name="cosine", schedule__warmup_steps=1
+    )
+    waiting, plain = (
+        optim.make(settings(every=3, delay=2, **fields), "net", 12),
+        optim.make(settings(**fields), "net", 4),
+    )
     params, state = PARAMS, waiting.init(PARAMS)
     theirs, expected, moved = PARAMS, plain.init(PARAMS), 0
-    update, reference = (jax.jit(optimizer.update, compiler_options=compiler.usual()) for optimizer in (waiting, plain))
+    update, reference = (
+        jax.jit(optimizer.update, compiler_options=compiler.usual())
+        for optimizer in (waiting, plain)
+    )
     for t in range(12):
         updates, state = update(grads_at(t), state, params)
         params = optax.apply_updates(params, updates)
@@ -233,9 +347,11 @@ def test_a_waiting_group_is_moved_by_its_own_steps_alone():
             assert used["lr"] == optim.readings(expected)["lr"] > 0 and used["update_norm"] > 0
         else:
             assert used["lr"] == 0 == used["update_norm"] and used["clipped_norm"] > 0
-        norm = np.sqrt(sum((g ** 2).sum() for g in grads_at(t).values()))
+        norm = np.sqrt(sum((g**2).sum() for g in grads_at(t).values()))
         np.testing.assert_allclose(used["grad_norm"], norm, rtol=1e-5)
-        np.testing.assert_allclose(used["clipped_fraction"], 1 - used["clipped_norm"] / norm, rtol=1e-5)
+        np.testing.assert_allclose(
+            used["clipped_fraction"], 1 - used["clipped_norm"] / norm, rtol=1e-5
+        )
         jax.tree.map(np.testing.assert_array_equal, (params, state.inner), (theirs, expected))
         assert int(optim.waited(state)) == t + 1 - moved
     assert optim.waited(expected) == 0

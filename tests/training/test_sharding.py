@@ -1,4 +1,5 @@
 """One mesh: sizes, rows per process, placement by shape."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,8 +45,8 @@ def test_large_leaves_split_on_the_longest_axis_that_divides():
     on_mesh = mesh(2, 4, 1)
     assert sharding.leaf_sharding(on_mesh, (3, 128, 64)).spec == P(None, "fsdp")
     assert sharding.leaf_sharding(on_mesh, (129, 64)).spec == P(None, "fsdp")
-    assert sharding.leaf_sharding(on_mesh, (101, 77)).spec == P()       # nothing divides
-    assert sharding.leaf_sharding(on_mesh, (8, 8)).spec == P()          # too small to be worth it
+    assert sharding.leaf_sharding(on_mesh, (101, 77)).spec == P()  # nothing divides
+    assert sharding.leaf_sharding(on_mesh, (8, 8)).spec == P()  # too small to be worth it
     tree = jax.eval_shape(lambda: {"w": jnp.zeros((128, 64)), "mu": (jnp.zeros((128, 64)),)})
     found = sharding.state_shardings(on_mesh, tree)
     assert found["w"] == found["mu"][0]

@@ -1,4 +1,5 @@
 """The seam: gradients per player, micro-batches, EMA, refusal of non-finite steps."""
+
 import dataclasses
 
 import jax
@@ -31,20 +32,29 @@ def test_each_player_descends_the_gradient_of_its_own_terms_at_the_same_weights(
         _, grads, _, _ = step.accumulate(task.loss, params, fixed, batch, jax.random.key(1), parts)
         g, d = 2.0, 3.0
         assert set(grads) == {"gen", "disc"}
-        np.testing.assert_allclose(grads["gen"], 2 * (g * d - 1) * d + g, rtol=1e-6)      # not + dL_disc/dg
-        np.testing.assert_allclose(grads["disc"], 2 * (d - g), rtol=1e-6)                 # not + dL_gen/dd
+        # not + dL_disc/dg
+        np.testing.assert_allclose(grads["gen"], 2 * (g * d - 1) * d + g, rtol=1e-6)
+        # not + dL_gen/dd
+        np.testing.assert_allclose(grads["disc"], 2 * (d - g), rtol=1e-6)
 
 
 def test_both_players_move_from_theta_t_and_the_unnamed_group_stays():
-    config = toys.config(optimizer__name="sgd", optimizer__learning_rate=0.1, optimizer__clip_norm=0.0,
-                         optimizer__schedule__name="constant")
+    config = toys.config(
+        optimizer__name="sgd",
+        optimizer__learning_rate=0.1,
+        optimizer__clip_norm=0.0,
+        optimizer__schedule__name="constant",
+    )
     task, batch = toys.game_task(), device_batch()
     optimizers, state = start(task, config, batch)
     new, metrics = jax.jit(step.make(task, optimizers, 0, 0.0, 1))(state, batch, 0)
     np.testing.assert_allclose(new.params["gen"], 2 - 0.1 * (2 * 5 * 3 + 2), rtol=1e-6)
-    np.testing.assert_allclose(new.params["disc"], 3 - 0.1 * 2 * (3 - 2), rtol=1e-6)      # at the OLD gen
+    # at the OLD gen
+    np.testing.assert_allclose(new.params["disc"], 3 - 0.1 * 2 * (3 - 2), rtol=1e-6)
     assert new.params["frozen"] == 5.0 and "frozen/lr" not in metrics
-    assert metrics["gen/grad_norm"] == pytest.approx(32.0) and metrics["gen/loss"] == pytest.approx(25 + 2)
+    assert metrics["gen/grad_norm"] == pytest.approx(32.0) and metrics["gen/loss"] == pytest.approx(
+        25 + 2
+    )
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -54,10 +64,15 @@ def test_micro_batches_equal_the_full_batch(parts):
     fixed = Fixed(jnp.int32(0), extra, None)
     whole = step.accumulate(task.loss, params, fixed, batch, jax.random.key(1), 1)
     cut = step.accumulate(task.loss, params, fixed, batch, jax.random.key(1), parts)
-    for a, b in zip(jax.tree.leaves((whole[0], whole[1], whole[3])), jax.tree.leaves((cut[0], cut[1], cut[3]))):
+    for a, b in zip(
+        jax.tree.leaves((whole[0], whole[1], whole[3])), jax.tree.leaves((cut[0], cut[1], cut[3]))
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    keys = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), ()))(jnp.arange(parts))
-    np.testing.assert_allclose(cut[2]["noise"], keys.mean(), rtol=1e-5)                   # every part has a key of its own
+    keys = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), ()))(
+        jnp.arange(parts)
+    )
+    # every part has a key of its own
+    np.testing.assert_allclose(cut[2]["noise"], keys.mean(), rtol=1e-5)
 
 
 def test_ema_follows_its_recursion_over_parameters_and_statistics():
@@ -70,7 +85,9 @@ def test_ema_follows_its_recursion_over_parameters_and_statistics():
         decay = min(0.9, (1 + i) / (10 + i))
         now = step.averaged(state.params, state.extra)
         expected = jax.tree.map(lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected
+    )
 
 
 def test_without_averaging_the_ema_is_the_weights():
@@ -94,14 +111,18 @@ def test_a_non_finite_step_changes_nothing_and_every_later_step_is_refused():
         jax.tree.map(np.testing.assert_array_equal, state, before)
     assert int(state.step) == 1
     names = step.name_nonfinite(task, state, bad, 0, 1)
-    assert names[0].startswith("batch['target']: 1 of") and any(n.startswith("gradient['net']['b']") for n in names)
+    assert names[0].startswith("batch['target']: 1 of") and any(
+        n.startswith("gradient['net']['b']") for n in names
+    )
 
 
 def test_wrong_groups_and_foreign_extra_are_refused():
     task, batch = toys.regression_task(), device_batch()
     params, extra = task.init(jax.random.key(0), batch)
+
     def misnamed(p, f, b, k):
         return {"other": {"mse": jnp.float32(0)}}, ({}, {})
+
     with pytest.raises(ValueError, match="names the groups .'other'."):
         step.group_gradients(misnamed, params, Fixed(0, extra, None), batch, jax.random.key(0))
     with pytest.raises(ValueError, match="monitor"):
@@ -109,24 +130,37 @@ def test_wrong_groups_and_foreign_extra_are_refused():
 
 
 def test_lbfgs_gets_the_same_objective_and_solves_least_squares():
-    config = toys.config(optimizer__name="lbfgs", optimizer__clip_norm=0.0, optimizer__schedule__name="constant", ema_decay=0.0)
+    config = toys.config(
+        optimizer__name="lbfgs",
+        optimizer__clip_norm=0.0,
+        optimizer__schedule__name="constant",
+        ema_decay=0.0,
+    )
     task, batch = toys.regression_task(), device_batch()
     optimizers, state = start(task, config, batch)
     run = jax.jit(step.make(task, optimizers, 0, 0.0, 2))
     for i in range(12):
         state, metrics = run(state, batch, i)
     assert float(metrics["net/mse"]) < 1e-10
-    np.testing.assert_allclose([state.params["net"]["a"].mean(), state.params["net"]["b"][0]], [2.0, 0.5], atol=1e-4)
+    np.testing.assert_allclose(
+        [state.params["net"]["a"].mean(), state.params["net"]["b"][0]], [2.0, 0.5], atol=1e-4
+    )
 
 
 def test_keys_are_functions_of_seed_and_step():
-    draws = {float(jax.random.normal(step.key_at(seed, s), ())) for seed in range(3) for s in range(3)}
+    draws = {
+        float(jax.random.normal(step.key_at(seed, s), ())) for seed in range(3) for s in range(3)
+    }
     assert len(draws) == 9
-    assert dataclasses.is_dataclass(step.init(toys.game_task(), start(toys.game_task(), toys.config(), {})[0], 0, {}))
+    assert dataclasses.is_dataclass(
+        step.init(toys.game_task(), start(toys.game_task(), toys.config(), {})[0], 0, {})
+    )
 
 
 def test_statistics_and_average_of_a_waiting_group_wait_with_it():
-    """Every second step: the EMA of parameters and statistics is the recursion over the group's own updates."""
+    """Every second step: the EMA of parameters and statistics is the recursion over the group's own
+    updates.
+    """
     config, task = toys.config(optimizer__every=2), toys.regression_task()
     optimizers, state = start(task, config, device_batch())
     run = jax.jit(step.make(task, optimizers, 0, 0.9, 1))
@@ -139,6 +173,10 @@ def test_statistics_and_average_of_a_waiting_group_wait_with_it():
             jax.tree.map(np.testing.assert_array_equal, now, before)
         else:
             decay, moved = min(0.9, (1 + moved) / (10 + moved)), moved + 1
-            expected = jax.tree.map(lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now)
+            expected = jax.tree.map(
+                lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now
+            )
             assert now["stats"]["net"]["seen"] != before["stats"]["net"]["seen"]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected
+        )

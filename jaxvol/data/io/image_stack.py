@@ -1,9 +1,12 @@
-"""Stacks of fringe images in users' folders: sample_XXXX/bucket_00 .. bucket_15 (.bmp or .png, grey, 8 or 16 bits), and a height map.
+"""Stacks of fringe images in users' folders: sample_XXXX/bucket_00 .. bucket_15 (.bmp or .png,
+grey, 8 or 16 bits), and a height map.
 
-Bucket number 4 w + s has wavelength w and phase step s.  `ground_truth.npy`, where there is one, holds the height of every pixel.
-Pillow decodes the images and jaxvol/data/io/files.py reads the array, neither of which executes anything.  Every fault is one FileError (a
-UserError) that names the file, what was found, what was expected and what to do.
+Bucket number 4 w + s has wavelength w and phase step s.  `ground_truth.npy`, where there is one,
+holds the height of every pixel. Pillow decodes the images and jaxvol/data/io/files.py reads the
+array, neither of which executes anything.  Every fault is one FileError (a UserError) that names
+the file, what was found, what was expected and what to do.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -18,34 +21,53 @@ from jaxvol.data.io import files
 from jaxvol.data.io.files import FileError
 
 ENDINGS = (".bmp", ".png")
-FORMATS = ("BMP", "PNG")                                 # Pillow tries no other decoder, whatever the file calls itself
-LEVELS = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}       # Pillow's modes of one grey channel -> their white
+# Pillow tries no other decoder, whatever the file calls itself
+FORMATS = ("BMP", "PNG")
+# Pillow's modes of one grey channel -> their white
+LEVELS = {"L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}
 MAX_PIXELS = 1 << 26
 TRUTH = "ground_truth.npy"
 
 
 def samples(folder: str) -> list[str]:
-    """Names of the sample folders in `folder`, in order.  FileError when there is no such folder, or none in it."""
+    """Names of the sample folders in `folder`, in order.  FileError when there is no such folder,
+    or none in it.
+    """
     root = os.path.expanduser(folder)
     try:
-        found = sorted(name for name in os.listdir(root) if re.fullmatch(r"sample_\d+", name) and os.path.isdir(os.path.join(root, name)))
+        found = sorted(
+            name
+            for name in os.listdir(root)
+            if re.fullmatch(r"sample_\d+", name) and os.path.isdir(os.path.join(root, name))
+        )
     except OSError as error:
-        raise FileError(f"{folder}: {error.strerror}; expected a folder with sample_0000, sample_0001, ...: check data.folder") from None
+        raise FileError(
+            f"{folder}: {error.strerror}; expected a folder with sample_0000, sample_0001, ...: "
+            "check data.folder"
+        ) from None
     if not found:
-        raise FileError(f"{folder}: found no folder sample_0000, sample_0001, ...; expected one per stack of images: check data.folder")
+        raise FileError(
+            f"{folder}: found no folder sample_0000, sample_0001, ...; expected one per stack of "
+            "images: check data.folder"
+        )
     return found
 
 
 def read(folder: str, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images [H, W, count] float64 scaled to 0 .. 255, heights [H, W] float64, None without a ground truth) of one sample folder."""
+    """(images [H, W, count] float64 scaled to 0 .. 255, heights [H, W] float64, None without a
+    ground truth) of one sample folder.
+    """
     folder = os.path.expanduser(folder)
     images, first = [], ""
     for number in range(count):
         path = find(folder, number, count)
         found = image(path)
         if images and found.shape != images[0].shape:
-            raise FileError(f"{path}: found {size(found)} pixels; expected {size(images[0])}, as in {first}: all images of a stack show "
-                            "the same pixels, crop or record them alike")
+            raise FileError(
+                f"{path}: found {size(found)} pixels; expected {size(images[0])}, as in {first}: "
+                "all images of a stack show "
+                "the same pixels, crop or record them alike"
+            )
         images.append(found)
         first = first or path
     return np.stack(images, -1), truth(os.path.join(folder, TRUTH), images[0].shape)
@@ -59,8 +81,11 @@ def find(folder: str, number: int, count: int) -> str:
         return there[0]
     wanted = f"bucket_{number:02d}{' or '.join(ENDINGS)}"
     found = f"both {' and '.join(map(os.path.basename, there))}" if there else f"no {wanted}"
-    raise FileError(f"{folder}: found {found}; expected one file for each of bucket_00 .. bucket_{count - 1:02d}: "
-                    f"{'remove one of them' if there else 'add it, or leave the sample out'}")
+    raise FileError(
+        f"{folder}: found {found}; expected one file for each of bucket_00 .. "
+        f"bucket_{count - 1:02d}: "
+        f"{'remove one of them' if there else 'add it, or leave the sample out'}"
+    )
 
 
 def image(path: str) -> np.ndarray:
@@ -73,15 +98,25 @@ def image(path: str) -> np.ndarray:
                 if mode in LEVELS and pixels <= MAX_PIXELS:
                     file.load()
                     values = np.array(file, np.float64)
-    except Exception as error:                 # decoders raise anything on corrupt bytes, from OSError to struct.error
+    # decoders raise anything on corrupt bytes, from OSError to struct.error
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise FileError(f"{path}: cannot be read as BMP or PNG ({type(error).__name__}: {reason}); the file is truncated, corrupt or of "
-                        "another format: record it again or leave the sample out") from None
+        raise FileError(
+            f"{path}: cannot be read as BMP or PNG ({type(error).__name__}: {reason}); the file is "
+            "truncated, corrupt or of "
+            "another format: record it again or leave the sample out"
+        ) from None
     if mode not in LEVELS:
         what = "black and white" if mode == "1" else "a colour image"
-        raise FileError(f"{path}: found {what} (mode {mode}); expected one grey channel of 8 or 16 bits: convert it to greyscale")
+        raise FileError(
+            f"{path}: found {what} (mode {mode}); expected one grey channel of 8 or 16 bits: "
+            "convert it to greyscale"
+        )
     if pixels > MAX_PIXELS:
-        raise FileError(f"{path}: found {pixels} pixels; expected at most {MAX_PIXELS}: cut the stack into smaller fields")
+        raise FileError(
+            f"{path}: found {pixels} pixels; expected at most {MAX_PIXELS}: cut the stack into "
+            "smaller fields"
+        )
     return values * (255 / LEVELS[mode])
 
 
@@ -91,12 +126,19 @@ def truth(path: str, shape: tuple[int, int]) -> np.ndarray | None:
         return None
     height = np.asarray(files.read(path), np.float64)
     if height.shape != shape:
-        raise FileError(f"{path}: found shape {height.shape}; expected {shape}, rows and columns of the images: crop it like them")
+        raise FileError(
+            f"{path}: found shape {height.shape}; expected {shape}, rows and columns of the "
+            "images: crop it like them"
+        )
     finite = np.isfinite(height)
     if not finite.all():
         place = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise FileError(f"{path}: found {np.sum(~finite)} values that are not finite, the first at [row, column] = {place}; expected the "
-                        "height of every pixel: fill them, or remove the file (the sample is then solved and not scored)")
+        raise FileError(
+            f"{path}: found {np.sum(~finite)} values that are not finite, the first at [row, "
+            f"column] = {place}; expected the "
+            "height of every pixel: fill them, or remove the file (the sample is then solved and "
+            "not scored)"
+        )
     return height
 
 

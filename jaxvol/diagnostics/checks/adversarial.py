@@ -1,4 +1,7 @@
-"""Two players: does the discriminator get its own gradient only, does it see anything, are the pairs what they should be."""
+"""Two players: does the discriminator get its own gradient only, does it see anything, are the
+pairs what they should be.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -13,16 +16,32 @@ from jaxvol.types import Context, Result, TrainState
 
 RANK = 49
 MEANING = {
-    "leak": ("difference between the discriminator's gradient norm that the step reports and that of its own terms alone, relative",
-             "the generator's loss reaches the discriminator: it would settle at (1 + 2w) / (2 + 2w) instead of one half"),
-    "response": ("largest |D(real) - D(fake)| over the first updates",
-                 "the discriminator gives the same answer to everything: it has collapsed, or its norm removes what differs"),
-    "one_sided": ("largest of the accuracies on real and on fake minus the other, over the last updates",
-                  "the discriminator calls everything real, or everything fake: change the update ratio or the rates"),
-    "pairs": ("channels by which the discriminator's pairs differ from the definition of channel balancing",
-              "the pairs are not what channel_balance says: input and image are repeated a wrong number of times"),
-    "generator_moves": ("change of the generator's parameters over the first updates, relative",
-                        "the generator does not move: check its delay, its rate and its terms' weights"),
+    "leak": (
+        "difference between the discriminator's gradient norm that the step reports and that of "
+        "its own terms alone, relative",
+        "the generator's loss reaches the discriminator: it would settle at (1 + 2w) / (2 + 2w) "
+        "instead of one half",
+    ),
+    "response": (
+        "largest |D(real) - D(fake)| over the first updates",
+        "the discriminator gives the same answer to everything: it has collapsed, or its norm "
+        "removes what differs",
+    ),
+    "one_sided": (
+        "largest of the accuracies on real and on fake minus the other, over the last updates",
+        "the discriminator calls everything real, or everything fake: change the update ratio or "
+        "the rates",
+    ),
+    "pairs": (
+        "channels by which the discriminator's pairs differ from the definition of channel "
+        "balancing",
+        "the pairs are not what channel_balance says: input and image are repeated a wrong number "
+        "of times",
+    ),
+    "generator_moves": (
+        "change of the generator's parameters over the first updates, relative",
+        "the generator does not move: check its delay, its rate and its terms' weights",
+    ),
 }
 
 
@@ -31,24 +50,53 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """The first update's gradient, the first `preflight.steps` updates, and the pairs of one labelled example."""
+    """The first update's gradient, the first `preflight.steps` updates, and the pairs of one
+    labelled example.
+    """
     state, history = probe.short_run(ctx)
-    late = history[len(history) // 2:]
+    late = history[len(history) // 2 :]
     gap = [abs(row["disc/D_real"] - row["disc/D_fake"]) for row in history]
-    sides = np.array([[row["disc/accuracy_real"], row["disc/accuracy_fake"]] for row in late]).mean(0)
-    start, end = (jnp.concatenate([v.ravel() for v in jax.tree.leaves(s.params["gen"])]) for s in (ctx.state, state))
-    metrics = {"leak": leak(ctx, history), "response": max(gap), "one_sided": float(abs(sides[0] - sides[1])), "pairs": pairs(ctx)}
+    sides = np.array([[row["disc/accuracy_real"], row["disc/accuracy_fake"]] for row in late]).mean(
+        0
+    )
+    start, end = (
+        jnp.concatenate([v.ravel() for v in jax.tree.leaves(s.params["gen"])])
+        for s in (ctx.state, state)
+    )
+    metrics = {
+        "leak": leak(ctx, history),
+        "response": max(gap),
+        "one_sided": float(abs(sides[0] - sides[1])),
+        "pairs": pairs(ctx),
+    }
     waits = "gen" in ctx.config.optimizer.groups and "delay" in ctx.config.optimizer.groups["gen"]
     if not waits:
         metrics["generator_moves"] = float(jnp.linalg.norm(end - start) / jnp.linalg.norm(start))
-    terms = sorted({name for row in history for name in row if name.startswith(("gen/share_", "gen/w_"))})
-    table = [{"term": name.removeprefix("gen/share_"), "share of the value, first update": history[0][name],
-              "last update": history[-1][name]} for name in terms if name.startswith("gen/share_")]
+    terms = sorted(
+        {name for row in history for name in row if name.startswith(("gen/share_", "gen/w_"))}
+    )
+    table = [
+        {
+            "term": name.removeprefix("gen/share_"),
+            "share of the value, first update": history[0][name],
+            "last update": history[-1][name],
+        }
+        for name in terms
+        if name.startswith("gen/share_")
+    ]
     advice = advise(late, sides)
     real, fake = features(ctx, state)
-    tables = {"generator's terms": table, "balance": [{"advice": line} for line in advice], "features": compare(real, fake)}
-    return Result(metrics, tables, {"players": draw(history), "features of the first example": draw_features(real, fake)},
-                  absent=tuple(set(MEANING) - set(metrics)))
+    tables = {
+        "generator's terms": table,
+        "balance": [{"advice": line} for line in advice],
+        "features": compare(real, fake),
+    }
+    return Result(
+        metrics,
+        tables,
+        {"players": draw(history), "features of the first example": draw_features(real, fake)},
+        absent=tuple(set(MEANING) - set(metrics)),
+    )
 
 
 def leak(ctx: Context, history: list[dict]) -> float:
@@ -61,20 +109,27 @@ def leak(ctx: Context, history: list[dict]) -> float:
 
 
 def pairs(ctx: Context) -> float:
-    """Channels of `pair` against the definition: r = balance C / K; r > 1 repeats the image, r < 1 the input."""
+    """Channels of `pair` against the definition: r = balance C / K; r > 1 repeats the image, r < 1
+    the input.
+    """
     c, k = (len(ctx.spec.fields[name].channels) for name in ("input", "target"))
     balance, wrong = ctx.config.task.channel_balance, 0
     x = jnp.broadcast_to(jnp.arange(1.0, c + 1), (1, 2, 2, 2, c))
     y = -jnp.broadcast_to(jnp.arange(1.0, k + 1), (1, 2, 2, 2, k))
     ratio = balance * c / k if balance > 0 else 1.0
-    wanted = list(range(1, c + 1)) * (int(1 / ratio) if ratio < 1 else 1) + [-i for i in range(1, k + 1)] * max(int(ratio), 1)
+    wanted = list(range(1, c + 1)) * (int(1 / ratio) if ratio < 1 else 1) + [
+        -i for i in range(1, k + 1)
+    ] * max(int(ratio), 1)
     found = [int(v) for v in np.asarray(ops.pair(x, y, balance))[0, 0, 0, 0]]
     wrong += len(found) != len(wanted) or found != wanted
     return float(wrong)
 
 
 def features(ctx: Context, state: TrainState) -> tuple[list, list]:
-    """What every layer of the discriminator says to real and to generated images of the first batch: [scale][layer] -> [B, d, h, w, C]."""
+    """What every layer of the discriminator says to real and to generated images of the first
+    batch: [scale][layer] -> [B, d, h, w, C].
+    """
+
     def shown(params, fixed, batch, key):
         found = []
 
@@ -83,19 +138,34 @@ def features(ctx: Context, state: TrainState) -> tuple[list, list]:
             if not context.module.path and isinstance(y, tuple):
                 found.append(y)
             return y
+
         with nn.intercept_methods(note):
             ctx.task.loss(params, fixed, batch, key)
-        return found[:2]                        # the loss judges the real images first
-    real, fake = jax.jit(shown, compiler_options=probe.quick())(state.params, probe.fixed(ctx, ctx.config.preflight.steps), ctx.batch(0),
-                                                                probe.key(ctx))
+        return found[:2]  # the loss judges the real images first
+
+    real, fake = jax.jit(shown, compiler_options=probe.quick())(
+        state.params, probe.fixed(ctx, ctx.config.preflight.steps), ctx.batch(0), probe.key(ctx)
+    )
     return jax.device_get((real, fake))
 
 
 def compare(real: list, fake: list) -> list[dict]:
-    """How much of a feature's variation the difference between real and generated is, per scale and layer."""
-    return [{"scale": s, "layer": layer, "voxels": "x".join(map(str, a.shape[1:4])), "channels": a.shape[-1],
-             "rms real": rms(a), "rms generated": rms(b), "rms difference / rms real": rms(a - b) / max(rms(a), 1e-30)}
-            for s, pair in enumerate(zip(real, fake)) for layer, (a, b) in enumerate(zip(*pair))]
+    """How much of a feature's variation the difference between real and generated is, per scale and
+    layer.
+    """
+    return [
+        {
+            "scale": s,
+            "layer": layer,
+            "voxels": "x".join(map(str, a.shape[1:4])),
+            "channels": a.shape[-1],
+            "rms real": rms(a),
+            "rms generated": rms(b),
+            "rms difference / rms real": rms(a - b) / max(rms(a), 1e-30),
+        }
+        for s, pair in enumerate(zip(real, fake))
+        for layer, (a, b) in enumerate(zip(*pair))
+    ]
 
 
 def rms(x: np.ndarray) -> float:
@@ -104,10 +174,14 @@ def rms(x: np.ndarray) -> float:
 
 
 def draw_features(real: list, fake: list):
-    """Middle slices of the channel that differs most between a real and a generated image, one column per layer."""
+    """Middle slices of the channel that differs most between a real and a generated image, one
+    column per layer.
+    """
     columns = max(len(scale) for scale in real)
     figure = figures.canvas(1.7 * columns + 0.6, 3.5 * len(real))
-    figure.suptitle("middle slices; a real and a generated image share one colour scale", fontsize=8)
+    figure.suptitle(
+        "middle slices; a real and a generated image share one colour scale", fontsize=8
+    )
     panels = figure.subplots(2 * len(real), columns, squeeze=False)
     for panel in panels.ravel():
         panel.set_xticks([])
@@ -117,7 +191,10 @@ def draw_features(real: list, fake: list):
         for layer, (a, b) in enumerate(zip(*pair)):
             a, b = (np.asarray(v[0, v.shape[1] // 2], np.float32) for v in (a, b))
             channel = int(np.square(a - b).sum((0, 1)).argmax())
-            bounds = {"vmin": min(v[..., channel].min() for v in (a, b)), "vmax": max(v[..., channel].max() for v in (a, b))}
+            bounds = {
+                "vmin": min(v[..., channel].min() for v in (a, b)),
+                "vmax": max(v[..., channel].max() for v in (a, b)),
+            }
             for row, (v, kind) in enumerate(((a, "real"), (b, "generated"))):
                 panel = panels[2 * s + row, layer]
                 panel.axis("on")
@@ -132,13 +209,21 @@ def advise(late: list[dict], sides: np.ndarray) -> list[str]:
     """What the balance of the last updates suggests."""
     found = []
     if sides.min() > 0.95:
-        found.append("the discriminator wins everything: lower its rate (optimizer.groups.disc.learning_rate), "
-                     "or add noise, label smoothing or R1")
+        found.append(
+            "the discriminator wins everything: lower its rate "
+            "(optimizer.groups.disc.learning_rate), "
+            "or add noise, label smoothing or R1"
+        )
     if sides.max() < 0.55:
-        found.append("the discriminator learns nothing yet: give it more updates (optimizer.groups.gen.every=2) or a higher rate")
+        found.append(
+            "the discriminator learns nothing yet: give it more updates "
+            "(optimizer.groups.gen.every=2) or a higher rate"
+        )
     lost = np.mean([row["disc/clipped_fraction"] for row in late])
     if lost > 0.8:
-        found.append(f"clipping takes {lost:.0%} of the discriminator's gradient: raise its clip_norm")
+        found.append(
+            f"clipping takes {lost:.0%} of the discriminator's gradient: raise its clip_norm"
+        )
     return found or ["nothing stands out"]
 
 
@@ -146,9 +231,17 @@ def draw(history: list[dict]):
     """D on real and fake, and its accuracy."""
     figure = figures.canvas(9.5, 3.4)
     left, right = figure.subplots(1, 2)
-    for panel, names, label in ((left, ("D_real", "D_fake"), "mean logit"), (right, ("accuracy_real", "accuracy_fake"), "accuracy")):
+    for panel, names, label in (
+        (left, ("D_real", "D_fake"), "mean logit"),
+        (right, ("accuracy_real", "accuracy_fake"), "accuracy"),
+    ):
         for name, colour, dash in zip(names, figures.COLOURS, figures.DASHES):
-            panel.plot([row[f"disc/{name}"] for row in history], dash, color=colour, label=name.replace("_", " on "))
+            panel.plot(
+                [row[f"disc/{name}"] for row in history],
+                dash,
+                color=colour,
+                label=name.replace("_", " on "),
+            )
         panel.set(xlabel="update", ylabel=label)
         panel.legend(fontsize=8)
     return figure

@@ -1,4 +1,7 @@
-"""What a model has to beat on validation data: the mean, the identity, the linear filter; and what a short run reaches beside them."""
+"""What a model has to beat on validation data: the mean, the identity, the linear filter; and what
+a short run reaches beside them.
+"""
+
 from __future__ import annotations
 
 from jaxvol.diagnostics import probe
@@ -6,29 +9,46 @@ from jaxvol.types import Context, Result
 
 RANK = 75
 MEANING = {
-    "short_run": ("validation metric after the short run over that of the mean predictor",
-                  "the first updates make it worse than a constant: look at the learning rate and at the normalisers"),
-    "best_linear": ("validation metric of the best trivial predictor over that of the mean",
-                    "the input says nothing linear about the target, or the pairing is broken; or, near 0, there is nothing to learn"),
+    "short_run": (
+        "validation metric after the short run over that of the mean predictor",
+        "the first updates make it worse than a constant: look at the learning rate and at the "
+        "normalisers",
+    ),
+    "best_linear": (
+        "validation metric of the best trivial predictor over that of the mean",
+        "the input says nothing linear about the target, or the pairing is broken; or, near 0, "
+        "there is nothing to learn",
+    ),
 }
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"      # volumes only
+    return config.task.name != "physics"  # volumes only
 
 
 def diagnose(ctx: Context) -> Result:
-    """`checkpoint.best_metric` of the baselines and of the raw weights after `preflight.steps` updates."""
+    """`checkpoint.best_metric` of the baselines and of the raw weights after `preflight.steps`
+    updates.
+    """
     name = ctx.config.checkpoint.best_metric
     if ctx.dataset.sizes["val"] == 0:
         return Result(skip="there is no validation split")
     if ctx.config.checkpoint.best_mode != "min":
-        return Result(skip=f"{name} is to be maximised; the baselines' table needs one to be minimised")
+        return Result(
+            skip=f"{name} is to be maximised; the baselines' table needs one to be minimised"
+        )
     scored = ctx.baselines()
     state, history = probe.short_run(ctx)
     reached = ctx.score(*probe.pair(state, "raw"), "val", ctx.config.preflight.examples)[0]
-    rows = [{"predictor": who, name: float(values[name])} for who, values in scored.items() if name in values]
+    rows = [
+        {"predictor": who, name: float(values[name])}
+        for who, values in scored.items()
+        if name in values
+    ]
     rows.append({"predictor": f"model after {len(history)} updates", name: float(reached[name])})
     mean = float(scored["mean"][name])
-    metrics = {"short_run": float(reached[name]) / mean, "best_linear": min(row[name] for row in rows[:-1]) / mean}
+    metrics = {
+        "short_run": float(reached[name]) / mean,
+        "best_linear": min(row[name] for row in rows[:-1]) / mean,
+    }
     return Result(metrics, {"to beat": rows})

@@ -1,7 +1,9 @@
-"""The data as the run sees it: finite, varied, paired, aligned, disjoint splits, periodic where it claims, normalised back and forth.
+"""The data as the run sees it: finite, varied, paired, aligned, disjoint splits, periodic where it
+claims, normalised back and forth.
 
 Works on a dataset alone: --mode=preflight --config.preflight.only="('data',)".
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -14,68 +16,144 @@ from jaxvol.types import Context, Result
 RANK = 10
 LOOK = "look at the pictures of the check 'prediction' and at the files named in config.data"
 MEANING = {
-    "not_finite": ("share of values that are NaN or infinite", "mask or repair them before training; one is enough to stop a run"),
-    "constant": ("share of channels without any variation", "remove these channels or examples; " + LOOK),
-    "duplicates": ("examples that are identical to another one", "remove copies, or one split leaks into another"),
-    "largest": ("largest normalised value, in standard deviations", "use a normaliser that tames the tail: log1p, asinh, percentile"),
-    "mean_off": ("mean of the normalised training fields, in standard deviations",
-                 "the normaliser was fitted on other data: check data.*_normaliser and data.fit_examples"),
-    "scale_off": ("|log2| of the standard deviation of the normalised training fields, which should be 1",
-                  "the normaliser was fitted on other data: check data.*_normaliser and data.fit_examples"),
-    "round_trip": ("error of normalising and undoing it, relative to the field's standard deviation",
-                   "the normaliser loses information (clip, floor) or its inverse is wrong: predictions would come back wrong"),
-    "pairing": ("standard errors by which inputs correlate better with their own target than with others'",
-                "inputs and targets are shuffled, or unrelated: compare the lists of files"),
-    "unpaired": ("share of the examples that are no more like their own target than like others'",
-                 "some inputs and targets are exchanged: compare the lists of files"),
-    "orientation": ("standard errors by which the given orientation fits better than any other",
-                    "input and target are mirrored or turned against each other: check axis order and affine"),
-    "offset": ("voxels by which the target is displaced against the input",
-               "align them: half-voxel conventions, crops taken at different corners, or interpolation"),
-    "augmented_pairing": ("the same on augmented training batches", "the augmentation treats input and target differently"),
-    "augmented_agreement": ("correlation of input and target in augmented training batches over that without augmentation",
-                            "the augmentation treats input and target differently"),
-    "augmented_unpaired": ("the same on augmented training batches", "the augmentation treats input and target differently"),
-    "augmented_orientation": ("the same on augmented training batches", "the augmentation turns input and target differently"),
-    "augmented_offset": ("the same on augmented training batches", "the augmentation shifts input and target differently"),
-    "same_batches": ("training batches that repeat the one before", "the order of the examples does not change with the step"),
-    "overlap": ("share of validation and test voxels that occur in training examples as well",
-                "split by box, patient or slab with a buffer of one crop"),
-    "wrap": ("jump across the faces of axes that claim to be periodic, relative to the steps inside",
-             "set data.periodic to what the volumes are; crops of a periodic box are not periodic"),
+    "not_finite": (
+        "share of values that are NaN or infinite",
+        "mask or repair them before training; one is enough to stop a run",
+    ),
+    "constant": (
+        "share of channels without any variation",
+        "remove these channels or examples; " + LOOK,
+    ),
+    "duplicates": (
+        "examples that are identical to another one",
+        "remove copies, or one split leaks into another",
+    ),
+    "largest": (
+        "largest normalised value, in standard deviations",
+        "use a normaliser that tames the tail: log1p, asinh, percentile",
+    ),
+    "mean_off": (
+        "mean of the normalised training fields, in standard deviations",
+        "the normaliser was fitted on other data: check data.*_normaliser and data.fit_examples",
+    ),
+    "scale_off": (
+        "|log2| of the standard deviation of the normalised training fields, which should be 1",
+        "the normaliser was fitted on other data: check data.*_normaliser and data.fit_examples",
+    ),
+    "round_trip": (
+        "error of normalising and undoing it, relative to the field's standard deviation",
+        "the normaliser loses information (clip, floor) or its inverse is wrong: predictions would "
+        "come back wrong",
+    ),
+    "pairing": (
+        "standard errors by which inputs correlate better with their own target than with others'",
+        "inputs and targets are shuffled, or unrelated: compare the lists of files",
+    ),
+    "unpaired": (
+        "share of the examples that are no more like their own target than like others'",
+        "some inputs and targets are exchanged: compare the lists of files",
+    ),
+    "orientation": (
+        "standard errors by which the given orientation fits better than any other",
+        "input and target are mirrored or turned against each other: check axis order and affine",
+    ),
+    "offset": (
+        "voxels by which the target is displaced against the input",
+        "align them: half-voxel conventions, crops taken at different corners, or interpolation",
+    ),
+    "augmented_pairing": (
+        "the same on augmented training batches",
+        "the augmentation treats input and target differently",
+    ),
+    "augmented_agreement": (
+        "correlation of input and target in augmented training batches over that without "
+        "augmentation",
+        "the augmentation treats input and target differently",
+    ),
+    "augmented_unpaired": (
+        "the same on augmented training batches",
+        "the augmentation treats input and target differently",
+    ),
+    "augmented_orientation": (
+        "the same on augmented training batches",
+        "the augmentation turns input and target differently",
+    ),
+    "augmented_offset": (
+        "the same on augmented training batches",
+        "the augmentation shifts input and target differently",
+    ),
+    "same_batches": (
+        "training batches that repeat the one before",
+        "the order of the examples does not change with the step",
+    ),
+    "overlap": (
+        "share of validation and test voxels that occur in training examples as well",
+        "split by box, patient or slab with a buffer of one crop",
+    ),
+    "wrap": (
+        "jump across the faces of axes that claim to be periodic, relative to the steps inside",
+        "set data.periodic to what the volumes are; crops of a periodic box are not periodic",
+    ),
 }
-TRAINING = 32             # training examples that are searched for copies of validation voxels
+TRAINING = 32  # training examples that are searched for copies of validation voxels
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"      # volumes only
+    return config.task.name != "physics"  # volumes only
 
 
 def diagnose(ctx: Context) -> Result:
-    """All metrics of MEANING; those of a split that is empty, or of a pair that has too little in common to tell, are absent."""
+    """All metrics of MEANING; those of a split that is empty, or of a pair that has too little in
+    common to tell, are absent.
+    """
     examples = ctx.config.preflight.examples
-    splits = {name: read(ctx, name, TRAINING if name == "train" else examples) for name in ("train", "val", "test")
-              if ctx.dataset.sizes[name] > 0}
+    splits = {
+        name: read(ctx, name, TRAINING if name == "train" else examples)
+        for name in ("train", "val", "test")
+        if ctx.dataset.sizes[name] > 0
+    }
     found = contents(ctx, splits)
     plain = splits["val" if "val" in splits else "train"]
     steps = -(-examples // ctx.config.batch_size)
-    shown = [{k: np.asarray(v) for k, v in ctx.batch(step).items()} for step in range(max(steps, 3))]
+    shown = [
+        {k: np.asarray(v) for k, v in ctx.batch(step).items()} for step in range(max(steps, 3))
+    ]
     if ctx.dataset.sizes["train"] > ctx.config.batch_size:
-        found["same_batches"] = float(sum(all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(shown, shown[1:])))
+        found["same_batches"] = float(
+            sum(all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(shown, shown[1:]))
+        )
     training = gather(shown[:steps])
     for prefix, shown in (("", plain), ("augmented_", training)):
         found |= {prefix + name: value for name, value in relation(shown).items()}
-    own, kept = (found.pop(f"{prefix}agreement") if f"{prefix}agreement" in found else 0.0 for prefix in ("", "augmented_"))
+    own, kept = (
+        found.pop(f"{prefix}agreement") if f"{prefix}agreement" in found else 0.0
+        for prefix in ("", "augmented_")
+    )
     if own > 0.1:
         found["augmented_agreement"] = kept / own
     if len(splits) > 1:
         known = [x[None] for x in splits["train"]["target"][..., 0]]
-        found["overlap"] = max(alignment.overlap(known, shown["target"][..., 0]) for name, shown in splits.items() if name != "train")
+        found["overlap"] = max(
+            alignment.overlap(known, shown["target"][..., 0])
+            for name, shown in splits.items()
+            if name != "train"
+        )
     if any(ctx.spec.periodic):
         found["wrap"] = wrap(plain, ctx.spec.periodic)
-    table = [{"split": name, "examples": ctx.dataset.sizes[name], "field": leaf, "mean": float(v.mean()), "std": float(v.std()),
-              "min": float(v.min()), "max": float(v.max())} for name, shown in splits.items() for leaf, v in shown.items()
-             if leaf in ctx.spec.fields]
+    table = [
+        {
+            "split": name,
+            "examples": ctx.dataset.sizes[name],
+            "field": leaf,
+            "mean": float(v.mean()),
+            "std": float(v.std()),
+            "min": float(v.min()),
+            "max": float(v.max()),
+        }
+        for name, shown in splits.items()
+        for leaf, v in shown.items()
+        if leaf in ctx.spec.fields
+    ]
     return Result(found, {"normalised fields": table}, absent=tuple(set(MEANING) - set(found)))
 
 
@@ -83,7 +161,9 @@ def read(ctx: Context, split: str, examples: int) -> dict[str, np.ndarray]:
     """Up to so many examples of a split, not augmented, normalised; padding dropped."""
     batches = ctx.batches(split, examples)
     real = [{name: v[batch["_mask"] > 0] for name, v in batch.items()} for batch in batches]
-    return gather([{name: v for name, v in batch.items() if not name.startswith("_")} for batch in real])
+    return gather(
+        [{name: v for name, v in batch.items() if not name.startswith("_")} for batch in real]
+    )
 
 
 def gather(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -92,10 +172,19 @@ def gather(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def contents(ctx: Context, splits: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     """What can be said of each field by itself."""
-    fields = [(name, leaf, shown[leaf]) for name, shown in splits.items() for leaf in ctx.spec.fields if leaf in shown]
+    fields = [
+        (name, leaf, shown[leaf])
+        for name, shown in splits.items()
+        for leaf in ctx.spec.fields
+        if leaf in shown
+    ]
     spread = np.concatenate([v.std(axis=(1, 2, 3)).ravel() for _, _, v in fields])
-    prints = [hashlib.sha256(np.ascontiguousarray(shown["input"][i]).tobytes()).digest()
-              for shown in splits.values() if "input" in shown for i in range(len(shown["input"]))]
+    prints = [
+        hashlib.sha256(np.ascontiguousarray(shown["input"][i]).tobytes()).digest()
+        for shown in splits.values()
+        if "input" in shown
+        for i in range(len(shown["input"]))
+    ]
     off, trip = [], []
     for leaf, field in ctx.spec.fields.items():
         v = splits["train"][leaf]
@@ -104,16 +193,22 @@ def contents(ctx: Context, splits: dict[str, dict[str, np.ndarray]]) -> dict[str
         trip.append(float(np.abs(again - v).max() / max(v.std(), 1e-30)))
         if field.normaliser and field.normaliser[-1]["name"] in ("standardise", "zscore"):
             off.append((abs(float(v.mean())), abs(float(np.log2(max(v.std(), 1e-30))))))
-    found = {"not_finite": float(np.mean([np.mean(~np.isfinite(v)) for _, _, v in fields])),
-             "constant": float((spread == 0).mean()), "duplicates": float(len(prints) - len(set(prints))),
-             "largest": max(float(np.abs(v).max()) for _, _, v in fields), "round_trip": max(trip)}
+    found = {
+        "not_finite": float(np.mean([np.mean(~np.isfinite(v)) for _, _, v in fields])),
+        "constant": float((spread == 0).mean()),
+        "duplicates": float(len(prints) - len(set(prints))),
+        "largest": max(float(np.abs(v).max()) for _, _, v in fields),
+        "round_trip": max(trip),
+    }
     if off:
         found |= {"mean_off": max(m for m, _ in off), "scale_off": max(s for _, s in off)}
     return found
 
 
 def relation(shown: dict[str, np.ndarray]) -> dict[str, float]:
-    """Pairing, orientation and offset of the first channels; absent where the two have too little in common to tell."""
+    """Pairing, orientation and offset of the first channels; absent where the two have too little
+    in common to tell.
+    """
     if "target" not in shown or "input" not in shown or len(shown["input"]) < 3:
         return {}
     x, y = shown["input"][..., 0], shown["target"][..., 0]
@@ -129,7 +224,9 @@ def relation(shown: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def wrap(shown: dict[str, np.ndarray], periodic: tuple[bool, bool, bool]) -> float:
-    """Largest ratio of the mean step across the faces to the mean step inside, over axes that claim to be periodic."""
+    """Largest ratio of the mean step across the faces to the mean step inside, over axes that claim
+    to be periodic.
+    """
     ratios = [0.0]
     for v in (shown[name] for name in ("input", "target") if name in shown):
         for axis in (a + 1 for a in range(3) if periodic[a] and v.shape[a + 1] > 1):

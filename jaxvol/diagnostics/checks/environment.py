@@ -1,4 +1,7 @@
-"""The machine before anything else: devices, memory, disk room for the checkpoints, write access, versions, native bfloat16."""
+"""The machine before anything else: devices, memory, disk room for the checkpoints, write access,
+versions, native bfloat16.
+"""
+
 from __future__ import annotations
 
 import os
@@ -16,13 +19,23 @@ from jaxvol.types import Context, Result
 
 RANK = 0
 MEANING = {
-    "disk_saves": ("the disk of the workdir has room for that many checkpoints only",
-                   "free disk space, choose another --workdir, or keep fewer (checkpoint.keep)"),
-    "host_memory": ("little of the host's memory is free; reader threads and checkpoints need some",
-                    "stop other jobs, or ask the scheduler for more memory"),
-    "writable": ("nothing can be written into the workdir", "choose a --workdir that you may write to"),
-    "accelerator_used": ("this machine has a GPU, but JAX computes on the CPU, 50 times slower",
-                         "install the CUDA build of JAX: pip install 'jax[cuda12]', then compare nvidia-smi with jax.devices()"),
+    "disk_saves": (
+        "the disk of the workdir has room for that many checkpoints only",
+        "free disk space, choose another --workdir, or keep fewer (checkpoint.keep)",
+    ),
+    "host_memory": (
+        "little of the host's memory is free; reader threads and checkpoints need some",
+        "stop other jobs, or ask the scheduler for more memory",
+    ),
+    "writable": (
+        "nothing can be written into the workdir",
+        "choose a --workdir that you may write to",
+    ),
+    "accelerator_used": (
+        "this machine has a GPU, but JAX computes on the CPU, 50 times slower",
+        "install the CUDA build of JAX: pip install 'jax[cuda12]', then compare nvidia-smi with "
+        "jax.devices()",
+    ),
 }
 PACKAGES = (jax, jaxlib, flax, optax, numpy)
 
@@ -32,16 +45,33 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """Room on the disk in checkpoints, free share of host memory, and whether a GPU is left unused."""
+    """Room on the disk in checkpoints, free share of host memory, and whether a GPU is
+    left unused.
+    """
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ctx.state))
     folder = existing(Path(ctx.workdir))
-    metrics = {"disk_saves": shutil.disk_usage(folder).free / max(size, 1), "host_memory": free_host_memory(),
-               "writable": float(writable(folder)),
-               "accelerator_used": float(jax.default_backend() != "cpu" or not Path("/dev/nvidia0").exists())}
-    devices = [{"device": str(d), "kind": d.device_kind, "free memory (GB)": free_device_memory(d)} for d in jax.local_devices()]
-    setting = {"checkpoint (MB)": size / 1e6, "native bfloat16": native_bfloat16(), "processes": jax.process_count(),
-               **{package.__name__: package.__version__ for package in PACKAGES}}
-    return Result(metrics, {"devices": devices, "setting": [{"what": k, "value": v} for k, v in setting.items()]})
+    metrics = {
+        "disk_saves": shutil.disk_usage(folder).free / max(size, 1),
+        "host_memory": free_host_memory(),
+        "writable": float(writable(folder)),
+        "accelerator_used": float(
+            jax.default_backend() != "cpu" or not Path("/dev/nvidia0").exists()
+        ),
+    }
+    devices = [
+        {"device": str(d), "kind": d.device_kind, "free memory (GB)": free_device_memory(d)}
+        for d in jax.local_devices()
+    ]
+    setting = {
+        "checkpoint (MB)": size / 1e6,
+        "native bfloat16": native_bfloat16(),
+        "processes": jax.process_count(),
+        **{package.__name__: package.__version__ for package in PACKAGES},
+    }
+    return Result(
+        metrics,
+        {"devices": devices, "setting": [{"what": k, "value": v} for k, v in setting.items()]},
+    )
 
 
 def existing(folder: Path) -> Path:
@@ -71,7 +101,11 @@ def free_host_memory() -> float:
 def free_device_memory(device: jax.Device) -> float | str:
     """Gigabytes, where the device tells."""
     stats = device.memory_stats()
-    return (stats["bytes_limit"] - stats["bytes_in_use"]) / 1e9 if stats and "bytes_limit" in stats else "not reported"
+    return (
+        (stats["bytes_limit"] - stats["bytes_in_use"]) / 1e9
+        if stats and "bytes_limit" in stats
+        else "not reported"
+    )
 
 
 def native_bfloat16() -> str:
@@ -79,7 +113,16 @@ def native_bfloat16() -> str:
     backend = jax.default_backend()
     if backend == "cpu":
         try:
-            return "yes" if "avx512_bf16" in Path("/proc/cpuinfo").read_text() or "amx_bf16" in Path("/proc/cpuinfo").read_text() else "no"
+            return (
+                "yes"
+                if "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+                or "amx_bf16" in Path("/proc/cpuinfo").read_text()
+                else "no"
+            )
         except OSError:
             return "unknown"
-    return "yes" if backend == "tpu" else f"yes on compute capability 8.0 and later ({jax.local_devices()[0].device_kind})"
+    return (
+        "yes"
+        if backend == "tpu"
+        else f"yes on compute capability 8.0 and later ({jax.local_devices()[0].device_kind})"
+    )

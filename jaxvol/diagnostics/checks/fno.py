@@ -1,4 +1,7 @@
-"""Fourier modes: against Nyquist, against what the target holds beyond them, on another resolution, and under shifts."""
+"""Fourier modes: against Nyquist, against what the target holds beyond them, on another resolution,
+and under shifts.
+"""
+
 from __future__ import annotations
 
 import jax.numpy as jnp
@@ -10,13 +13,25 @@ from jaxvol.types import Context, Result
 
 RANK = 39
 MEANING = {
-    "beyond_nyquist": ("axes whose modes exceed half the grid", "lower model.modes: these weights would act on aliases"),
-    "lost": ("share of the target's variance beyond the kept modes, which only the bypass can give",
-             "raise model.modes, or accept a blurred prediction"),
-    "shift": ("difference between the output for an input shifted by half a cell and the shifted output, relative",
-              "the response depends on where the grid lies: aliasing by the activations, coordinates or padding"),
-    "resolution": ("difference between the outputs on the grid and on twice the resolution, where they meet, relative",
-                   "the model does not represent a function of space: norms over voxels, padding, or aliasing"),
+    "beyond_nyquist": (
+        "axes whose modes exceed half the grid",
+        "lower model.modes: these weights would act on aliases",
+    ),
+    "lost": (
+        "share of the target's variance beyond the kept modes, which only the bypass can give",
+        "raise model.modes, or accept a blurred prediction",
+    ),
+    "shift": (
+        "difference between the output for an input shifted by half a cell and the shifted output, "
+        "relative",
+        "the response depends on where the grid lies: aliasing by the activations, coordinates or "
+        "padding",
+    ),
+    "resolution": (
+        "difference between the outputs on the grid and on twice the resolution, where they meet, "
+        "relative",
+        "the model does not represent a function of space: norms over voxels, padding, or aliasing",
+    ),
 }
 
 
@@ -30,22 +45,48 @@ def diagnose(ctx: Context) -> Result:
     modes, shape = tuple(ctx.config.model.modes), ctx.spec.shape
     batch = ctx.batch(0)
     target = np.asarray(batch["target"], np.float64)
-    metrics = {"beyond_nyquist": float(sum(m > n // 2 for m, n in zip(modes, shape))), "lost": beyond(target, modes)}
-    tables = {"variance of the target beyond m modes per axis": [
-        {"modes": m, "share": beyond(target, tuple(min(m, n // 2) for n in shape))} for m in (2, 4, 8, 12, 16, 24, 32)
-        if m <= max(shape) // 2]}
-    pictures = {"variance beyond the modes": draw(tables["variance of the target beyond m modes per axis"], max(modes))}
-    if all(p or n == 1 for p, n in zip(ctx.spec.periodic, shape)) and ctx.config.model.norm == "none":
+    metrics = {
+        "beyond_nyquist": float(sum(m > n // 2 for m, n in zip(modes, shape))),
+        "lost": beyond(target, modes),
+    }
+    tables = {
+        "variance of the target beyond m modes per axis": [
+            {"modes": m, "share": beyond(target, tuple(min(m, n // 2) for n in shape))}
+            for m in (2, 4, 8, 12, 16, 24, 32)
+            if m <= max(shape) // 2
+        ]
+    }
+    pictures = {
+        "variance beyond the modes": draw(
+            tables["variance of the target beyond m modes per axis"], max(modes)
+        )
+    }
+    if (
+        all(p or n == 1 for p, n in zip(ctx.spec.periodic, shape))
+        and ctx.config.model.norm == "none"
+    ):
         params, extra = probe.pair(state, "raw")
         x = {"input": batch["input"][:1]}
         forward = probe.predict(ctx)
         y = np.asarray(forward(params, extra, x), np.float64)
         variation = max(float(y.std()), 1e-12)
         half = tuple(0.5 if n > 1 else 0.0 for n in shape)
-        moved = np.asarray(forward(params, extra, {"input": jnp.asarray(shifted(np.asarray(x["input"]), half), jnp.float32)}))
+        moved = np.asarray(
+            forward(
+                params,
+                extra,
+                {"input": jnp.asarray(shifted(np.asarray(x["input"]), half), jnp.float32)},
+            )
+        )
         metrics["shift"] = float(np.sqrt(((moved - shifted(y, half)) ** 2).mean())) / variation
-        fine = np.asarray(forward(params, extra, {"input": jnp.asarray(refined(np.asarray(x["input"])), jnp.float32)}))
-        again = fine[:, ::2 if shape[0] > 1 else 1, ::2 if shape[1] > 1 else 1, ::2 if shape[2] > 1 else 1]
+        fine = np.asarray(
+            forward(
+                params, extra, {"input": jnp.asarray(refined(np.asarray(x["input"])), jnp.float32)}
+            )
+        )
+        again = fine[
+            :, :: 2 if shape[0] > 1 else 1, :: 2 if shape[1] > 1 else 1, :: 2 if shape[2] > 1 else 1
+        ]
         metrics["resolution"] = float(np.sqrt(((again - y) ** 2).mean())) / variation
     return Result(metrics, tables, pictures, absent=tuple(set(MEANING) - set(metrics)))
 
@@ -60,7 +101,9 @@ def beyond(target: np.ndarray, modes: tuple[int, ...]) -> float:
 
 
 def shifted(x: np.ndarray, by: tuple[float, ...]) -> np.ndarray:
-    """Trigonometric shift of [B, D, H, W, C] by fractions of a cell; the Nyquist planes are dropped, where a shift is ambiguous."""
+    """Trigonometric shift of [B, D, H, W, C] by fractions of a cell; the Nyquist planes are
+    dropped, where a shift is ambiguous.
+    """
     f = np.fft.fftn(x, axes=(1, 2, 3))
     for axis, s in zip((1, 2, 3), by):
         n = x.shape[axis]
@@ -85,8 +128,15 @@ def draw(rows: list[dict], kept: int):
     """What is lost against the number of modes."""
     figure = figures.canvas(5.2, 3.2)
     panel = figure.subplots()
-    panel.plot([row["modes"] for row in rows], [max(row["share"], 1e-6) for row in rows], "o-", color=figures.COLOURS[0])
+    panel.plot(
+        [row["modes"] for row in rows],
+        [max(row["share"], 1e-6) for row in rows],
+        "o-",
+        color=figures.COLOURS[0],
+    )
     panel.axvline(kept, color=figures.COLOURS[1], linestyle="--", label=f"model.modes = {kept}")
-    panel.set(xlabel="modes kept per axis", ylabel="share of the target's variance beyond", yscale="log")
+    panel.set(
+        xlabel="modes kept per axis", ylabel="share of the target's variance beyond", yscale="log"
+    )
     panel.legend()
     return figure

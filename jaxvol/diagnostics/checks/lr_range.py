@@ -1,8 +1,10 @@
-"""Learning-rate range test (Smith 2017, arXiv:1506.01186) with the real step, and three rules that read it.
+"""Learning-rate range test (Smith 2017, arXiv:1506.01186) with the real step, and three rules that
+read it.
 
-The step's own update is scaled to a rate that grows by a constant factor: an optimizer's update is proportional to its rate,
-so nothing is compiled for it.  (Weight decay scales along.)
+The step's own update is scaled to a rate that grows by a constant factor: an optimizer's update is
+proportional to its rate, so nothing is compiled for it.  (Weight decay scales along.)
 """
+
 from __future__ import annotations
 
 import jax
@@ -15,15 +17,26 @@ from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.types import Context, Result
 
 RANK = 46
-SPAN = 1e4               # highest over lowest rate; the config's rate lies at a tenth of the highest
+# highest over lowest rate; the config's rate lies at a tenth of the highest
+SPAN = 1e4
 MEANING = {
-    "rate_over_divergence": ("the config's rate as a fraction of the rate at which the loss blows up",
-                             "lower optimizer.learning_rate, see the suggestions"),
-    "rate_over_suggestion": ("the config's rate as a fraction of the median suggestion",
-                             "the rate is much lower than the loss can bear: training will be slow; see the suggestions"),
-    "refused": ("share of the run's own first updates, after a finite first one, that were refused because something was not finite",
-                "training diverges at once: lower optimizer.learning_rate or warm up for longer"),
-    "fall": ("share of the loss that falls during the range test", "no rate makes the loss fall: look at gradients and structure"),
+    "rate_over_divergence": (
+        "the config's rate as a fraction of the rate at which the loss blows up",
+        "lower optimizer.learning_rate, see the suggestions",
+    ),
+    "rate_over_suggestion": (
+        "the config's rate as a fraction of the median suggestion",
+        "the rate is much lower than the loss can bear: training will be slow; see the suggestions",
+    ),
+    "refused": (
+        "share of the run's own first updates, after a finite first one, that were refused because "
+        "something was not finite",
+        "training diverges at once: lower optimizer.learning_rate or warm up for longer",
+    ),
+    "fall": (
+        "share of the loss that falls during the range test",
+        "no rate makes the loss fall: look at gradients and structure",
+    ),
 }
 
 
@@ -34,13 +47,17 @@ def applies(config) -> bool:
 def diagnose(ctx: Context) -> Result:
     """Rates from a thousandth to ten times the config's, one update each."""
     group = probe.learner(ctx)
-    base, steps = float(ctx.config.optimizer.learning_rate), max(ctx.config.preflight.steps // 2, 20)
+    base, steps = (
+        float(ctx.config.optimizer.learning_rate),
+        max(ctx.config.preflight.steps // 2, 20),
+    )
     rates = base * 10 / SPAN * SPAN ** (np.arange(steps) / (steps - 1))
     state, losses = probe.copy(ctx.state), []
 
     @jax.jit
     def scaled(old, new, factor):
         return jax.tree.map(lambda a, b: a + factor * (b - a), old, new)
+
     for step, rate in enumerate(rates):
         old = probe.copy(state.params)
         state, metrics = ctx.step(state, ctx.batch(step), jnp.int32(step))
@@ -50,20 +67,34 @@ def diagnose(ctx: Context) -> Result:
             break
         if used > 0:
             state = state.replace(params=scaled(old, state.params, jnp.float32(rate / used)))
-    rates, losses = rates[:len(losses)], np.asarray(losses)
+    rates, losses = rates[: len(losses)], np.asarray(losses)
     found = suggestions(rates, losses)
     smooth = smoothed(losses)
     blown = rates[-1] if len(losses) < steps else np.inf
     bad = [any(not np.isfinite(v) for v in row.values()) for row in probe.short_run(ctx)[1]]
-    metrics = {"rate_over_divergence": base / blown, "refused": 0.0 if bad[0] else float(np.mean(bad)), "fall": 1 - smooth.min() / max(smooth[0], 1e-30)}
+    metrics = {
+        "rate_over_divergence": base / blown,
+        "refused": 0.0 if bad[0] else float(np.mean(bad)),
+        "fall": 1 - smooth.min() / max(smooth[0], 1e-30),
+    }
     if found:
         metrics["rate_over_suggestion"] = base / float(np.median(list(found.values())))
-    table = [{"rule": rule, "learning rate": rate, "override": f"--config.optimizer.learning_rate={rate:.2g}"}
-             for rule, rate in found.items()]
+    table = [
+        {
+            "rule": rule,
+            "learning rate": rate,
+            "override": f"--config.optimizer.learning_rate={rate:.2g}",
+        }
+        for rule, rate in found.items()
+    ]
     spread = max(found.values()) / min(found.values()) if found else np.nan
     figure = draw(rates, losses, smooth, found, base)
-    return Result(metrics, {f"suggestions (they spread by a factor of {spread:.1f})": table}, {"range test": figure},
-                  absent=tuple(set(MEANING) - set(metrics)))
+    return Result(
+        metrics,
+        {f"suggestions (they spread by a factor of {spread:.1f})": table},
+        {"range test": figure},
+        absent=tuple(set(MEANING) - set(metrics)),
+    )
 
 
 def smoothed(losses: np.ndarray, width: int = 5) -> np.ndarray:
@@ -74,7 +105,8 @@ def smoothed(losses: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def suggestions(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """steepest: largest fall per factor of the rate; tenth: a tenth of the rate of the lowest loss; valley: where two thirds of the
+    """steepest: largest fall per factor of the rate; tenth: a tenth of the rate of the lowest loss;
+                 valley: where two thirds of the
     longest fall are done."""
     smooth = smoothed(losses)
     low = int(smooth.argmin())
@@ -82,8 +114,11 @@ def suggestions(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
         return {}
     slope = np.gradient(np.log(np.maximum(smooth, 1e-30)), np.log(rates))
     start = int(smooth[:low].argmax())
-    return {"steepest": float(rates[:low + 1][slope[:low + 1].argmin()]), "tenth of the lowest": float(rates[low] / 10),
-            "valley": float(rates[start + int(2 / 3 * (low - start))])}
+    return {
+        "steepest": float(rates[: low + 1][slope[: low + 1].argmin()]),
+        "tenth of the lowest": float(rates[low] / 10),
+        "valley": float(rates[start + int(2 / 3 * (low - start))]),
+    }
 
 
 def draw(rates, losses, smooth, found, base):
@@ -96,6 +131,11 @@ def draw(rates, losses, smooth, found, base):
         panel.axvline(rate, color=colour, linestyle=dash, label=f"{rule}: {rate:.1g}")
     panel.axvline(base, color="black", label=f"config: {base:.1g}")
     low, high = figures.limits(losses[np.isfinite(losses)], 0.0)
-    panel.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(low - 0.05 * (high - low), min(high, 3 * smooth[0])))
+    panel.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="training loss",
+        ylim=(low - 0.05 * (high - low), min(high, 3 * smooth[0])),
+    )
     panel.legend(fontsize=8)
     return figure

@@ -1,8 +1,11 @@
-"""Memory, time and work of the compiled train step over batch sizes, from the compiler's own analysis: nothing has to run out of it.
+"""Memory, time and work of the compiled train step over batch sizes, from the compiler's own
+analysis: nothing has to run out of it.
 
-Temporary memory is affine in the batch: two sizes give the line, and the line gives the largest safe batch.  The share of the roofline is
-the time that the products need at the device's peak, or the least traffic at its bandwidth, over the time of a step: a low estimate.
+Temporary memory is affine in the batch: two sizes give the line, and the line gives the largest
+safe batch.  The share of the roofline is the time that the products need at the device's peak, or
+the least traffic at its bandwidth, over the time of a step: a low estimate.
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,14 +21,25 @@ from jaxvol.types import Context, Result
 
 RANK = 55
 REPEATS = 3
-SAFE = 0.9                # of the memory that may be planned with: fragmentation and libraries take the rest
-# Peak of matrix products (FLOP/s, TF32 or bf16 as JAX uses them by default) and memory bandwidth (B/s), data sheets.
+# of the memory that may be planned with: fragmentation and libraries take the rest
+SAFE = 0.9
+# Peak of matrix products (FLOP/s, TF32 or bf16 as JAX uses them by default) and memory bandwidth
+# (B/s), data sheets.
 ROOFLINE = {"H200": (494e12, 4.8e12), "H100": (494e12, 3.35e12), "A100": (156e12, 2.0e12)}
 MEANING = {
-    "head_room": ("memory of the device over what the train step needs",
-                  "lower batch_size, raise micro_batches, set model.remat=True or precision=bf16, or shard over more devices"),
-    "host_head_room": ("host memory over what the train step needs on this CPU", "lower batch_size or the size of the volumes"),
-    "recompiled": ("how often the step was compiled again for batches of the same shape", "shapes or types change from step to step"),
+    "head_room": (
+        "memory of the device over what the train step needs",
+        "lower batch_size, raise micro_batches, set model.remat=True or precision=bf16, or shard "
+        "over more devices",
+    ),
+    "host_head_room": (
+        "host memory over what the train step needs on this CPU",
+        "lower batch_size or the size of the volumes",
+    ),
+    "recompiled": (
+        "how often the step was compiled again for batches of the same shape",
+        "shapes or types change from step to step",
+    ),
 }
 
 
@@ -39,7 +53,9 @@ def prepare(ctx: Context) -> None:
 
 
 def diagnose(ctx: Context) -> Result:
-    """The step of the run's own batch and of twice that, compiled; measured times of the run's own."""
+    """The step of the run's own batch and of twice that, compiled; measured times of
+    the run's own.
+    """
     size = ctx.config.batch_size
     sizes = (size, 2 * size)
     found = {n: analysis(ctx, n) for n in sizes}
@@ -49,50 +65,99 @@ def diagnose(ctx: Context) -> Result:
     largest = int((SAFE * capacity - fixed) / per_example) if capacity else 0
     seconds = measure(ctx)
     need = found[size]["temporary"] + found[size]["arguments"]
-    row = {"batch": size, "temporary (MB)": found[size]["temporary"] / 1e6, "arguments (MB)": found[size]["arguments"] / 1e6,
-           "GFLOP": found[size]["flops"] / 1e9, "time (s)": seconds, "examples/s": size / seconds,
-           "GFLOP/s": found[size]["flops"] / seconds / 1e9}
-    peak = next((limits for name, limits in ROOFLINE.items() if name in jax.local_devices()[0].device_kind), None)
+    row = {
+        "batch": size,
+        "temporary (MB)": found[size]["temporary"] / 1e6,
+        "arguments (MB)": found[size]["arguments"] / 1e6,
+        "GFLOP": found[size]["flops"] / 1e9,
+        "time (s)": seconds,
+        "examples/s": size / seconds,
+        "GFLOP/s": found[size]["flops"] / seconds / 1e9,
+    }
+    peak = next(
+        (limits for name, limits in ROOFLINE.items() if name in jax.local_devices()[0].device_kind),
+        None,
+    )
     if peak:
-        row["share of the roofline"] = max(found[size]["flops"] / ctx.mesh.size / peak[0], found[size]["traffic"] / peak[1]) / seconds
-    metrics = {"head_room" if what == "device" else "host_head_room": capacity / need, "largest_batch": float(largest),
-               "examples_per_second": size / seconds, "recompiled": recompiled(ctx)}
+        row["share of the roofline"] = (
+            max(found[size]["flops"] / ctx.mesh.size / peak[0], found[size]["traffic"] / peak[1])
+            / seconds
+        )
+    metrics = {
+        "head_room" if what == "device" else "host_head_room": capacity / need,
+        "largest_batch": float(largest),
+        "examples_per_second": size / seconds,
+        "recompiled": recompiled(ctx),
+    }
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         row["peak measured (MB)"] = stats["peak_bytes_in_use"] / 1e6
-    table = [row, {**{k: "" for k in row}, "batch": sizes[1], "temporary (MB)": found[sizes[1]]["temporary"] / 1e6,
-                   "arguments (MB)": found[sizes[1]]["arguments"] / 1e6, "GFLOP": found[sizes[1]]["flops"] / 1e9}]
-    evaluation = [{"step": "evaluation", "temporary (MB)": evaluation_memory(ctx) / 1e6},
-                  {"step": "checkpoint (host copy)", "temporary (MB)": sum(x.nbytes for x in jax.tree.leaves(ctx.state)) / 1e6}]
-    return Result(metrics, {f"train step; largest safe batch about {largest}": table, "other steps": evaluation},
-                  absent=tuple(set(MEANING) - set(metrics)))
+    table = [
+        row,
+        {
+            **{k: "" for k in row},
+            "batch": sizes[1],
+            "temporary (MB)": found[sizes[1]]["temporary"] / 1e6,
+            "arguments (MB)": found[sizes[1]]["arguments"] / 1e6,
+            "GFLOP": found[sizes[1]]["flops"] / 1e9,
+        },
+    ]
+    evaluation = [
+        {"step": "evaluation", "temporary (MB)": evaluation_memory(ctx) / 1e6},
+        {
+            "step": "checkpoint (host copy)",
+            "temporary (MB)": sum(x.nbytes for x in jax.tree.leaves(ctx.state)) / 1e6,
+        },
+    ]
+    return Result(
+        metrics,
+        {f"train step; largest safe batch about {largest}": table, "other steps": evaluation},
+        absent=tuple(set(MEANING) - set(metrics)),
+    )
 
 
 @functools.lru_cache(maxsize=4)
 def analysis(ctx: Context, size: int) -> dict[str, float]:
-    """Bytes per device, and FLOPs of all devices (products and FFTs, ops/flops.py), of the compiled step for a batch of `size`.
+    """Bytes per device, and FLOPs of all devices (products and FFTs, ops/flops.py), of the compiled
+    step for a batch of `size`.
 
-    traffic: the least that moves through memory, every argument and result once and every temporary byte written and read.  XLA's own
+    traffic: the least that moves through memory, every argument and result once and every temporary
+             byte written and read.  XLA's own
     counts of operations and of bytes take the body of a loop once.
     """
     traced = ctx.trace(size)
-    # the run's own program is at hand; a CPU's code takes the same memory without optimisation, and is there in half the time
+    # the run's own program is at hand; a CPU's code takes the same memory without optimisation, and
+    # is there in half the time
     options = None if size == ctx.config.batch_size else probe.quick()
     memory = traced.lower().compile(compiler_options=options).memory_analysis()
-    return {"temporary": float(memory.temp_size_in_bytes), "arguments": float(memory.argument_size_in_bytes),
-            "flops": flops.total(traced.jaxpr),
-            "traffic": float(memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes)}
+    return {
+        "temporary": float(memory.temp_size_in_bytes),
+        "arguments": float(memory.argument_size_in_bytes),
+        "flops": flops.total(traced.jaxpr),
+        "traffic": float(
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + 2 * memory.temp_size_in_bytes
+        ),
+    }
 
 
 def evaluation_memory(ctx: Context) -> float:
     """Temporary bytes of the compiled evaluation."""
     batch = ctx.put(ctx.batches("val" if ctx.dataset.sizes["val"] else "train", 1)[0])
     params, extra = probe.pair(ctx.state, "raw")
-    return float(ctx.evaluate.lower(params, extra, batch, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes)
+    return float(
+        ctx.evaluate.lower(params, extra, batch, jax.random.key(0))
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+    )
 
 
 def memory_of_device() -> tuple[float, str]:
-    """Bytes that a step may use, and whose they are: the device's where it tells, else the host's."""
+    """Bytes that a step may use, and whose they are: the device's where it tells, else
+    the host's.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return float(stats["bytes_limit"]), "device"

@@ -1,4 +1,7 @@
-"""Precision and chance: bfloat16 against float32, float32 against float64, and the loss at the start against its chance level."""
+"""Precision and chance: bfloat16 against float32, float32 against float64, and the loss at the
+start against its chance level.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -10,16 +13,31 @@ from jaxvol.types import Context, Result
 
 RANK = 45
 MEANING = {
-    "bf16": ("difference between the predictions in bfloat16 and float32, relative to their variation",
-             "something is summed or normalised in bfloat16: it has to be float32"),
-    "f64": ("difference between the predictions in float32 and float64, relative to their variation",
-            "cancellation in float32: look for differences of large numbers"),
-    "start_loss": ("loss at the start over the loss of predicting the mean",
-                   "the first predictions are far too large: scale the last layer down; many updates go into undoing them"),
-    "loss_error": ("difference between the loss that the first update reports and that of its prediction, relative",
-                   "the loss is averaged over the wrong number of voxels, examples or devices, or is another one than its name says"),
-    "not_finite": ("whether the first update, of weights that nothing has moved yet, is refused because something is not finite",
-                   "the message of the run names the tensors: look at normalisers, masks, divisions and roots in the loss"),
+    "bf16": (
+        "difference between the predictions in bfloat16 and float32, relative to their variation",
+        "something is summed or normalised in bfloat16: it has to be float32",
+    ),
+    "f64": (
+        "difference between the predictions in float32 and float64, relative to their variation",
+        "cancellation in float32: look for differences of large numbers",
+    ),
+    "start_loss": (
+        "loss at the start over the loss of predicting the mean",
+        "the first predictions are far too large: scale the last layer down; many updates go into "
+        "undoing them",
+    ),
+    "loss_error": (
+        "difference between the loss that the first update reports and that of its prediction, "
+        "relative",
+        "the loss is averaged over the wrong number of voxels, examples or devices, or is another "
+        "one than its name says",
+    ),
+    "not_finite": (
+        "whether the first update, of weights that nothing has moved yet, is refused because "
+        "something is not finite",
+        "the message of the run names the tensors: look at normalisers, masks, divisions and roots "
+        "in the loss",
+    ),
 }
 
 
@@ -28,8 +46,12 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """Forward passes of the same parameters in three precisions; the mean predictor's loss from the targets themselves."""
-    host = ctx.batches("val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size)[0]
+    """Forward passes of the same parameters in three precisions; the mean predictor's loss from the
+    targets themselves.
+    """
+    host = ctx.batches(
+        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
+    )[0]
     batch = {name: v for name, v in ctx.put(host).items() if name[0] != "_"}
     if "target" not in batch:
         return Result(skip="the batch has no 'target'")
@@ -39,7 +61,9 @@ def diagnose(ctx: Context) -> Result:
     metrics, kind = {}, ctx.config.precision
     for other in {"f32": ("bf16", "f64"), "bf16": ("f32",), "f64": ()}[kind]:
         name = "bf16" if "bf16" in (kind, other) else "f64"
-        metrics[name] = float(np.sqrt(((cast(ctx, other, params, extra, batch) - own) ** 2).mean())) / scale
+        metrics[name] = (
+            float(np.sqrt(((cast(ctx, other, params, extra, batch) - own) ** 2).mean())) / scale
+        )
     _, history = probe.short_run(ctx)
     metrics["start_loss"] = start_loss(ctx, history[0])
     if (error := loss_error(ctx, history[0])) is not None:
@@ -52,15 +76,32 @@ def cast(ctx: Context, precision: str, params, extra, batch) -> np.ndarray:
     """The prediction of the same weights by the task of another precision."""
     task = ctx.retask({"precision": precision})
     if precision != "f64":
-        return np.asarray(jax.jit(task.predict, compiler_options=probe.quick())(params, extra, batch), np.float64)
+        return np.asarray(
+            jax.jit(task.predict, compiler_options=probe.quick())(params, extra, batch), np.float64
+        )
     with jax.enable_x64(True):
+
         def wide(tree):
-            return jax.tree.map(lambda v: np.asarray(v, np.float64) if jnp.issubdtype(v.dtype, jnp.floating) else np.asarray(v), tree)
-        return np.asarray(jax.jit(task.predict, compiler_options=probe.quick())(wide(params), wide(extra), wide(batch)))
+            return jax.tree.map(
+                lambda v: (
+                    np.asarray(v, np.float64)
+                    if jnp.issubdtype(v.dtype, jnp.floating)
+                    else np.asarray(v)
+                ),
+                tree,
+            )
+
+        return np.asarray(
+            jax.jit(task.predict, compiler_options=probe.quick())(
+                wide(params), wide(extra), wide(batch)
+            )
+        )
 
 
 def start_loss(ctx: Context, first: dict[str, float]) -> float:
-    """The first update's squared error over that of the mean of the target; 1 where there is no such term."""
+    """The first update's squared error over that of the mean of the target; 1 where there is no
+    such term.
+    """
     group, weights = probe.learner(ctx), probe.weights_of(ctx)
     if "mse" not in weights or weights["mse"] == 0 or f"{group}/mse" not in first:
         return 1.0
@@ -69,9 +110,11 @@ def start_loss(ctx: Context, first: dict[str, float]) -> float:
 
 
 def loss_error(ctx: Context, first: dict[str, float]) -> float | None:
-    """The first update's squared and absolute error against those of the prediction, by numpy; relative, None if they may differ.
+    """The first update's squared and absolute error against those of the prediction, by numpy;
+    relative, None if they may differ.
 
-    They may where the model is another one while it trains (dropout, batch statistics), and with masks or several resolutions.
+    They may where the model is another one while it trains (dropout, batch statistics), and with
+    masks or several resolutions.
     """
     group, batch = probe.learner(ctx), ctx.batch(0)
     random = [name for name in ctx.config.model if "dropout" in name and ctx.config.model[name] > 0]
@@ -80,10 +123,16 @@ def loss_error(ctx: Context, first: dict[str, float]) -> float | None:
     weights = probe.weights_of(ctx)
     if not {"mse", "l1"} & set(weights) or tuple(ctx.config.task.resolutions) != (1,):
         return None
-    residual = np.asarray(probe.predict(ctx)(*probe.pair(ctx.state, "raw"), batch), np.float64) - np.asarray(batch["target"], np.float64)
+    residual = np.asarray(
+        probe.predict(ctx)(*probe.pair(ctx.state, "raw"), batch), np.float64
+    ) - np.asarray(batch["target"], np.float64)
     own = {"mse": np.square(residual).mean(), "l1": np.abs(residual).mean()}
-    return max(abs(first[f"{group}/{name}"] - weights[name] * own[name]) / max(weights[name] * own[name], 1e-30)
-               for name in own if name in weights and weights[name] > 0 and f"{group}/{name}" in first)
+    return max(
+        abs(first[f"{group}/{name}"] - weights[name] * own[name])
+        / max(weights[name] * own[name], 1e-30)
+        for name in own
+        if name in weights and weights[name] > 0 and f"{group}/{name}" in first
+    )
 
 
 def stats_of(ctx: Context, group: str):

@@ -1,4 +1,5 @@
 """One batch, over and over: whatever cannot learn two examples by heart cannot learn anything."""
+
 from __future__ import annotations
 
 import jax
@@ -10,9 +11,15 @@ from jaxvol.types import Context, Result
 
 RANK = 70
 MEANING = {
-    "explained": ("share of the target's variance that the model explains after training on one batch alone",
-                  "it cannot learn even this batch: look at gradients, structure and the learning rate (check lr_range)"),
-    "gain": ("share of the variance gained by that training", "the loss does not fall: look at gradients and the learning rate"),
+    "explained": (
+        "share of the target's variance that the model explains after training on one batch alone",
+        "it cannot learn even this batch: look at gradients, structure and the learning rate "
+        "(check lr_range)",
+    ),
+    "gain": (
+        "share of the variance gained by that training",
+        "the loss does not fall: look at gradients and the learning rate",
+    ),
 }
 
 
@@ -26,15 +33,37 @@ def diagnose(ctx: Context) -> Result:
     if "target" not in batch:
         return Result(skip="the batch has no 'target' to explain")
     state, history = probe.run(ctx, ctx.config.preflight.steps, lambda step: batch)
-    target, mask = np.asarray(batch["target"]), np.asarray(batch["mask"]) if "mask" in batch else None
-    before, after = (probe.explained(np.asarray(jax.device_get(probe.predict(ctx)(*probe.pair(s, "raw"), batch))), target, mask)
-                     for s in (ctx.state, state))
+    target, mask = (
+        np.asarray(batch["target"]),
+        np.asarray(batch["mask"]) if "mask" in batch else None,
+    )
+    before, after = (
+        probe.explained(
+            np.asarray(jax.device_get(probe.predict(ctx)(*probe.pair(s, "raw"), batch))),
+            target,
+            mask,
+        )
+        for s in (ctx.state, state)
+    )
     figure = figures.canvas(5.5, 3.4)
     panel = figure.subplots()
-    for group, colour in zip((g for g in ctx.state.params if f"{g}/loss" in history[0]), figures.COLOURS):
+    for group, colour in zip(
+        (g for g in ctx.state.params if f"{g}/loss" in history[0]), figures.COLOURS
+    ):
         panel.plot([row[f"{group}/loss"] for row in history], color=colour, label=f"{group} loss")
-    panel.set(xlabel="update on the same batch", ylabel="loss", yscale="log" if history[-1][next(iter(history[-1]))] > 0 else "linear")
+    panel.set(
+        xlabel="update on the same batch",
+        ylabel="loss",
+        yscale="log" if history[-1][next(iter(history[-1]))] > 0 else "linear",
+    )
     panel.legend()
-    return Result({"explained": after, "gain": after - max(before, -1.0)},
-                  {"explained variance": [{"updates": 0, "explained": before}, {"updates": len(history), "explained": after}]},
-                  {"loss": figure})
+    return Result(
+        {"explained": after, "gain": after - max(before, -1.0)},
+        {
+            "explained variance": [
+                {"updates": 0, "explained": before},
+                {"updates": len(history), "explained": after},
+            ]
+        },
+        {"loss": figure},
+    )

@@ -1,4 +1,7 @@
-"""Physics-informed training: the equation and its conditions agree with the solution, all of them count, and u = 0 is no way out."""
+"""Physics-informed training: the equation and its conditions agree with the solution, all of them
+count, and u = 0 is no way out.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -14,16 +17,36 @@ from jaxvol.types import Context, Fixed, Params, Result
 RANK = 41
 POINTS = 64
 MEANING = {
-    "solution_residual": ("largest residual of the known solution in float64, relative to the terms of the equation",
-                          "equation and solution in jaxvol/pdes/ are not of the same problem: sign, coefficient or domain"),
-    "uncovered": ("faces of a condition on which the batch has no point", "every boundary and initial face needs points: data.points"),
-    "silent": ("terms of the loss that are zero, or send no gradient, at the start", "a condition is not enforced, or its weight is 0"),
-    "reach": ("largest coordinate that the network sees; it is made for [-1, 1]", "set model.scaling='affine'"),
-    "rank": ("effective rank of the weakest layer's coefficients after the short run, as a fraction of the full one",
-             "layers have collapsed: another init, a lower learning rate, or fewer neurons"),
-    "zero_loss": ("loss of a network that is 0 everywhere, relative to the loss at the start",
-                  "u = 0 solves what is asked for: the equation is homogeneous and no condition refuses it"),
-    "progress": ("loss after the short run over that of a network that is 0 everywhere", "more updates, or it is stuck at u = 0"),
+    "solution_residual": (
+        "largest residual of the known solution in float64, relative to the terms of the equation",
+        "equation and solution in jaxvol/pdes/ are not of the same problem: sign, coefficient or "
+        "domain",
+    ),
+    "uncovered": (
+        "faces of a condition on which the batch has no point",
+        "every boundary and initial face needs points: data.points",
+    ),
+    "silent": (
+        "terms of the loss that are zero, or send no gradient, at the start",
+        "a condition is not enforced, or its weight is 0",
+    ),
+    "reach": (
+        "largest coordinate that the network sees; it is made for [-1, 1]",
+        "set model.scaling='affine'",
+    ),
+    "rank": (
+        "effective rank of the weakest layer's coefficients after the short run, as a fraction of "
+        "the full one",
+        "layers have collapsed: another init, a lower learning rate, or fewer neurons",
+    ),
+    "zero_loss": (
+        "loss of a network that is 0 everywhere, relative to the loss at the start",
+        "u = 0 solves what is asked for: the equation is homogeneous and no condition refuses it",
+    ),
+    "progress": (
+        "loss after the short run over that of a network that is 0 everywhere",
+        "more updates, or it is stuck at u = 0",
+    ),
 }
 
 
@@ -35,29 +58,53 @@ def diagnose(ctx: Context) -> Result:
     """The solution is read here and in evaluation, never in training."""
     problem, batch = pdes.make(ctx.config.data.problem), jax.device_get(ctx.batch(0))
     fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
-    loss = jax.jit(lambda p: ctx.task.loss(p, fixed, ctx.batch(0), jax.random.key(0))[0]["net"], compiler_options=probe.quick())
+    loss = jax.jit(
+        lambda p: ctx.task.loss(p, fixed, ctx.batch(0), jax.random.key(0))[0]["net"],
+        compiler_options=probe.quick(),
+    )
     state, history = probe.short_run(ctx)
-    start, zero = (sum(map(float, loss(p).values())) for p in (ctx.state.params, silenced(ctx.state.params)))
+    start, zero = (
+        sum(map(float, loss(p).values())) for p in (ctx.state.params, silenced(ctx.state.params))
+    )
     table = shares(ctx, fixed)
-    metrics = {"uncovered": float(uncovered(problem, batch, ctx.config.task.constraints == "hard")),
-               "silent": float(sum(not row["gradient"] > 0 for row in table)), "reach": reach(ctx, batch["points"]),
-               "zero_loss": zero / max(start, 1e-300), "progress": history[-1]["net/loss"] / max(zero, 1e-300)}
-    ranks = [effective_rank(v) for name, v in state.params["net"].items() if name.startswith("layer_")]
+    metrics = {
+        "uncovered": float(uncovered(problem, batch, ctx.config.task.constraints == "hard")),
+        "silent": float(sum(not row["gradient"] > 0 for row in table)),
+        "reach": reach(ctx, batch["points"]),
+        "zero_loss": zero / max(start, 1e-300),
+        "progress": history[-1]["net/loss"] / max(zero, 1e-300),
+    }
+    ranks = [
+        effective_rank(v) for name, v in state.params["net"].items() if name.startswith("layer_")
+    ]
     if ranks:
         metrics["rank"] = min(ranks)
     if problem.closed:
         metrics["solution_residual"] = solution_residual(problem)
     bands = spectrum(ctx, state) if problem.known else []
-    tables = {"terms at the start": table} | ({"error by frequency after the short run": bands} if bands else {})
-    return Result(metrics, tables, {"error by frequency": draw(bands)} if bands else {}, absent=tuple(set(MEANING) - set(metrics)))
+    tables = {"terms at the start": table} | (
+        {"error by frequency after the short run": bands} if bands else {}
+    )
+    return Result(
+        metrics,
+        tables,
+        {"error by frequency": draw(bands)} if bands else {},
+        absent=tuple(set(MEANING) - set(metrics)),
+    )
 
 
 def solution_residual(problem: pdes.Problem) -> float:
-    """max |residual| at random inner points, over the largest second derivative, first derivative or value."""
+    """max |residual| at random inner points, over the largest second derivative, first derivative
+    or value.
+    """
     with jax.enable_x64(True):
         low, high = np.array(problem.low), np.array(problem.high)
-        x = jnp.asarray(low + np.random.default_rng(0).uniform(0.02, 0.98, (POINTS, len(low))) * (high - low))
-        found = laplacian.second_order(lambda p: problem.solution(p, jnp), problem.weights, "diagonal")(x)
+        x = jnp.asarray(
+            low + np.random.default_rng(0).uniform(0.02, 0.98, (POINTS, len(low))) * (high - low)
+        )
+        found = laplacian.second_order(
+            lambda p: problem.solution(p, jnp), problem.weights, "diagonal"
+        )(x)
         r = problem.residual(x, *found, problem.truth)
         return float(jnp.abs(r).max() / max(float(jnp.abs(v).max()) for v in found))
 
@@ -65,18 +112,32 @@ def solution_residual(problem: pdes.Problem) -> float:
 def uncovered(problem: pdes.Problem, batch: dict, hard: bool) -> int:
     """Faces of soft conditions without a point."""
     asked = [(c.name, face) for c in problem.conditions for face in c.faces if not hard]
-    return sum(name not in batch or not np.isclose(batch[name][..., axis], bound, atol=1e-5).any() for name, (axis, bound) in asked)
+    return sum(
+        name not in batch or not np.isclose(batch[name][..., axis], bound, atol=1e-5).any()
+        for name, (axis, bound) in asked
+    )
 
 
 def shares(ctx: Context, fixed: Fixed) -> list[dict]:
     """Value and norm of the gradient of every term at the start."""
+
     def terms(params):
         return ctx.task.loss(params, fixed, ctx.batch(0), jax.random.key(0))[0]["net"]
 
-    jacobian = jax.device_get(jax.jit(jax.jacrev(terms), compiler_options=probe.quick())(ctx.state.params))
+    jacobian = jax.device_get(
+        jax.jit(jax.jacrev(terms), compiler_options=probe.quick())(ctx.state.params)
+    )
     values = jax.device_get(jax.jit(terms, compiler_options=probe.quick())(ctx.state.params))
-    return [{"term": name, "weighted": float(values[name]),
-             "gradient": float(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(jacobian[name]["net"]))))} for name in values]
+    return [
+        {
+            "term": name,
+            "weighted": float(values[name]),
+            "gradient": float(
+                np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(jacobian[name]["net"])))
+            ),
+        }
+        for name in values
+    ]
 
 
 def reach(ctx: Context, points: np.ndarray) -> float:
@@ -98,7 +159,9 @@ def silenced(params: Params) -> Params:
 
 
 def effective_rank(c: np.ndarray) -> float:
-    """exp(entropy of the normalised singular values) of [.., m, n] as [.. m, n], over min(.. m, n) (Roy and Vetterli 2007)."""
+    """exp(entropy of the normalised singular values) of [.., m, n] as [.. m, n], over min(.. m, n)
+    (Roy and Vetterli 2007).
+    """
     matrix = np.asarray(c, np.float64).reshape(-1, c.shape[-1])
     s = np.linalg.svd(matrix, compute_uv=False)
     p = s / max(s.sum(), 1e-300)
@@ -106,17 +169,34 @@ def effective_rank(c: np.ndarray) -> float:
 
 
 def spectrum(ctx: Context, state) -> list[dict]:
-    """Power of the solution and of the error on the evaluation grid, by waves along the longest side; [D, H, W] tapered."""
+    """Power of the solution and of the error on the evaluation grid, by waves along the longest
+    side; [D, H, W] tapered.
+    """
     batch = next(iter(ctx.batches("val", 1)))
     params, extra = probe.pair(state, "raw")
     pred = np.asarray(probe.predict(ctx)(params, extra, ctx.put(batch)), np.float64)[0]
     target = np.asarray(batch["target"], np.float64)[0]
     axis = int(np.argmax(target.shape[:3]))
     window = np.hanning(target.shape[axis]).reshape([-1 if a == axis else 1 for a in range(4)])
-    power = [(np.abs(np.fft.rfft(window * v, axis=axis)) ** 2).sum(tuple(a for a in range(4) if a != axis)) for v in (target, pred - target)]
+    power = [
+        (np.abs(np.fft.rfft(window * v, axis=axis)) ** 2).sum(
+            tuple(a for a in range(4) if a != axis)
+        )
+        for v in (target, pred - target)
+    ]
     edges = [0, 1, 2, 4, 8, 16, 32, 64]
-    return [{"waves from": a, "to": b, "solution": float(power[0][a:b].sum()), "relative error": float(np.sqrt(
-        power[1][a:b].sum() / max(power[0][a:b].sum(), 1e-12 * power[0].sum())))} for a, b in zip(edges, edges[1:]) if a < len(power[0])]
+    return [
+        {
+            "waves from": a,
+            "to": b,
+            "solution": float(power[0][a:b].sum()),
+            "relative error": float(
+                np.sqrt(power[1][a:b].sum() / max(power[0][a:b].sum(), 1e-12 * power[0].sum()))
+            ),
+        }
+        for a, b in zip(edges, edges[1:])
+        if a < len(power[0])
+    ]
 
 
 def draw(bands: list[dict]):
@@ -124,8 +204,17 @@ def draw(bands: list[dict]):
     figure = figures.canvas(5.2, 3.2)
     panel = figure.subplots()
     shown = [row for row in bands if row["solution"] > 1e-9 * sum(r["solution"] for r in bands)]
-    panel.plot([row["waves from"] + 0.5 for row in shown], [row["relative error"] for row in shown], "o-", color=figures.COLOURS[0])
+    panel.plot(
+        [row["waves from"] + 0.5 for row in shown],
+        [row["relative error"] for row in shown],
+        "o-",
+        color=figures.COLOURS[0],
+    )
     panel.axhline(1.0, color=figures.TRUTH, linewidth=0.8, linestyle="--", label="u = 0")
-    panel.set(xlabel="waves along the longest side of the grid", ylabel="relative error of the band", yscale="log")
+    panel.set(
+        xlabel="waves along the longest side of the grid",
+        ylabel="relative error of the band",
+        yscale="log",
+    )
     panel.legend()
     return figure

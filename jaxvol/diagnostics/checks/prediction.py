@@ -1,4 +1,7 @@
-"""Predictions after a short run, looked at: slices, collapse to the mean, saturation at the ends of the range, sharpness."""
+"""Predictions after a short run, looked at: slices, collapse to the mean, saturation at the ends of
+the range, sharpness.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -11,16 +14,35 @@ from jaxvol.types import Context, Result
 
 RANK = 80
 MEANING = {
-    "variance_ratio": ("variance of the prediction over that of the target", "the model gives the mean, with or without noise"),
-    "saturated": ("share of the predicted voxels within a thousandth of the ends of the predicted range",
-                  "the output sticks at a bound: remove the output activation or widen the normaliser's range"),
-    "sharpness": ("mean gradient of the prediction over that of the target", "the prediction is blurred, which early on is normal"),
-    "roughness": ("mean gradient of the prediction over that of the target", "the prediction is noise or has artefacts"),
-    "physical": ("scale of the metrics' physical units against the normalised residual's, |log2|",
-                 "metrics or predictions are not in physical units: the normaliser is not undone"),
-    "self_score": ("RMSE that evaluation gives to a prediction held against itself, relative to its variation",
-                   "what is scored is not what is predicted: units, clipping or order differ between the two"),
-    "correlation": ("correlation of prediction and target", "what the short run learned has nothing to do with the target"),
+    "variance_ratio": (
+        "variance of the prediction over that of the target",
+        "the model gives the mean, with or without noise",
+    ),
+    "saturated": (
+        "share of the predicted voxels within a thousandth of the ends of the predicted range",
+        "the output sticks at a bound: remove the output activation or widen the normaliser's "
+        "range",
+    ),
+    "sharpness": (
+        "mean gradient of the prediction over that of the target",
+        "the prediction is blurred, which early on is normal",
+    ),
+    "roughness": (
+        "mean gradient of the prediction over that of the target",
+        "the prediction is noise or has artefacts",
+    ),
+    "physical": (
+        "scale of the metrics' physical units against the normalised residual's, |log2|",
+        "metrics or predictions are not in physical units: the normaliser is not undone",
+    ),
+    "self_score": (
+        "RMSE that evaluation gives to a prediction held against itself, relative to its variation",
+        "what is scored is not what is predicted: units, clipping or order differ between the two",
+    ),
+    "correlation": (
+        "correlation of prediction and target",
+        "what the short run learned has nothing to do with the target",
+    ),
 }
 
 
@@ -31,45 +53,76 @@ def applies(config) -> bool:
 def diagnose(ctx: Context) -> Result:
     """The raw weights after `preflight.steps` updates, on validation examples."""
     state, _ = probe.short_run(ctx)
-    host = ctx.batches("val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size)[0]
+    host = ctx.batches(
+        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
+    )[0]
     batch = ctx.put(host)
     if "target" not in batch or "input" not in batch:
         return Result(skip="the batch has no 'input' and 'target'")
     params, extra = probe.pair(state, "raw")
-    y = np.asarray(jax.device_get(probe.predict(ctx)(params, extra, {k: v for k, v in batch.items() if k[0] != "_"})), np.float64)
+    y = np.asarray(
+        jax.device_get(
+            probe.predict(ctx)(params, extra, {k: v for k, v in batch.items() if k[0] != "_"})
+        ),
+        np.float64,
+    )
     real = known(host)
     if not real.any():
         return Result(skip="no example has a known target")
-    y, target, x = y[real], host["target"][real].astype(np.float64), host["input"][real].astype(np.float64)
+    y, target, x = (
+        y[real],
+        host["target"][real].astype(np.float64),
+        host["input"][real].astype(np.float64),
+    )
     metrics = shape(y, target)
     if (physical := physical_units(ctx, params, extra, y, target)) is not None:
         metrics["physical"] = physical
     if (own := self_score(ctx, params, extra, batch)) is not None:
         metrics["self_score"] = own
-    drawn = {name: np.asarray(normalise.inverse(ctx.spec.fields["input" if name == "input" else "target"].normaliser, v))[0, ..., 0]
-             for name, v in (("input", x), ("target", target), ("prediction", y))}
-    pictures = {"slices": figures.slices(*drawn.values(), spacing=ctx.spec.spacing, length_unit=ctx.spec.unit)}
+    drawn = {
+        name: np.asarray(
+            normalise.inverse(
+                ctx.spec.fields["input" if name == "input" else "target"].normaliser, v
+            )
+        )[0, ..., 0]
+        for name, v in (("input", x), ("target", target), ("prediction", y))
+    }
+    pictures = {
+        "slices": figures.slices(
+            *drawn.values(), spacing=ctx.spec.spacing, length_unit=ctx.spec.unit
+        )
+    }
     if min(v.min() for v in drawn.values()) > -1:
         logs = [np.log10(v - min(v.min(), 0.0) + 0.03) for v in drawn.values()]
-        pictures["slices, log10"] = figures.slices(*logs, spacing=ctx.spec.spacing, length_unit=ctx.spec.unit)
+        pictures["slices, log10"] = figures.slices(
+            *logs, spacing=ctx.spec.spacing, length_unit=ctx.spec.unit
+        )
     return Result(metrics, figures=pictures, absent=tuple(set(MEANING) - set(metrics)))
 
 
 def known(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """[B]: which examples are no padding and have a target, as far as its mask and its values tell."""
+    """[B]: which examples are no padding and have a target, as far as its mask and its
+    values tell.
+    """
     each = lambda x: np.asarray(x).reshape(len(x), -1)
     there = np.isfinite(each(batch["target"])).any(1) & (np.asarray(batch["_mask"]) > 0)
     return there & each(batch["mask"]).any(1) if "mask" in batch else there
 
 
 def shape(y: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Variance, saturation, sharpness and correlation of predictions [B, D, H, W, K] against their targets."""
+    """Variance, saturation, sharpness and correlation of predictions [B, D, H, W, K] against their
+    targets.
+    """
     low, high = y.min(), y.max()
     edge = 1e-3 * max(high - low, 1e-30)
     sharp = sharpness(y) / max(sharpness(target), 1e-30)
-    return {"variance_ratio": float(y.var() / max(target.var(), 1e-30)),
-            "saturated": float(((y < low + edge) | (y > high - edge)).mean()), "sharpness": sharp, "roughness": sharp,
-            "correlation": float(np.corrcoef(y.ravel(), target.ravel())[0, 1]) if y.std() > 0 else 0.0}
+    return {
+        "variance_ratio": float(y.var() / max(target.var(), 1e-30)),
+        "saturated": float(((y < low + edge) | (y > high - edge)).mean()),
+        "sharpness": sharp,
+        "roughness": sharp,
+        "correlation": float(np.corrcoef(y.ravel(), target.ravel())[0, 1]) if y.std() > 0 else 0.0,
+    }
 
 
 def sharpness(v: np.ndarray) -> float:
@@ -78,7 +131,9 @@ def sharpness(v: np.ndarray) -> float:
 
 
 def physical_units(ctx: Context, params, extra, y: np.ndarray, target: np.ndarray) -> float | None:
-    """|log2| of the reported RMSE over the one that the fitted inverse of the normaliser gives; None without that metric."""
+    """|log2| of the reported RMSE over the one that the fitted inverse of the normaliser gives;
+    None without that metric.
+    """
     metrics, _ = ctx.score(params, extra, "val" if ctx.dataset.sizes["val"] else "train", len(y))
     if "rmse" not in metrics:
         return None
@@ -87,16 +142,24 @@ def physical_units(ctx: Context, params, extra, y: np.ndarray, target: np.ndarra
 
 
 def self_score(ctx: Context, params, extra, batch) -> float | None:
-    """RMSE of evaluation where the target is the prediction, over the prediction's standard deviation; None without that metric."""
+    """RMSE of evaluation where the target is the prediction, over the prediction's standard
+    deviation; None without that metric.
+    """
     rows, y = probe.against_itself(ctx, params, extra, batch)
     if "rmse" not in rows:
         return None
-    physical = np.asarray(normalise.inverse(ctx.spec.fields["target"].normaliser, y.astype(np.float64)))
-    return float(np.sqrt((rows["rmse"].astype(np.float64) ** 2).mean()) / max(float(physical.std()), 1e-12))
+    physical = np.asarray(
+        normalise.inverse(ctx.spec.fields["target"].normaliser, y.astype(np.float64))
+    )
+    return float(
+        np.sqrt((rows["rmse"].astype(np.float64) ** 2).mean()) / max(float(physical.std()), 1e-12)
+    )
 
 
 def unit_scale(fitted: tuple[dict, ...], y: np.ndarray, target: np.ndarray) -> float:
-    """RMSE in physical units by the arithmetic of the fitted numbers alone, where the chain is one linear step."""
+    """RMSE in physical units by the arithmetic of the fitted numbers alone, where the chain is one
+    linear step.
+    """
     difference = np.sqrt(((y - target) ** 2).mean((1, 2, 3, 4)))
     if len(fitted) == 1 and "std" in fitted[0]:
         return float(difference.mean() * np.mean(fitted[0]["std"]))

@@ -1,8 +1,9 @@
 """The learning rate that the optimizer really uses, over the whole run, held against the config.
 
-The group's own optimizer is run on one dummy weight for every update of the first phase, which costs next to nothing; the
-first updates of the real step have to report the same rates.
+The group's own optimizer is run on one dummy weight for every update of the first phase, which
+costs next to nothing; the first updates of the real step have to report the same rates.
 """
+
 from __future__ import annotations
 
 import jax
@@ -17,17 +18,33 @@ from jaxvol.types import Context, Result
 
 RANK = 30
 MEANING = {
-    "peak": ("highest rate used, as a fraction of optimizer.learning_rate",
-             "the schedule never reaches its peak: check warmup_steps, period and boundaries against total_steps"),
-    "excess": ("highest rate used, as a multiple of optimizer.learning_rate", "the schedule overshoots: check its factors"),
-    "dead_share": ("share of the updates whose rate is below a thousandth of the peak",
-                   "the schedule is shorter than the run, or its floor is zero for long: these updates learn nothing"),
-    "jump": ("largest factor between the rates of two updates in a row, after the warm-up",
-             "a restart or a step of the schedule: wanted only with schedule 'step', 'cyclic' or 'plateau'"),
-    "mismatch": ("difference between the rates that the real step reported and the schedule, relative",
-                 "the optimizer does not use the schedule that the config describes"),
-    "pretrained_start": ("rate of the first update on pretrained weights, as a fraction of the peak",
-                         "a warm-up is for random weights: set optimizer.schedule.warmup_steps=0 with init_from"),
+    "peak": (
+        "highest rate used, as a fraction of optimizer.learning_rate",
+        "the schedule never reaches its peak: check warmup_steps, period and boundaries against "
+        "total_steps",
+    ),
+    "excess": (
+        "highest rate used, as a multiple of optimizer.learning_rate",
+        "the schedule overshoots: check its factors",
+    ),
+    "dead_share": (
+        "share of the updates whose rate is below a thousandth of the peak",
+        "the schedule is shorter than the run, or its floor is zero for long: these updates learn "
+        "nothing",
+    ),
+    "jump": (
+        "largest factor between the rates of two updates in a row, after the warm-up",
+        "a restart or a step of the schedule: wanted only with schedule 'step', 'cyclic' or "
+        "'plateau'",
+    ),
+    "mismatch": (
+        "difference between the rates that the real step reported and the schedule, relative",
+        "the optimizer does not use the schedule that the config describes",
+    ),
+    "pretrained_start": (
+        "rate of the first update on pretrained weights, as a fraction of the peak",
+        "a warm-up is for random weights: set optimizer.schedule.warmup_steps=0 with init_from",
+    ),
 }
 
 
@@ -42,24 +59,43 @@ def rates(ctx: Context, group: str, steps: int) -> np.ndarray:
 
     def update(state, _):
         gradient = jax.tree.map(jnp.ones_like, weight)
-        _, state = optimizer.update(gradient, state, weight, value=jnp.float32(1), grad=gradient, value_fn=lambda p: jnp.float32(1),
-                                    monitor=monitor)
+        _, state = optimizer.update(
+            gradient,
+            state,
+            weight,
+            value=jnp.float32(1),
+            grad=gradient,
+            value_fn=lambda p: jnp.float32(1),
+            monitor=monitor,
+        )
         return state, ctx.readings(state)["lr"]
-    return np.asarray(jax.jit(lambda s: jax.lax.scan(update, s, length=steps)[1])(optimizer.init(weight)))
+
+    return np.asarray(
+        jax.jit(lambda s: jax.lax.scan(update, s, length=steps)[1])(optimizer.init(weight))
+    )
 
 
 def diagnose(ctx: Context) -> Result:
     """The worst group of each metric."""
     steps = ctx.config.phases[0][1] if ctx.config.phases else ctx.config.total_steps
     _, history = probe.short_run(ctx)
-    history = history[:next((i for i, row in enumerate(history) if not np.isfinite(list(row.values())).all()), len(history))] or history[:1]
+    history = (
+        history[
+            : next(
+                (i for i, row in enumerate(history) if not np.isfinite(list(row.values())).all()),
+                len(history),
+            )
+        ]
+        or history[:1]
+    )
     found: dict[str, list[float]] = {name: [] for name in MEANING}
     table, drawn = [], {}
     for group in ctx.state.params:
         if f"{group}/lr" not in history[0]:
             continue
         planned, wanted = rates(ctx, group, steps), rate_of(ctx.config, group)
-        used = planned[planned > 0]                     # a group that waits reports 0 at the steps that do not move it
+        # a group that waits reports 0 at the steps that do not move it
+        used = planned[planned > 0]
         warm = warmup_of(ctx.config, group)
         real = np.array([row[f"{group}/lr"] for row in history])[:steps]
         later = used[warm:]
@@ -67,19 +103,37 @@ def diagnose(ctx: Context) -> Result:
         found["excess"].append(used.max(initial=0.0) / wanted)
         found["dead_share"].append(float((used < 1e-3 * wanted).mean()) if len(used) else 1.0)
         found["jump"].append(float(np.exp(np.abs(np.diff(np.log(later))).max(initial=0.0))))
-        found["mismatch"].append(float(np.abs(real - planned[:len(real)]).max() / wanted))
+        found["mismatch"].append(float(np.abs(real - planned[: len(real)]).max() / wanted))
         if ctx.config.init_from:
             found["pretrained_start"].append(used[0] / wanted)
         loss, norm = ([row[f"{group}/{name}"] for row in history] for name in ("loss", "grad_norm"))
         moving = real > 0
-        table.append({"group": group, "first": planned[0], "highest": used.max(initial=0.0), "last": planned[-1],
-                      "rank correlation of rate and loss": rank_correlation(real[moving], np.array(loss)[moving]),
-                      "of rate and gradient norm": rank_correlation(real[moving], np.array(norm)[moving])})
+        table.append(
+            {
+                "group": group,
+                "first": planned[0],
+                "highest": used.max(initial=0.0),
+                "last": planned[-1],
+                "rank correlation of rate and loss": rank_correlation(
+                    real[moving], np.array(loss)[moving]
+                ),
+                "of rate and gradient norm": rank_correlation(real[moving], np.array(norm)[moving]),
+            }
+        )
         drawn[group] = (planned, real, loss, norm)
-    metrics = {name: (min if name in ("peak", "pretrained_start") else max)(values) for name, values in found.items() if values}
+    metrics = {
+        name: (min if name in ("peak", "pretrained_start") else max)(values)
+        for name, values in found.items()
+        if values
+    }
     if ctx.config.optimizer.schedule.name in ("step", "cyclic", "plateau"):
         metrics.pop("jump", None)
-    return Result(metrics, {"rates": table}, {"learning rate": draw(drawn)}, absent=tuple(set(MEANING) - set(metrics)))
+    return Result(
+        metrics,
+        {"rates": table},
+        {"learning rate": draw(drawn)},
+        absent=tuple(set(MEANING) - set(metrics)),
+    )
 
 
 def rate_of(config, group: str) -> float:
@@ -94,12 +148,16 @@ def warmup_of(config, group: str) -> int:
     groups = config.optimizer.groups
     own = groups[group] if group in groups else {}
     block = own["schedule"] if "schedule" in own else {}
-    return int(block["warmup_steps"] if "warmup_steps" in block else config.optimizer.schedule.warmup_steps)
+    return int(
+        block["warmup_steps"] if "warmup_steps" in block else config.optimizer.schedule.warmup_steps
+    )
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's; 0 where one of the two does not change."""
-    return float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+    return (
+        float(spearmanr(a, b).statistic) if len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else 0.0
+    )
 
 
 def draw(drawn: dict):
@@ -109,9 +167,15 @@ def draw(drawn: dict):
     for (group, (planned, real, loss, norm)), colour in zip(drawn.items(), figures.COLOURS):
         left.plot(planned, color=colour, label=f"{group}, planned")
         left.plot(real, ".", color=colour, markersize=4, label=f"{group}, reported by the step")
-        for name, values, dash in (("rate", real, ":"), ("loss", loss, "-"), ("gradient norm", norm, "--")):
+        for name, values, dash in (
+            ("rate", real, ":"),
+            ("loss", loss, "-"),
+            ("gradient norm", norm, "--"),
+        ):
             top = max(np.max(np.abs(values)), 1e-30)
-            right.plot(np.asarray(values) / top, dash, color=colour, label=f"{group} {name} (/ {top:.3g})")
+            right.plot(
+                np.asarray(values) / top, dash, color=colour, label=f"{group} {name} (/ {top:.3g})"
+            )
     left.set(xlabel="update", ylabel="learning rate")
     right.set(xlabel="update", ylabel="fraction of its largest value")
     for panel in (left, right):

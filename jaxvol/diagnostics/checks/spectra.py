@@ -1,8 +1,11 @@
-"""P(k), T(k), r(k) of the prediction after a short run, and how the model treats directions and scales.
+"""P(k), T(k), r(k) of the prediction after a short run, and how the model treats directions and
+scales.
 
-The response to direction is read off the model's Jacobian: white noise times a small number is added to the input, and the power of
-the output's change is compared between octants of k space and at the frequencies of the patch grid.
+The response to direction is read off the model's Jacobian: white noise times a small number is
+added to the input, and the power of the output's change is compared between octants of k space and
+at the frequencies of the patch grid.
 """
+
 from __future__ import annotations
 
 import jax
@@ -16,39 +19,66 @@ from jaxvol.types import Context, Result
 RANK = 81
 REPEATS = 4
 MEANING = {
-    "octants": ("largest over smallest variation of the response with k among the Fourier octants, before training",
-                "some directions of k space are not treated: a corner block of the spectral weights is missing"),
-    "axes": ("largest over smallest mean response along the three axes of k space", "one axis is treated unlike the others"),
-    "patches": ("power of the output's change at the frequencies of the patch grid over that next to them",
-                "the patch grid shows in the output: overlapping patches or a convolutional head remove it"),
-    "high_k": ("power of the output's change at the highest frequencies over that at the lowest",
-               "checkerboards: look at transposed convolutions, strides and aliasing"),
+    "octants": (
+        "largest over smallest variation of the response with k among the Fourier octants, before "
+        "training",
+        "some directions of k space are not treated: a corner block of the spectral weights is "
+        "missing",
+    ),
+    "axes": (
+        "largest over smallest mean response along the three axes of k space",
+        "one axis is treated unlike the others",
+    ),
+    "patches": (
+        "power of the output's change at the frequencies of the patch grid over that next to them",
+        "the patch grid shows in the output: overlapping patches or a convolutional head remove it",
+    ),
+    "high_k": (
+        "power of the output's change at the highest frequencies over that at the lowest",
+        "checkerboards: look at transposed convolutions, strides and aliasing",
+    ),
 }
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"      # volumes only
+    return config.task.name != "physics"  # volumes only
 
 
 def diagnose(ctx: Context) -> Result:
-    """The state after `preflight.steps` updates; cubic volumes only, except for the figure of spectra."""
+    """The state after `preflight.steps` updates; cubic volumes only, except for the figure of
+    spectra.
+    """
     if min(ctx.spec.shape) < 8 or len(set(ctx.spec.shape)) > 1:
-        return Result(skip=f"volumes of {ctx.spec.shape} voxels have no octants to compare: needs cubes of at least 8 voxels")
+        return Result(
+            skip=f"volumes of {ctx.spec.shape} voxels have no octants to compare: needs cubes of "
+            "at least 8 voxels"
+        )
     state, _ = probe.short_run(ctx)
     params, extra = probe.pair(state, "raw")
     split = "val" if ctx.dataset.sizes["val"] else "train"
-    power, transfer = response(ctx, params, extra, split)[0], response(ctx, *probe.pair(ctx.state, "raw"), "")[1]
-    metrics = {"octants": octants(transfer), "axes": axes(power), "patches": patches(power), "high_k": high(power)}
+    power, transfer = (
+        response(ctx, params, extra, split)[0],
+        response(ctx, *probe.pair(ctx.state, "raw"), "")[1],
+    )
+    metrics = {
+        "octants": octants(transfer),
+        "axes": axes(power),
+        "patches": patches(power),
+        "high_k": high(power),
+    }
     pictures = {"response": draw(power)}
     scored, _ = ctx.score(params, extra, split, ctx.config.preflight.examples)
     if "spectra" in scored:
-        pictures["spectra"] = figures.spectra({"after the short run": scored["spectra"]}, ctx.spec.unit)
+        pictures["spectra"] = figures.spectra(
+            {"after the short run": scored["spectra"]}, ctx.spec.unit
+        )
     return Result(metrics, figures=pictures)
 
 
 def response(ctx: Context, params, extra, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """What white noise in the input becomes, over all frequencies (fft order): power of the part that goes with the noise and of all,
-    [2, n, n, n] per unit of noise, and the complex transfer function [n, n, n].  split "": around an empty volume, where a network
+    """What white noise in the input becomes, over all frequencies (fft order): power of the part
+    that goes with the noise and of all, [2, n, n, n] per unit of noise, and the complex transfer
+    function [n, n, n].  split "": around an empty volume, where a network
     that has no places to tell apart mixes no frequencies."""
     host = ctx.batches(split or "train", ctx.config.evaluate.batch_size)[0]
     batch = {name: v for name, v in ctx.put(host).items() if name[0] != "_"}
@@ -57,11 +87,23 @@ def response(ctx: Context, params, extra, split: str) -> tuple[np.ndarray, np.nd
     forward, total = probe.predict(ctx), 0.0
     base = np.asarray(forward(params, extra, batch), np.float64)
     for seed in range(REPEATS):
-        noise = 0.03 * jax.random.normal(jax.random.key(seed), batch["input"].shape, batch["input"].dtype)
-        change = np.asarray(forward(params, extra, {**batch, "input": batch["input"] + noise}), np.float64) - base
-        # the part that goes with the noise: what one frequency of the input does to the same frequency of the output
-        a, b = (np.fft.fftn(np.asarray(v, np.float64)[..., 0], axes=(1, 2, 3)) for v in (noise, change))
-        total = total + np.stack([(np.conj(a) * b).sum(0), (np.abs(a) ** 2).sum(0), (np.abs(b) ** 2).sum(0)])
+        noise = 0.03 * jax.random.normal(
+            jax.random.key(seed), batch["input"].shape, batch["input"].dtype
+        )
+        change = (
+            np.asarray(
+                forward(params, extra, {**batch, "input": batch["input"] + noise}), np.float64
+            )
+            - base
+        )
+        # the part that goes with the noise: what one frequency of the input does to the same
+        # frequency of the output
+        a, b = (
+            np.fft.fftn(np.asarray(v, np.float64)[..., 0], axes=(1, 2, 3)) for v in (noise, change)
+        )
+        total = total + np.stack(
+            [(np.conj(a) * b).sum(0), (np.abs(a) ** 2).sum(0), (np.abs(b) ** 2).sum(0)]
+        )
     transfer = total[0] / total[1]
     return np.stack([np.abs(transfer) ** 2, np.abs(total[2]) / np.abs(total[1])]), transfer
 
@@ -71,16 +113,26 @@ def wavenumbers(n: int) -> np.ndarray:
 
 
 def octants(transfer: np.ndarray) -> float:
-    """Over the four pairs of opposite octants, no plane between octants and no Nyquist plane; |k| up to 3 n / 8.
+    """Over the four pairs of opposite octants, no plane between octants and no Nyquist plane; |k|
+    up to 3 n / 8.
 
-    A linear bypass gives every frequency the same, so that what is left is what tells frequencies apart.
+    A linear bypass gives every frequency the same, so that what is left is what tells frequencies
+    apart.
     """
     n = transfer.shape[0]
     k = wavenumbers(n)
     inside = (sum(i**2 for i in k) <= (3 * n / 8) ** 2) & np.all([i != 0 for i in k], 0)
-    cut = [transfer[inside & (k[0] * k[1] * a > 0) & (k[1] * k[2] * b > 0)] for a in (1, -1) for b in (1, -1)]
+    cut = [
+        transfer[inside & (k[0] * k[1] * a > 0) & (k[1] * k[2] * b > 0)]
+        for a in (1, -1)
+        for b in (1, -1)
+    ]
     spread = [float(np.sqrt((np.abs(v - v.mean()) ** 2).mean())) for v in cut]
-    return max(spread) / max(min(spread), 1e-30) if max(spread) > 1e-6 * np.abs(transfer).max() else 1.0
+    return (
+        max(spread) / max(min(spread), 1e-30)
+        if max(spread) > 1e-6 * np.abs(transfer).max()
+        else 1.0
+    )
 
 
 def axes(power: np.ndarray) -> float:
@@ -92,20 +144,28 @@ def axes(power: np.ndarray) -> float:
 
 
 def patches(power: np.ndarray) -> float:
-    """Largest over patch sizes 2, 4, 8: power along the axes at multiples of n / patch over that of the neighbouring frequencies."""
+    """Largest over patch sizes 2, 4, 8: power along the axes at multiples of n / patch over that of
+    the neighbouring frequencies.
+    """
     n, worst = power.shape[1], 0.0
     line = np.mean([power[1][:, 0, 0], power[1][0, :, 0], power[1][0, 0, :]], 0)
     for size in (p for p in (2, 4, 8) if n % p == 0 and n // p >= 4):
         at = [m * n // size for m in range(1, size // 2 + 1)]
         near = [i for m in at for i in (m - 2, m - 1, m + 1, m + 2) if 0 < i < n and i not in at]
-        worst = max(worst, float(np.mean([line[i] for i in at]) / max(np.mean([line[i] for i in near]), 1e-30)))
+        worst = max(
+            worst,
+            float(np.mean([line[i] for i in at]) / max(np.mean([line[i] for i in near]), 1e-30)),
+        )
     return worst
 
 
 def high(power: np.ndarray) -> float:
     """Highest quarter of |k_i| along all axes over the lowest."""
     k, n = wavenumbers(power.shape[1]), power.shape[1]
-    top, low = np.all([np.abs(i) > 0.4 * n for i in k], 0), np.all([np.abs(i) < 0.1 * n for i in k], 0)
+    top, low = (
+        np.all([np.abs(i) > 0.4 * n for i in k], 0),
+        np.all([np.abs(i) < 0.1 * n for i in k], 0),
+    )
     return float(power[1][top].mean() / max(power[1][low].mean(), 1e-30))
 
 
@@ -115,8 +175,15 @@ def draw(power: np.ndarray):
     n = power.shape[1]
     values = np.log10(np.maximum(np.fft.fftshift(power[0]), 1e-12 * power[0].max() + 1e-300))
     low, high_end = figures.limits(values)
-    for panel, cut, names in zip(figure.subplots(1, 2), (values[n // 2], values[:, :, n // 2]), (("W", "H"), ("H", "D"))):
-        drawn = panel.imshow(cut, extent=(-n / 2, n / 2, n / 2, -n / 2), vmin=low, vmax=high_end, cmap="viridis")
-        panel.set(xlabel=f"k along {names[0]} (waves per box)", ylabel=f"k along {names[1]} (waves per box)")
+    for panel, cut, names in zip(
+        figure.subplots(1, 2), (values[n // 2], values[:, :, n // 2]), (("W", "H"), ("H", "D"))
+    ):
+        drawn = panel.imshow(
+            cut, extent=(-n / 2, n / 2, n / 2, -n / 2), vmin=low, vmax=high_end, cmap="viridis"
+        )
+        panel.set(
+            xlabel=f"k along {names[0]} (waves per box)",
+            ylabel=f"k along {names[1]} (waves per box)",
+        )
         figure.colorbar(drawn, ax=panel, label="log10 response", fraction=0.046)
     return figure

@@ -1,4 +1,7 @@
-"""What is carried from step to step: saved, restored, continued, averaged, and validated with the weights that the config says."""
+"""What is carried from step to step: saved, restored, continued, averaged, and validated with the
+weights that the config says.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -11,20 +14,38 @@ from jaxvol.types import Context, PyTree, Result, TrainState
 RANK = 20
 HALF = 3
 MEANING = {
-    "not_restored": ("leaves of the state that a checkpoint does not bring back bit by bit",
-                     "a restart would go on from something else: see the table for their names"),
-    "resumed": ("largest difference between 3 + 3 updates with a restart in between and 6 in a row, relative",
-                "a restarted run would end elsewhere: something random or counted is not in the state"),
-    "repeated": ("largest difference between the same updates done twice, relative",
-                 "the step is not deterministic: results cannot be repeated"),
-    "ema": ("error of the averaged weights against the average of the trajectory, relative to how far they moved",
-            "the EMA does not follow its definition: check ema_decay and what updates it"),
-    "same_noise": ("the same random numbers in every update",
-                   "dropout, noise or sampled points never change: the key has to be a function of the step"),
-    "validated": ("difference of the validation metric from the one of the weights that evaluate.weights names, relative",
-                  "validation, and with it the best checkpoint, uses other weights than the config says"),
-    "selected": ("a nearly perfect prediction would not be kept as the best one, or a NaN would",
-                 "the best checkpoint is the worst: check checkpoint.best_mode against the direction of checkpoint.best_metric"),
+    "not_restored": (
+        "leaves of the state that a checkpoint does not bring back bit by bit",
+        "a restart would go on from something else: see the table for their names",
+    ),
+    "resumed": (
+        "largest difference between 3 + 3 updates with a restart in between and 6 in a row, "
+        "relative",
+        "a restarted run would end elsewhere: something random or counted is not in the state",
+    ),
+    "repeated": (
+        "largest difference between the same updates done twice, relative",
+        "the step is not deterministic: results cannot be repeated",
+    ),
+    "ema": (
+        "error of the averaged weights against the average of the trajectory, relative to how far "
+        "they moved",
+        "the EMA does not follow its definition: check ema_decay and what updates it",
+    ),
+    "same_noise": (
+        "the same random numbers in every update",
+        "dropout, noise or sampled points never change: the key has to be a function of the step",
+    ),
+    "validated": (
+        "difference of the validation metric from the one of the weights that evaluate.weights "
+        "names, relative",
+        "validation, and with it the best checkpoint, uses other weights than the config says",
+    ),
+    "selected": (
+        "a nearly perfect prediction would not be kept as the best one, or a NaN would",
+        "the best checkpoint is the worst: check checkpoint.best_mode against the direction of "
+        "checkpoint.best_metric",
+    ),
 }
 
 
@@ -37,33 +58,54 @@ def diagnose(ctx: Context) -> Result:
     straight, trail = trajectory(ctx, ctx.state, 0, 2 * HALF)
     half, again = trajectory(ctx, ctx.state, 0, HALF)
     back = ctx.save_restore(probe.copy(half))
-    lost = [path for path, a, b in leaves(half, back) if a.shape != b.shape or not np.array_equal(a, b, equal_nan=True)]
+    lost = [
+        path
+        for path, a, b in leaves(half, back)
+        if a.shape != b.shape or not np.array_equal(a, b, equal_nan=True)
+    ]
     resumed, _ = trajectory(ctx, back, HALF, HALF)
-    metrics = {"not_restored": float(len(lost)), "resumed": difference(straight, resumed), "repeated": difference(trail[HALF - 1], again[HALF - 1]),
-               "ema": ema_error(ctx, trail, straight), "validated": validated(ctx, straight)}
+    metrics = {
+        "not_restored": float(len(lost)),
+        "resumed": difference(straight, resumed),
+        "repeated": difference(trail[HALF - 1], again[HALF - 1]),
+        "ema": ema_error(ctx, trail, straight),
+        "validated": validated(ctx, straight),
+    }
     if (same := same_noise(ctx)) is not None:
         metrics["same_noise"] = same
     if (wrong := selected(ctx, straight)) is not None:
         metrics["selected"] = wrong
-    return Result(metrics, {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {},
-                  absent=tuple(set(MEANING) - set(metrics)))
+    return Result(
+        metrics,
+        {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {},
+        absent=tuple(set(MEANING) - set(metrics)),
+    )
 
 
 def same_noise(ctx: Context) -> float | None:
-    """1 if updates 0 and 1 of the same weights on the same batch have the same loss although it is random; None where it is not."""
+    """1 if updates 0 and 1 of the same weights on the same batch have the same loss although it is
+    random; None where it is not.
+    """
     batch, loss = ctx.batch(0), probe.losses(ctx)
-    one, two = (jax.device_get(loss(ctx.state.params, probe.fixed(ctx), batch, jax.random.key(i))) for i in range(2))
+    one, two = (
+        jax.device_get(loss(ctx.state.params, probe.fixed(ctx), batch, jax.random.key(i)))
+        for i in range(2)
+    )
     if one == two:
         return None
     reported = []
     for step in range(2):
-        _, metrics = ctx.step(probe.copy(ctx.state).replace(step=jnp.int32(step)), batch, jnp.int32(step))
+        _, metrics = ctx.step(
+            probe.copy(ctx.state).replace(step=jnp.int32(step)), batch, jnp.int32(step)
+        )
         reported.append({name: float(v) for name, v in metrics.items() if name.endswith("/loss")})
     return float(reported[0] == reported[1])
 
 
 def trajectory(ctx: Context, state: TrainState, start: int, steps: int) -> tuple[TrainState, list]:
-    """`steps` updates from `state`, and the averaged pair's sources after each of them, on the host."""
+    """`steps` updates from `state`, and the averaged pair's sources after each of them, on the
+    host.
+    """
     state, trail = probe.copy(state), []
     for step in range(start, start + steps):
         state, _ = ctx.step(state, ctx.batch(step), jnp.int32(step))
@@ -73,18 +115,27 @@ def trajectory(ctx: Context, state: TrainState, start: int, steps: int) -> tuple
 
 def leaves(a: PyTree, b: PyTree) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(path, leaf of a, leaf of b)."""
-    return [(jax.tree_util.keystr(path), np.asarray(x), np.asarray(y))
-            for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b))]
+    return [
+        (jax.tree_util.keystr(path), np.asarray(x), np.asarray(y))
+        for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b))
+    ]
 
 
 def difference(a: PyTree, b: PyTree) -> float:
     """Largest difference of a leaf's values, relative to the leaf's largest value."""
-    return max((float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(x).max(), 1e-30)) for _, x, y in leaves(a, b)
-                if x.size and np.isfinite(x).all()), default=0.0)
+    return max(
+        (
+            float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(x).max(), 1e-30))
+            for _, x, y in leaves(a, b)
+            if x.size and np.isfinite(x).all()
+        ),
+        default=0.0,
+    )
 
 
 def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
-    """|EMA - its definition| / |EMA's definition - start|, over all parameters; decay min(d, (1 + t) / (10 + t)).
+    """|EMA - its definition| / |EMA's definition - start|, over all parameters; decay min(d, (1 +
+    t) / (10 + t)).
 
     A movement below 1e-5 of the weights counts as that much: rounding is not the average's fault.
     """
@@ -93,18 +144,32 @@ def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
         values = [dict(jax.tree_util.tree_leaves_with_path(p))[path] for p in trail]
         mean, moves = np.asarray(start, np.float64), 0
         for before, value in zip([start, *values], values):
-            if np.array_equal(before, value) and np.abs(value).max() > 0:      # a group that waits does not tick
+            # a group that waits does not tick
+            if np.array_equal(before, value) and np.abs(value).max() > 0:
                 continue
-            decay = min(ctx.config.ema_decay, (1 + moves) / (10 + moves)) if ctx.config.ema_decay > 0 else 0.0
+            decay = (
+                min(ctx.config.ema_decay, (1 + moves) / (10 + moves))
+                if ctx.config.ema_decay > 0
+                else 0.0
+            )
             mean, moves = decay * mean + (1 - decay) * value, moves + 1
-        found = np.asarray(dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema["params"])))[path], np.float64)
+        found = np.asarray(
+            dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema["params"])))[path],
+            np.float64,
+        )
         wrong += float(((found - mean) ** 2).sum())
-        top += float(np.maximum(np.square(mean - start), np.square(1e-5 * np.asarray(start, np.float64))).sum())
+        top += float(
+            np.maximum(
+                np.square(mean - start), np.square(1e-5 * np.asarray(start, np.float64))
+            ).sum()
+        )
     return float(np.sqrt(wrong / max(top, 1e-30)))
 
 
 def validated(ctx: Context, state: TrainState) -> float:
-    """Relative difference between what validation reports and the score of the weights that the config names."""
+    """Relative difference between what validation reports and the score of the weights that the
+    config names.
+    """
     if ctx.dataset.sizes["val"] == 0:
         return 0.0
     examples, name = ctx.config.preflight.examples, ctx.config.checkpoint.best_metric
@@ -114,13 +179,24 @@ def validated(ctx: Context, state: TrainState) -> float:
 
 
 def selected(ctx: Context, state: TrainState) -> float | None:
-    """1 unless training keeps the score of a prediction that misses its target by a thousandth of its variation, and not today's."""
-    host = ctx.batches("val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size)[0]
+    """1 unless training keeps the score of a prediction that misses its target by a thousandth of
+    its variation, and not today's.
+    """
+    host = ctx.batches(
+        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
+    )[0]
     if "target" not in host or not ctx.dataset.sizes["val"]:
         return None
-    weights, name = probe.pair(state, ctx.config.evaluate.weights), ctx.config.checkpoint.best_metric
+    weights, name = (
+        probe.pair(state, ctx.config.evaluate.weights),
+        ctx.config.checkpoint.best_metric,
+    )
     perfect = ctx.task.summarize(probe.against_itself(ctx, *weights, ctx.put(host), 1e-3)[0])[name]
     today = ctx.score(*weights, "val", ctx.config.preflight.examples)[0][name]
     if abs(perfect - today) <= ctx.config.early_stopping.min_delta:
         return None
-    return float(not ctx.better(perfect, today) or ctx.better(today, perfect) or ctx.better(float("nan"), today))
+    return float(
+        not ctx.better(perfect, today)
+        or ctx.better(today, perfect)
+        or ctx.better(float("nan"), today)
+    )

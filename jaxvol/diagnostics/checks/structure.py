@@ -1,7 +1,9 @@
-"""What the network is, measured from outside: nonlinear, all blocks at work, able to give the target's values, blind to the batch.
+"""What the network is, measured from outside: nonlinear, all blocks at work, able to give the
+target's values, blind to the batch.
 
 Everything is read off predictions with the raw weights of the start, on validation examples.
 """
+
 from __future__ import annotations
 
 import jax
@@ -13,37 +15,72 @@ from jaxvol.types import Context, Result
 
 RANK = 40
 MEANING = {
-    "nonlinearity": ("|f(a) + f(b) - f(a + b) - f(0)| relative to |f(a) - f(0)|",
-                     "the model is affine: its activations are missing or switched off"),
-    "idle_blocks": ("blocks whose removal does not change the output", "a block's output is dropped, or its scale is zero for good"),
-    "weakest_block": ("change of the output when the weakest block is taken out, relative to its size",
-                      "a block does next to nothing: check its initialisation and its skip"),
-    "range_low": ("share of the target below everything that the output layer can give",
-                  "the output is bounded (ReLU, tanh, norm after the head): use a linear head or another normaliser"),
-    "range_high": ("share of the target above everything that the output layer can give",
-                   "the output is bounded (tanh, norm after the head): use a linear head or another normaliser"),
-    "idle_weights": ("share of the weights whose change leaves the output exactly as it was",
-                     "these parameters are never used: a branch is missing, or a table is not part of the optimised tree"),
-    "batch_leak": ("change of an example's output when the others of its batch change, relative to its size",
-                   "examples talk to each other: a mean over the batch, or batch statistics at evaluation"),
-    "mode_gap": ("change of a prediction from one call to the next, or when the config's dropout is set to 0, relative to its size",
-                 "dropout or another random choice is active at evaluation"),
-    "position": ("difference between the outputs for a shifted periodic input and the shifted output, relative to its variation",
-                 "the model knows where it is in a box that has no places: coordinates or patches; augment with shifts"),
-    "reach": ("voxels that one input voxel can influence, as a share of all", "the receptive field is too small for the structures"),
-    "pretrained_moved": ("difference between the weights of the source and those that training starts from, relative",
-                         "pretrained weights are initialised again after they were loaded"),
+    "nonlinearity": (
+        "|f(a) + f(b) - f(a + b) - f(0)| relative to |f(a) - f(0)|",
+        "the model is affine: its activations are missing or switched off",
+    ),
+    "idle_blocks": (
+        "blocks whose removal does not change the output",
+        "a block's output is dropped, or its scale is zero for good",
+    ),
+    "weakest_block": (
+        "change of the output when the weakest block is taken out, relative to its size",
+        "a block does next to nothing: check its initialisation and its skip",
+    ),
+    "range_low": (
+        "share of the target below everything that the output layer can give",
+        "the output is bounded (ReLU, tanh, norm after the head): use a linear head or another "
+        "normaliser",
+    ),
+    "range_high": (
+        "share of the target above everything that the output layer can give",
+        "the output is bounded (tanh, norm after the head): use a linear head or another "
+        "normaliser",
+    ),
+    "idle_weights": (
+        "share of the weights whose change leaves the output exactly as it was",
+        "these parameters are never used: a branch is missing, or a table is not part of the "
+        "optimised tree",
+    ),
+    "batch_leak": (
+        "change of an example's output when the others of its batch change, relative to its size",
+        "examples talk to each other: a mean over the batch, or batch statistics at evaluation",
+    ),
+    "mode_gap": (
+        "change of a prediction from one call to the next, or when the config's dropout is set to "
+        "0, relative to its size",
+        "dropout or another random choice is active at evaluation",
+    ),
+    "position": (
+        "difference between the outputs for a shifted periodic input and the shifted output, "
+        "relative to its variation",
+        "the model knows where it is in a box that has no places: coordinates or patches; augment "
+        "with shifts",
+    ),
+    "reach": (
+        "voxels that one input voxel can influence, as a share of all",
+        "the receptive field is too small for the structures",
+    ),
+    "pretrained_moved": (
+        "difference between the weights of the source and those that training starts from, "
+        "relative",
+        "pretrained weights are initialised again after they were loaded",
+    ),
 }
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"      # volumes only
+    return config.task.name != "physics"  # volumes only
 
 
 def diagnose(ctx: Context) -> Result:
-    """All metrics of MEANING; `position` only for periodic boxes, `pretrained_moved` only with init_from."""
+    """All metrics of MEANING; `position` only for periodic boxes, `pretrained_moved` only with
+    init_from.
+    """
     params, extra = probe.pair(ctx.state, "raw")
-    host = ctx.batches("val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size)[0]
+    host = ctx.batches(
+        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
+    )[0]
     batch = {name: x for name, x in ctx.put(host).items() if not name.startswith("_")}
     if "input" not in batch or "target" not in batch:
         return Result(skip="the batch has no 'input' and 'target'")
@@ -51,23 +88,38 @@ def diagnose(ctx: Context) -> Result:
 
     def f(x) -> np.ndarray:
         return np.asarray(jax.device_get(forward(params, extra, {**batch, "input": x})), np.float64)
+
     x = batch["input"]
     y = f(x)
     scale = max(float(np.sqrt(((y - y.mean()) ** 2).mean())), 1e-12)
-    metrics = {"nonlinearity": nonlinearity(f, x), "mode_gap": float(max(np.abs(f(x) - y).max(), np.abs(undropped(ctx, params, extra, batch) - y).max())) / scale,
-               "reach": reach(f, x), **output_range(ctx, batch)}
+    metrics = {
+        "nonlinearity": nonlinearity(f, x),
+        "mode_gap": float(
+            max(np.abs(f(x) - y).max(), np.abs(undropped(ctx, params, extra, batch) - y).max())
+        )
+        / scale,
+        "reach": reach(f, x),
+        **output_range(ctx, batch),
+    }
     if len(x) > 1:
         other = jnp.concatenate([x[:1], jnp.flip(x[1:], 2) * 1.5 + 0.3])
         metrics["batch_leak"] = float(np.abs(f(other)[0] - y[0]).max()) / scale
     if any(ctx.spec.periodic):
-        shift = tuple(n // 2 if wraps and n > 2 else 0 for n, wraps in zip(x.shape[1:4], ctx.spec.periodic))
+        shift = tuple(
+            n // 2 if wraps and n > 2 else 0 for n, wraps in zip(x.shape[1:4], ctx.spec.periodic)
+        )
         moved = f(jnp.roll(x, shift, (1, 2, 3)))
-        metrics["position"] = float(np.sqrt(((moved - np.roll(y, shift, (1, 2, 3))) ** 2).mean())) / scale
+        metrics["position"] = (
+            float(np.sqrt(((moved - np.roll(y, shift, (1, 2, 3))) ** 2).mean())) / scale
+        )
     blocks = probe.modules(ctx)
     table = ablation(ctx, blocks, batch, scale)
     if table:
         effects = [row["change"] for row in table]
-        metrics |= {"idle_blocks": float(sum(e == 0 for e in effects)), "weakest_block": min(effects)}
+        metrics |= {
+            "idle_blocks": float(sum(e == 0 for e in effects)),
+            "weakest_block": min(effects),
+        }
     metrics["idle_weights"], idle = idle_weights(ctx, batch)
     if ctx.config.init_from:
         metrics["pretrained_moved"] = pretrained_moved(ctx)
@@ -89,7 +141,11 @@ def nonlinearity(f, x) -> float:
 
 def undropped(ctx: Context, params, extra, batch) -> np.ndarray:
     """The prediction of a model without any dropout, which is what evaluation has to give."""
-    rates = {f"model.{name}": 0.0 for name in ctx.config.model if "dropout" in name and ctx.config.model[name] > 0}
+    rates = {
+        f"model.{name}": 0.0
+        for name in ctx.config.model
+        if "dropout" in name and ctx.config.model[name] > 0
+    }
     forward = jax.jit(ctx.retask(rates).predict) if rates else probe.predict(ctx)
     return np.asarray(jax.device_get(forward(params, extra, batch)), np.float64)
 
@@ -102,7 +158,9 @@ def reach(f, x) -> float:
 
 
 def output_range(ctx: Context, batch) -> dict[str, float]:
-    """Can the output layer give the target's values?  Its input is scaled up and down a thousand times in all directions."""
+    """Can the output layer give the target's values?  Its input is scaled up and down a thousand
+    times in all directions.
+    """
     params, extra = probe.pair(ctx.state, "raw")
     forward, target = probe.predict(ctx), np.asarray(batch["target"])
     low, high = np.inf, -np.inf
@@ -110,7 +168,10 @@ def output_range(ctx: Context, batch) -> dict[str, float]:
     rng = np.random.default_rng(0)
     for factor in (1.0, 10.0):
         for _ in range(2):
-            tried = [v * factor + 0.1 * factor * jnp.asarray(rng.normal(size=v.shape), v.dtype) for v in leaves]
+            tried = [
+                v * factor + 0.1 * factor * jnp.asarray(rng.normal(size=v.shape), v.dtype)
+                for v in leaves
+            ]
             y = np.asarray(forward(jax.tree.unflatten(treedef, tried), extra, batch))
             y = y[np.isfinite(y)]
             low, high = min(low, y.min(initial=np.inf)), max(high, y.max(initial=-np.inf))
@@ -118,41 +179,68 @@ def output_range(ctx: Context, batch) -> dict[str, float]:
 
 
 def ablation(ctx: Context, blocks: list, batch, scale: float) -> list[dict]:
-    """Change of the output, relative to its variation, when a submodule is replaced by the identity or zero."""
+    """Change of the output, relative to its variation, when a submodule is replaced by the identity
+    or zero.
+    """
     if not blocks:
         return []
-    forward, (params, extra) = probe.gated(ctx, blocks, often=len(blocks) > 8), probe.pair(ctx.state, "raw")
+    forward, (params, extra) = (
+        probe.gated(ctx, blocks, often=len(blocks) > 8),
+        probe.pair(ctx.state, "raw"),
+    )
     whole = np.asarray(forward(params, extra, batch, jnp.ones(len(blocks))), np.float64)
     rows = []
     for i, path in enumerate(blocks):
-        without = np.asarray(forward(params, extra, batch, jnp.ones(len(blocks)).at[i].set(0)), np.float64)
-        rows.append({"block": "/".join(path), "change": float(np.sqrt(((without - whole) ** 2).mean())) / scale})
+        without = np.asarray(
+            forward(params, extra, batch, jnp.ones(len(blocks)).at[i].set(0)), np.float64
+        )
+        rows.append(
+            {
+                "block": "/".join(path),
+                "change": float(np.sqrt(((without - whole) ** 2).mean())) / scale,
+            }
+        )
     return rows
 
 
 def idle_weights(ctx: Context, batch) -> tuple[float, list[str]]:
-    """Share of the weights in arrays to which the output has no derivative at all, and their names; along a random cotangent."""
+    """Share of the weights in arrays to which the output has no derivative at all, and their names;
+    along a random cotangent.
+    """
     params, extra = probe.pair(ctx.state, "raw")
 
     def total(p, cotangent):
         return jnp.vdot(ctx.task.predict(p, extra, batch), cotangent)
+
     shape = jax.eval_shape(ctx.task.predict, params, extra, batch)
     rng = np.random.default_rng(1)
-    grads = jax.jit(jax.grad(total), compiler_options=probe.quick())(params, jnp.asarray(rng.normal(size=shape.shape), shape.dtype))
+    grads = jax.jit(jax.grad(total), compiler_options=probe.quick())(
+        params, jnp.asarray(rng.normal(size=shape.shape), shape.dtype)
+    )
     predicting = predicting_groups(ctx, grads)
-    silent = [path for path, leaf in jax.tree_util.tree_leaves_with_path(predicting) if not np.any(np.asarray(leaf))]
+    silent = [
+        path
+        for path, leaf in jax.tree_util.tree_leaves_with_path(predicting)
+        if not np.any(np.asarray(leaf))
+    ]
     idle = [(jax.tree_util.keystr(path), size) for path, size in really_idle(ctx, batch, silent)]
-    return sum(n for _, n in idle) / max(sum(x.size for x in jax.tree.leaves(predicting)), 1), [name for name, _ in idle]
+    return sum(n for _, n in idle) / max(sum(x.size for x in jax.tree.leaves(predicting)), 1), [
+        name for name, _ in idle
+    ]
 
 
 def really_idle(ctx: Context, batch, silent: list) -> list[tuple]:
-    """(path, size) of the arrays without a derivative that may be changed without changing the output."""
+    """(path, size) of the arrays without a derivative that may be changed without changing the
+    output.
+    """
     params, extra = probe.pair(ctx.state, "raw")
     forward = probe.predict(ctx)
     whole, rng, found = np.asarray(forward(params, extra, batch)), np.random.default_rng(2), []
     for path in silent:
         other = jax.tree_util.tree_map_with_path(
-            lambda at, v: v + jnp.asarray(rng.normal(size=v.shape), v.dtype) if at == path else v, params)
+            lambda at, v: v + jnp.asarray(rng.normal(size=v.shape), v.dtype) if at == path else v,
+            params,
+        )
         if np.array_equal(whole, np.asarray(forward(other, extra, batch))):
             found.append((path, dict(jax.tree_util.tree_leaves_with_path(params))[path].size))
     return found
@@ -160,12 +248,18 @@ def really_idle(ctx: Context, batch, silent: list) -> list[tuple]:
 
 def predicting_groups(ctx: Context, grads: dict) -> dict:
     """Groups with any influence on the prediction: a discriminator has none by design."""
-    found = {group: tree for group, tree in grads.items() if any(np.any(np.asarray(v)) for v in jax.tree.leaves(tree))}
+    found = {
+        group: tree
+        for group, tree in grads.items()
+        if any(np.any(np.asarray(v)) for v in jax.tree.leaves(tree))
+    }
     return found or grads
 
 
 def pretrained_moved(ctx: Context) -> float:
-    """Largest relative difference between the state's parameters and the averages that were loaded with them."""
+    """Largest relative difference between the state's parameters and the averages that were loaded
+    with them.
+    """
     pairs = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.state.ema["params"]))
     same = max(float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-30)) for a, b in pairs)
     fresh = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.init().params))

@@ -1,4 +1,7 @@
-"""Tiled prediction of large volumes: a tiled identity is the volume, every voxel is covered, tiles agree with the whole."""
+"""Tiled prediction of large volumes: a tiled identity is the volume, every voxel is covered, tiles
+agree with the whole.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -12,20 +15,30 @@ from jaxvol.types import Context, Result
 RANK = 56
 OVERLAP = 0.5
 MEANING = {
-    "identity": ("error of a tiled identity, relative", "tiles are cut, placed or weighted wrongly: predictions of large volumes are wrong"),
+    "identity": (
+        "error of a tiled identity, relative",
+        "tiles are cut, placed or weighted wrongly: predictions of large volumes are wrong",
+    ),
     "uncovered": ("voxels that no tile covers", "predict.overlap or predict.tile leaves holes"),
-    "smallest_weight": ("smallest weight of a tile's voxels", "a weight is zero or negative: corners would be divided by zero"),
-    "moved": ("error of tiling a function that only sees its own voxel, relative to its variation",
-              "tiles come back at another place than they were cut from"),
+    "smallest_weight": (
+        "smallest weight of a tile's voxels",
+        "a weight is zero or negative: corners would be divided by zero",
+    ),
+    "moved": (
+        "error of tiling a function that only sees its own voxel, relative to its variation",
+        "tiles come back at another place than they were cut from",
+    ),
 }
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"      # volumes only
+    return config.task.name != "physics"  # volumes only
 
 
 def diagnose(ctx: Context) -> Result:
-    """The tile of `config.predict`, or half of the training volume; the volume is a training input."""
+    """The tile of `config.predict`, or half of the training volume; the volume is a
+    training input.
+    """
     x = np.asarray(ctx.batch(0)["input"])[0].astype(np.float64)
     asked = tuple(ctx.config.predict.tile)
     tile = asked or tuple(max(n // 2, 1) for n in x.shape[:3])
@@ -35,13 +48,20 @@ def diagnose(ctx: Context) -> Result:
     bent = window.sliding(np.tanh, x, tile, overlap, wrap)
     covered = np.zeros(x.shape[:3], bool)
     for corner in window.positions(x.shape[:3], tile, overlap, wrap):
-        at = np.ix_(*[np.arange(c, c + t) % n if w else np.arange(c, min(c + t, n)) for c, t, n, w in
-                      zip(corner, tile, x.shape, wrap)])
+        at = np.ix_(
+            *[
+                np.arange(c, c + t) % n if w else np.arange(c, min(c + t, n))
+                for c, t, n, w in zip(corner, tile, x.shape, wrap)
+            ]
+        )
         covered[at] = True
     size = max(float(np.abs(x).max()), 1e-30)
-    metrics = {"identity": float(np.abs(same - x).max()) / size, "uncovered": float((~covered).sum()),
-               "smallest_weight": float(window.gaussian(tile).min()),
-               "moved": float(np.abs(bent - np.tanh(x)).max() / max(np.tanh(x).std(), 1e-30))}
+    metrics = {
+        "identity": float(np.abs(same - x).max()) / size,
+        "uncovered": float((~covered).sum()),
+        "smallest_weight": float(window.gaussian(tile).min()),
+        "moved": float(np.abs(bent - np.tanh(x)).max() / max(np.tanh(x).std(), 1e-30)),
+    }
     tables = {}
     if agreement := compare(ctx, x, tile, overlap):
         tables["tiles against the whole volume"] = agreement
@@ -54,10 +74,29 @@ def compare(ctx: Context, x: np.ndarray, tile: tuple[int, ...], overlap: float) 
     forward = probe.predict(ctx)
 
     def call(v: np.ndarray) -> np.ndarray:
-        return np.asarray(jax.device_get(forward(params, extra, {"input": jnp.asarray(v[None], jnp.float32)})))[0]
+        return np.asarray(
+            jax.device_get(forward(params, extra, {"input": jnp.asarray(v[None], jnp.float32)}))
+        )[0]
+
     try:
-        whole, tiled = call(x), window.sliding(call, x.astype(np.float32), tile, overlap, ctx.spec.wrap)
-    except Exception as error:           # a model may not take a volume of the tile's size: that is worth a line, not an alarm
-        return [{"tile": str(tile), "difference": "not predicted", "why": str(error).splitlines()[0][:200]}]
+        whole, tiled = (
+            call(x),
+            window.sliding(call, x.astype(np.float32), tile, overlap, ctx.spec.wrap),
+        )
+    # a model may not take a volume of the tile's size: that is worth a line, not an alarm
+    except Exception as error:
+        return [
+            {
+                "tile": str(tile),
+                "difference": "not predicted",
+                "why": str(error).splitlines()[0][:200],
+            }
+        ]
     gap = float(np.sqrt(((tiled - whole) ** 2).mean()) / max(whole.std(), 1e-12))
-    return [{"tile": str(tile), "difference": gap, "why": "relative to the variation of the whole prediction"}]
+    return [
+        {
+            "tile": str(tile),
+            "difference": gap,
+            "why": "relative to the variation of the whole prediction",
+        }
+    ]

@@ -1,4 +1,7 @@
-"""Encoder and decoder meet where they left: nothing is displaced, the output has its range, running statistics follow."""
+"""Encoder and decoder meet where they left: nothing is displaced, the output has its range, running
+statistics follow.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -11,13 +14,22 @@ from jaxvol.types import Context, Result
 RANK = 42
 POINTS = 4
 MEANING = {
-    "displacement": ("voxels between a change of the input and the middle of what the coarse grids make of it, mean over places",
-                     "up-sampled features and skips do not meet: one-sided crop or padding"),
+    "displacement": (
+        "voxels between a change of the input and the middle of what the coarse grids make of it, "
+        "mean over places",
+        "up-sampled features and skips do not meet: one-sided crop or padding",
+    ),
     "strided_displacement": (
-        "the same where convolutions of stride 2 sit on even voxels, which moves each coarser grid by half a voxel of the finer one",
-        "up-sampled features and skips do not meet by more than the published layout makes them; layout='residual' has no such shift"),
-    "stats_moved": ("change of the running statistics over the first updates, relative",
-                    "running mean and variance stay at their initial values: evaluation normalises with the wrong numbers"),
+        "the same where convolutions of stride 2 sit on even voxels, which moves each coarser grid "
+        "by half a voxel of the finer one",
+        "up-sampled features and skips do not meet by more than the published layout makes them; "
+        "layout='residual' has no such shift",
+    ),
+    "stats_moved": (
+        "change of the running statistics over the first updates, relative",
+        "running mean and variance stay at their initial values: evaluation normalises with the "
+        "wrong numbers",
+    ),
 }
 
 
@@ -26,7 +38,9 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """Responses to single voxels that come through the coarse grids, with the weights of the start; running statistics."""
+    """Responses to single voxels that come through the coarse grids, with the weights of the start;
+    running statistics.
+    """
     state, _ = probe.short_run(ctx)
     metrics, table = {}, []
     coarse = first_coarse(ctx)
@@ -35,49 +49,87 @@ def diagnose(ctx: Context) -> Result:
         mean = np.mean([offset(ctx, forward, seed) for seed in range(POINTS)], 0)
         centred = ctx.config.model.name == "vnet" and ctx.config.model.layout == "residual"
         metrics["displacement" if centred else "strided_displacement"] = float(np.abs(mean).max())
-        table = [{"axis": axis, "mean displacement (voxels)": value} for axis, value in zip("DHW", mean)]
+        table = [
+            {"axis": axis, "mean displacement (voxels)": value} for axis, value in zip("DHW", mean)
+        ]
     before, after = (running(s) for s in (ctx.state, state))
     if before:
-        metrics["stats_moved"] = min(float(jnp.abs(after[path] - before[path]).max()) for path in before)
-    return Result(metrics, {"response to single voxels": table}, absent=tuple(set(MEANING) - set(metrics)))
+        metrics["stats_moved"] = min(
+            float(jnp.abs(after[path] - before[path]).max()) for path in before
+        )
+    return Result(
+        metrics, {"response to single voxels": table}, absent=tuple(set(MEANING) - set(metrics))
+    )
 
 
 def first_coarse(ctx: Context) -> tuple[str, ...] | None:
-    """The first submodule whose output has fewer voxels along an axis than its input: all that is coarser comes through it."""
-    return next((path for path, (given, gives) in probe.shapes(ctx).items()
-                 if len(given) == len(gives) == 5 and any(m < n for m, n in zip(gives[1:4], given[1:4]))), None)
+    """The first submodule whose output has fewer voxels along an axis than its input: all that is
+    coarser comes through it.
+    """
+    return next(
+        (
+            path
+            for path, (given, gives) in probe.shapes(ctx).items()
+            if len(given) == len(gives) == 5 and any(m < n for m, n in zip(gives[1:4], given[1:4]))
+        ),
+        None,
+    )
 
 
 def running(state) -> dict:
     """Running means and variances by path."""
-    return {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.extra["stats"])
-            if path[-1].key in ("mean", "var")}
+    return {
+        path: leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.extra["stats"])
+        if path[-1].key in ("mean", "var")
+    }
 
 
 def offset(ctx: Context, forward, seed: int) -> np.ndarray:
     """Displacement of the response around a random inner voxel, in voxels along D, H, W.
 
-    Measured twice: with the weights, and in a mirror, with mirrored kernels, input and voxel.  What single kernels prefer is
-    opposite in the two and drops out of their mean; a network that displaces features does so in both.
+    Measured twice: with the weights, and in a mirror, with mirrored kernels, input and voxel.  What
+    single kernels prefer is opposite in the two and drops out of their mean; a network that
+    displaces features does so in both.
     """
     batch, (params, extra) = ctx.batch(seed), probe.pair(ctx.state, "raw")
     shape = np.array(batch["input"].shape[1:4])
     at = np.random.default_rng(seed).integers(shape // 4, shape - shape // 4)
     mirrored = jax.tree.map(lambda p: jnp.flip(p, (0, 1, 2)) if p.ndim == 5 else p, params)
     turned = {**batch, "input": jnp.flip(batch["input"], (1, 2, 3))}
-    return (centroid(ctx, forward, params, extra, batch, at) + centroid(ctx, forward, mirrored, extra, turned, shape - 1 - at)) / 2
+    return (
+        centroid(ctx, forward, params, extra, batch, at)
+        + centroid(ctx, forward, mirrored, extra, turned, shape - 1 - at)
+    ) / 2
 
 
 def centroid(ctx: Context, forward, params, extra, batch, at: np.ndarray) -> np.ndarray:
-    """Centroid of the squared response to a change of the voxel `at`, relative to it; only what the coarse grids add."""
+    """Centroid of the squared response to a change of the voxel `at`, relative to it; only what the
+    coarse grids add.
+    """
     shape, change = batch["input"].shape[1:4], 0.0
     for gate, sign in ((1, 1), (0, -1)):
-        y = [np.asarray(forward(params, extra, {**batch, "input": batch["input"].at[(slice(None), *at)].add(s)}, jnp.full(1, gate)), np.float64)
-             for s in (1.0, -1.0)]
+        y = [
+            np.asarray(
+                forward(
+                    params,
+                    extra,
+                    {**batch, "input": batch["input"].at[(slice(None), *at)].add(s)},
+                    jnp.full(1, gate),
+                ),
+                np.float64,
+            )
+            for s in (1.0, -1.0)
+        ]
         change = change + sign * (y[0] - y[1])
-    power = (change ** 2).sum((0, -1))
-    grids = np.meshgrid(*[(np.arange(n) - c + n // 2) % n - n // 2 if wraps else np.arange(n) - c
-                          for n, c, wraps in zip(shape, at, ctx.spec.periodic)], indexing="ij")
+    power = (change**2).sum((0, -1))
+    grids = np.meshgrid(
+        *[
+            (np.arange(n) - c + n // 2) % n - n // 2 if wraps else np.arange(n) - c
+            for n, c, wraps in zip(shape, at, ctx.spec.periodic)
+        ],
+        indexing="ij",
+    )
     near = np.all([np.abs(g) <= 6 for g in grids], 0)
     total = max(float(power[near].sum()), 1e-300)
     return np.array([float((power[near] * g[near]).sum()) / total for g in grids])

@@ -1,8 +1,11 @@
-"""Planted faults: each makes a healthy run (configs/healthy.py) sick in one way, and names the check that has to say so first.
+"""Planted faults: each makes a healthy run (configs/healthy.py) sick in one way, and names the
+check that has to say so first.
 
-A fault is a function of its strength that returns the config overrides and the patches that make it; what it patches is a public
-function or a method of the package, as somebody's mistake would.  Strengths are ordered from the weakest to the strongest.
+A fault is a function of its strength that returns the config overrides and the patches that make
+it; what it patches is a public function or a method of the package, as somebody's mistake would.
+Strengths are ordered from the weakest to the strongest.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,12 +27,13 @@ from configs import healthy
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """A mistake, the healthy run it is made in, and what has to notice it."""
+
     name: str
-    run: str                                  # variant of configs/healthy.py
-    check: str                                # has to be red, and the first that is
-    strengths: tuple                          # weakest first
-    plant: Callable[[Any], tuple]             # strength -> (config overrides, patches)
-    consequences: tuple[str, ...] = ()        # checks that may be red as well
+    run: str  # variant of configs/healthy.py
+    check: str  # has to be red, and the first that is
+    strengths: tuple  # weakest first
+    plant: Callable[[Any], tuple]  # strength -> (config overrides, patches)
+    consequences: tuple[str, ...] = ()  # checks that may be red as well
 
 
 def config_of(run: str, seed: int = 0, overrides: dict[str, Any] | None = None) -> ConfigDict:
@@ -41,8 +45,12 @@ def config_of(run: str, seed: int = 0, overrides: dict[str, Any] | None = None) 
 
 
 @contextlib.contextmanager
-def planted(fault: Fault, strength: Any, mesh: Mesh, folder: Path, seed: int = 0) -> Iterator[Context]:
-    """The Context of the sick run; the patches hold as long as the block, so that every check sees them."""
+def planted(
+    fault: Fault, strength: Any, mesh: Mesh, folder: Path, seed: int = 0
+) -> Iterator[Context]:
+    """The Context of the sick run; the patches hold as long as the block, so that every check sees
+    them.
+    """
     overrides, patches = fault.plant(strength)
     config = config_of(fault.run, seed, overrides)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,7 @@
-"""Faults that were written after the limits had been frozen (jaxvol/config/limits.py): how well the checks do on what they were not made for."""
+"""Faults that were written after the limits had been frozen (jaxvol/config/limits.py): how well the
+checks do on what they were not made for.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -17,21 +20,28 @@ from launch.campaigns.planted.training import optimizer
 
 def tailed(power: float):
     """The input's normaliser leaves a tail: values are raised to a power."""
+
     def make(normalised):
         def faulty(example, spec, dtype):
             example = normalised(example, spec, dtype)
             x = example["input"]
             return {**example, "input": (np.sign(x) * np.abs(x) ** power).astype(dtype)}
+
         return faulty
+
     return [replaced(pipeline, "_normalise", make)]
 
 
 def unrelated(share: float):
     """Targets that are noise, mixed with the true ones."""
+
     def change(example, split, index, read):
         noise = np.random.default_rng(index).normal(size=example["target"].shape).astype(np.float32)
-        example["target"] = (1 - share) * example["target"] + share * noise * example["target"].std()
+        example["target"] = (1 - share) * example["target"] + share * noise * example[
+            "target"
+        ].std()
         return example
+
     return source(change)
 
 
@@ -42,89 +52,199 @@ def gate(gain: float):
 
 def sign(factor: float):
     """The update goes uphill, or is scaled."""
+
     def change(update):
         def faulty(grads, state, params, **arguments):
             updates, new = update(grads, state, params, **arguments)
             return jax.tree.map(lambda u: factor * u, updates), new
+
         return faulty
+
     return optimizer(change)
 
 
 def half_batch(share: float):
     """The loss reads the first part of the batch only."""
+
     def make(terms):
         def faulty(config, spec):
             rows = terms(config, spec)
+
             def part(value):
                 read = max(int(share * value.shape[0]), 1)
-                return jnp.where(jnp.arange(value.shape[0]) < read, value * value.shape[0] / read, 0)
-            return lambda pred, batch: {name: part(value) for name, value in rows(pred, batch).items()}
+                return jnp.where(
+                    jnp.arange(value.shape[0]) < read, value * value.shape[0] / read, 0
+                )
+
+            return lambda pred, batch: {
+                name: part(value) for name, value in rows(pred, batch).items()
+            }
+
         return faulty
+
     return [replaced(scoring, "terms", make)]
 
 
 def lazy_generator(group: str):
     """One player of the GAN does not move."""
+
     def make(build):
         def faulty(config, own, steps):
             rule = build(config, own, steps)
             if own != group:
                 return rule
-            return rule._replace(update=lambda g, s, p, **k: (lambda u, n: (jax.tree.map(jnp.zeros_like, u), n))(*rule.update(g, s, p, **k)))
+            return rule._replace(
+                update=lambda g, s, p, **k: (lambda u, n: (jax.tree.map(jnp.zeros_like, u), n))(
+                    *rule.update(g, s, p, **k)
+                )
+            )
+
         return faulty
+
     return [replaced(optim, "make", make)]
 
 
 def wrong_pairs(order: str):
     """The discriminator is shown pairs that are put together wrongly."""
+
     def make(pair):
-        return lambda x, y, balance: pair(y, x, balance) if order == "exchanged" else pair(x, x, balance)
+        return lambda x, y, balance: (
+            pair(y, x, balance) if order == "exchanged" else pair(x, x, balance)
+        )
+
     return [replaced(adversarial, "pair", make)]
 
 
 def statistics_of_the_batch(kind: str):
     """Evaluation normalises with the statistics of its own batch."""
+
     def patch(old):
         def faulty(self, x, train):
             if train or self.is_initializing():
                 return old(self, x, train)
             mean = x.mean((0, 1, 2, 3))
             return mean, jnp.square(x - mean).mean((0, 1, 2, 3))
+
         return faulty
+
     return [replaced(layers.Norm, "running", patch)]
 
 
 def other_prediction(change):
     """What is scored and returned is change(normalised, physical prediction)."""
+
     def make(network):
         def faulty(config, spec, model, group):
             predict = network(config, spec, model, group)
             return lambda params, extra, batch: change(*predict(params, extra, batch))
+
         return faulty
+
     return [replaced(scoring, "network", make)]
 
 
 def old_average(lag: int):
     """The averages are updated with the weights of before the step."""
+
     def make(average):
         def faulty(pair, ema, decay, updates, moved):
-            return average(jax.tree.map(lambda p, e: e + (p - e) / lag, pair, ema), ema, decay, updates, moved)
+            return average(
+                jax.tree.map(lambda p, e: e + (p - e) / lag, pair, ema), ema, decay, updates, moved
+            )
+
         return faulty
+
     return [replaced(step, "average", make)]
 
 
 FAULTS = (
-    Fault("values with a long tail", "fno", "data", (5.0, 9.0), lambda s: ({}, tailed(s)), ("numerics", "overfit", "gradients")),
-    Fault("targets that are noise", "fno", "data", (0.9, 1.0), lambda s: ({}, unrelated(s)), ("baselines", "prediction", "overfit")),
-    Fault("coarse grids cut off", "vnet", "structure", (0.0,), lambda s: ({}, gate(s)), ("gradients", "vnet")),
-    Fault("update uphill", "fno", "gradients", (-1.0,), lambda s: ({}, sign(s)), ("overfit", "lr_range", "baselines", "prediction", "numerics")),
-    Fault("updates of half the size", "fno", "gradients", (0.5, 0.01), lambda s: ({}, sign(s)), ("overfit", "prediction")),
-    Fault("half of the batch is read", "fno", "numerics", (0.5,), lambda s: ({}, half_batch(s)), ("gradients",)),
-    Fault("generator that does not move", "pix2pixcc", "gradients", ("gen",), lambda s: ({}, lazy_generator(s)), ("adversarial", "overfit", "prediction")),
-    Fault("wrong pairs for the discriminator", "pix2pixcc", "adversarial", ("exchanged", "input twice"), lambda s: ({}, wrong_pairs(s)), ("gradients",)),
-    Fault("evaluation with the batch's statistics", "vnet-batch", "structure", ("batch",), lambda s: ({}, statistics_of_the_batch(s)), ("vnet",)),
-    Fault("metrics in other units", "fno", "prediction", (0.5, 0.1), lambda s: ({}, other_prediction(lambda y, physical: (y, s * physical))), ("baselines", "state")),
-    Fault("prediction clipped", "fno", "structure", (1.0, 0.3), lambda s: (
-        {}, other_prediction(lambda y, physical: (jnp.clip(y, -s, s), physical))), ("prediction", "overfit")),
+    Fault(
+        "values with a long tail",
+        "fno",
+        "data",
+        (5.0, 9.0),
+        lambda s: ({}, tailed(s)),
+        ("numerics", "overfit", "gradients"),
+    ),
+    Fault(
+        "targets that are noise",
+        "fno",
+        "data",
+        (0.9, 1.0),
+        lambda s: ({}, unrelated(s)),
+        ("baselines", "prediction", "overfit"),
+    ),
+    Fault(
+        "coarse grids cut off",
+        "vnet",
+        "structure",
+        (0.0,),
+        lambda s: ({}, gate(s)),
+        ("gradients", "vnet"),
+    ),
+    Fault(
+        "update uphill",
+        "fno",
+        "gradients",
+        (-1.0,),
+        lambda s: ({}, sign(s)),
+        ("overfit", "lr_range", "baselines", "prediction", "numerics"),
+    ),
+    Fault(
+        "updates of half the size",
+        "fno",
+        "gradients",
+        (0.5, 0.01),
+        lambda s: ({}, sign(s)),
+        ("overfit", "prediction"),
+    ),
+    Fault(
+        "half of the batch is read",
+        "fno",
+        "numerics",
+        (0.5,),
+        lambda s: ({}, half_batch(s)),
+        ("gradients",),
+    ),
+    Fault(
+        "generator that does not move",
+        "pix2pixcc",
+        "gradients",
+        ("gen",),
+        lambda s: ({}, lazy_generator(s)),
+        ("adversarial", "overfit", "prediction"),
+    ),
+    Fault(
+        "wrong pairs for the discriminator",
+        "pix2pixcc",
+        "adversarial",
+        ("exchanged", "input twice"),
+        lambda s: ({}, wrong_pairs(s)),
+        ("gradients",),
+    ),
+    Fault(
+        "evaluation with the batch's statistics",
+        "vnet-batch",
+        "structure",
+        ("batch",),
+        lambda s: ({}, statistics_of_the_batch(s)),
+        ("vnet",),
+    ),
+    Fault(
+        "metrics in other units",
+        "fno",
+        "prediction",
+        (0.5, 0.1),
+        lambda s: ({}, other_prediction(lambda y, physical: (y, s * physical))),
+        ("baselines", "state"),
+    ),
+    Fault(
+        "prediction clipped",
+        "fno",
+        "structure",
+        (1.0, 0.3),
+        lambda s: ({}, other_prediction(lambda y, physical: (jnp.clip(y, -s, s), physical))),
+        ("prediction", "overfit"),
+    ),
     Fault("averages that lag behind", "fno", "state", (1.5, 10), lambda s: ({}, old_average(s))),
 )

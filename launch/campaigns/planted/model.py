@@ -1,4 +1,5 @@
 """Faults of the networks: what is missing, bounded, displaced or blind."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,75 +15,106 @@ from launch.campaigns.planted import Fault, replaced
 
 def linear(slope: float):
     """gelu(x) is replaced by x / 2 + slope * |x|: no bend (0) or next to none."""
-    return [replaced(module, "gelu", lambda old: lambda x: 0.5 * x + slope * jnp.abs(x)) for module in (fno, vit3d)]
+    return [
+        replaced(module, "gelu", lambda old: lambda x: 0.5 * x + slope * jnp.abs(x))
+        for module in (fno, vit3d)
+    ]
 
 
 def octant(damping: float):
-    """The spectral weights act on one Fourier octant; the others get `damping` times their share."""
+    """The spectral weights act on one Fourier octant; the others get `damping` times
+    their share.
+    """
+
     def make(contract):
         def faulty(spectrum, core, factors, *rest):
             y = contract(spectrum, core, factors, *rest)
-            keep = jnp.zeros(y.shape[1:3]).at[y.shape[1] // 2:, y.shape[2] // 2:].set(1.0)     # the third axis is half already
+            # the third axis is half already
+            keep = jnp.zeros(y.shape[1:3]).at[y.shape[1] // 2 :, y.shape[2] // 2 :].set(1.0)
             return (y * (damping + (1 - damping) * keep[None, :, :, None, None])).astype(y.dtype)
+
         return faulty
+
     return [replaced(fourier, "contract_again", make)]
 
 
 def bypassed(cls: type, attribute: str, gain: float, index: int = 1):
     """Block `index` gives its input and `gain` times what it adds."""
+
     def make(call):
         def faulty(self, x, *arguments, **keywords):
             y = call(self, x, *arguments, **keywords)
             return x + gain * (y - x) if self.name == f"block_{index}" and y.shape == x.shape else y
+
         return faulty
+
     return [replaced(cls, attribute, make)]
 
 
 def bounded(cls: type, function):
     """A function after the head."""
+
     def make(call):
         def faulty(self, *arguments, **keywords):
             return function(call(self, *arguments, **keywords))
+
         return faulty
+
     return [replaced(cls, "__call__", make)]
 
 
 def displaced(voxels: int):
     """Up-sampled features come back so many voxels away."""
-    return [replaced(vnet, "brought", lambda old: lambda x, *rest: jnp.roll(old(x, *rest), voxels, 2))]
+    return [
+        replaced(vnet, "brought", lambda old: lambda x, *rest: jnp.roll(old(x, *rest), voxels, 2))
+    ]
 
 
 def permuted(kind: str):
     """Patches, or the voxels within them, come back in another order."""
+
     def make(unpatchify):
         def faulty(tokens, patch):
             if kind == "two patches":
-                tokens = tokens.at[:, 0, 0, 0].set(tokens[:, 0, 0, 1]).at[:, 0, 0, 1].set(tokens[:, 0, 0, 0])
+                tokens = (
+                    tokens.at[:, 0, 0, 0]
+                    .set(tokens[:, 0, 0, 1])
+                    .at[:, 0, 0, 1]
+                    .set(tokens[:, 0, 0, 0])
+                )
             if kind == "patches mirrored":
                 tokens = jnp.flip(tokens, 2)
             if kind == "axes exchanged":
                 return unpatchify(tokens.swapaxes(1, 3), patch)
             return unpatchify(tokens, patch)
+
         return faulty
+
     return [replaced(patches, "unpatchify", make)]
 
 
 def ungrounded(share: float):
     """The gradient of the position table is cut (0) or only a part of it arrives."""
+
     def make(place):
         def faulty(self, tokens):
             y = place(self, tokens)
             return jax.lax.stop_gradient(y - tokens) * (1 - share) + tokens + share * (y - tokens)
+
         return faulty
+
     return [replaced(vit3d.ViT3D, "place", make)]
 
 
 def constant_judge(gain: float):
     """The discriminator's features are `gain` times what they should be."""
+
     def make(call):
         def faulty(self, x, train=False):
             return jax.tree.map(lambda v: gain * v, call(self, x, train))
+
         return faulty
+
     return [replaced(discriminator.Discriminator, "__call__", make)]
 
 
@@ -93,6 +125,7 @@ def frozen_statistics(momentum: float):
 
 def mixed(share: float):
     """Examples of a batch see each other's mean."""
+
     def make(network):
         def faulty(config, spec, model, group):
             predict = network(config, spec, model, group)
@@ -100,32 +133,43 @@ def mixed(share: float):
             def leaking(params, extra, batch):
                 y, physical = predict(params, extra, batch)
                 return y + share * y.mean(0, keepdims=True), physical
+
             return leaking
+
         return faulty
+
     return [replaced(scoring, "network", make)]
 
 
 def awake(rate: float):
     """Dropout stays active at evaluation."""
+
     def make(drop):
         def faulty(module, x, p, train):
             if train or p == 0:
                 return drop(module, x, p, train)
             keep = jax.random.bernoulli(jax.random.key(0), 1 - p, x.shape)
             return jnp.where(keep, x / (1 - p), 0)
+
         return faulty
+
     return {"model.dropout": rate}, [replaced(vit3d, "drop", make)]
 
 
 def beyond_nyquist(modes: int):
     """More modes than the grid has; those that it has not are left out without a word."""
+
     def make(build):
-        return lambda config, spec: build(config, dataclasses.replace(spec, shape=tuple(4 * n for n in spec.shape)))
+        return lambda config, spec: build(
+            config, dataclasses.replace(spec, shape=tuple(4 * n for n in spec.shape))
+        )
+
     return {"model.modes": (modes,) * 3}, [replaced(fno, "make", make)]
 
 
 def wrong_slope(factor: float):
     """A custom derivative that is off by a factor."""
+
     def make(gelu):
         @jax.custom_jvp
         def faulty(x):
@@ -135,7 +179,9 @@ def wrong_slope(factor: float):
         def _(primals, tangents):
             value, tangent = jax.jvp(gelu, primals, tangents)
             return value, factor * tangent
+
         return faulty
+
     return [replaced(fno, "gelu", make)]
 
 
@@ -148,28 +194,130 @@ def holes(kind: str):
     """Tiles that leave voxels out, or that weigh nothing at their rims."""
     if kind == "one tile in eight":
         return [replaced(window, "positions", lambda old: lambda *a: old(*a)[::8])]
-    return [replaced(window, "gaussian", lambda old: lambda *a: jnp.where(old(*a) > 2e-3, old(*a), 0.0).__array__())]
+    return [
+        replaced(
+            window,
+            "gaussian",
+            lambda old: lambda *a: jnp.where(old(*a) > 2e-3, old(*a), 0.0).__array__(),
+        )
+    ]
 
 
 FAULTS = (
-    Fault("activations removed", "fno", "structure", (3e-5, 0.0), lambda s: ({}, linear(s)), ("overfit", "prediction")),
-    Fault("one Fourier octant only", "fno-dense", "spectra", (0.2, 0.0), lambda s: ({}, octant(s)), ("structure", "fno")),
-    Fault("block output dropped (FNO)", "fno", "structure", (0.0,), lambda s: ({}, bypassed(fno.Block, "__call__", s)), ("gradients",)),
-    Fault("block output dropped (ViT3D)", "vit3d", "structure", (0.0,), lambda s: ({}, bypassed(vit3d.Block, "__call__", s)), ("gradients",)),
-    Fault("norm and ReLU after the head", "vnet", "structure", ("norm_relu",), lambda s: ({"model.head": s}, []),
-          ("overfit", "prediction", "baselines", "vnet", "numerics", "gradients")),
-    Fault("output bounded", "vit3d", "structure", (2.0, 1.0), lambda s: ({}, bounded(vit3d.ViT3D, lambda y: s * jnp.tanh(y / s))), ("overfit",)),
-    Fault("position table not in the loss", "vit3d-linear", "gradients", (0.0,), lambda s: ({}, ungrounded(s)), ("structure",)),
+    Fault(
+        "activations removed",
+        "fno",
+        "structure",
+        (3e-5, 0.0),
+        lambda s: ({}, linear(s)),
+        ("overfit", "prediction"),
+    ),
+    Fault(
+        "one Fourier octant only",
+        "fno-dense",
+        "spectra",
+        (0.2, 0.0),
+        lambda s: ({}, octant(s)),
+        ("structure", "fno"),
+    ),
+    Fault(
+        "block output dropped (FNO)",
+        "fno",
+        "structure",
+        (0.0,),
+        lambda s: ({}, bypassed(fno.Block, "__call__", s)),
+        ("gradients",),
+    ),
+    Fault(
+        "block output dropped (ViT3D)",
+        "vit3d",
+        "structure",
+        (0.0,),
+        lambda s: ({}, bypassed(vit3d.Block, "__call__", s)),
+        ("gradients",),
+    ),
+    Fault(
+        "norm and ReLU after the head",
+        "vnet",
+        "structure",
+        ("norm_relu",),
+        lambda s: ({"model.head": s}, []),
+        ("overfit", "prediction", "baselines", "vnet", "numerics", "gradients"),
+    ),
+    Fault(
+        "output bounded",
+        "vit3d",
+        "structure",
+        (2.0, 1.0),
+        lambda s: ({}, bounded(vit3d.ViT3D, lambda y: s * jnp.tanh(y / s))),
+        ("overfit",),
+    ),
+    Fault(
+        "position table not in the loss",
+        "vit3d-linear",
+        "gradients",
+        (0.0,),
+        lambda s: ({}, ungrounded(s)),
+        ("structure",),
+    ),
     Fault("decoder features displaced", "vnet", "vnet", (1, 2), lambda s: ({}, displaced(s)), ()),
-    Fault("patches permuted on reassembly", "vit3d-linear", "vit3d", ("two patches", "patches mirrored", "axes exchanged"),
-          lambda s: ({}, permuted(s)), ("overfit", "baselines", "prediction", "structure")),
-    Fault("collapsed discriminator", "pix2pixcc", "adversarial", (1e-6, 0.0), lambda s: ({}, constant_judge(s)), ("gradients", "structure")),
-    Fault("batch statistics frozen", "vnet-batch", "vnet", (1e-9, 0.0), lambda s: ({}, frozen_statistics(s)), ("baselines", "prediction", "overfit")),
-    Fault("examples of a batch mixed", "fno", "structure", (0.02, 0.5), lambda s: ({}, mixed(s)), ("numerics",)),
+    Fault(
+        "patches permuted on reassembly",
+        "vit3d-linear",
+        "vit3d",
+        ("two patches", "patches mirrored", "axes exchanged"),
+        lambda s: ({}, permuted(s)),
+        ("overfit", "baselines", "prediction", "structure"),
+    ),
+    Fault(
+        "collapsed discriminator",
+        "pix2pixcc",
+        "adversarial",
+        (1e-6, 0.0),
+        lambda s: ({}, constant_judge(s)),
+        ("gradients", "structure"),
+    ),
+    Fault(
+        "batch statistics frozen",
+        "vnet-batch",
+        "vnet",
+        (1e-9, 0.0),
+        lambda s: ({}, frozen_statistics(s)),
+        ("baselines", "prediction", "overfit"),
+    ),
+    Fault(
+        "examples of a batch mixed",
+        "fno",
+        "structure",
+        (0.02, 0.5),
+        lambda s: ({}, mixed(s)),
+        ("numerics",),
+    ),
     Fault("dropout active at evaluation", "vit3d", "structure", (0.02, 0.3), awake),
-    Fault("wrong derivative", "fno", "gradients", (1.2, 2.0), lambda s: ({}, wrong_slope(s)), ("overfit",)),
-    Fault("first predictions too large", "fno", "numerics", (300.0, 3000.0), lambda s: ({}, loud(s)),
-          ("overfit", "baselines", "prediction", "gradients", "lr_range", "fno", "spectra")),
-    Fault("modes beyond Nyquist", "fno", "fno", (9, 12), beyond_nyquist, ("structure", "gradients")),
-    Fault("tiles that do not cover the volume", "fno", "tiling", ("one tile in eight", "no weight at the rims"), lambda s: ({}, holes(s))),
+    Fault(
+        "wrong derivative",
+        "fno",
+        "gradients",
+        (1.2, 2.0),
+        lambda s: ({}, wrong_slope(s)),
+        ("overfit",),
+    ),
+    Fault(
+        "first predictions too large",
+        "fno",
+        "numerics",
+        (300.0, 3000.0),
+        lambda s: ({}, loud(s)),
+        ("overfit", "baselines", "prediction", "gradients", "lr_range", "fno", "spectra"),
+    ),
+    Fault(
+        "modes beyond Nyquist", "fno", "fno", (9, 12), beyond_nyquist, ("structure", "gradients")
+    ),
+    Fault(
+        "tiles that do not cover the volume",
+        "fno",
+        "tiling",
+        ("one tile in eight", "no weight at the rims"),
+        lambda s: ({}, holes(s)),
+    ),
 )

@@ -1,4 +1,7 @@
-"""Faults of physics-informed runs, two or more for every metric of jaxvol/diagnostics/checks/physics.py."""
+"""Faults of physics-informed runs, two or more for every metric of
+jaxvol/diagnostics/checks/physics.py.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,82 +20,130 @@ from launch.campaigns.planted.later import sign
 
 def problem(change) -> list:
     """Data, task and check see another problem; change: Problem -> its fields that differ."""
-    return [replaced(pdes, "make", lambda make: lambda block: dataclasses.replace(p := make(block), **change(p)))]
+    return [
+        replaced(
+            pdes,
+            "make",
+            lambda make: lambda block: dataclasses.replace(p := make(block), **change(p)),
+        )
+    ]
 
 
 def coefficient(factor: float):
     """The equation has another coefficient of its second derivatives than the solution."""
-    return problem(lambda p: {"weights": tuple(tuple(factor * w for w in row) for row in p.weights)})
+    return problem(
+        lambda p: {"weights": tuple(tuple(factor * w for w in row) for row in p.weights)}
+    )
 
 
 def turned(part: str):
     """A term of the equation has the wrong sign."""
+
     def change(p):
         flip = {"first": (-1, 1), "second": (1, -1)}[part]
-        return {"residual": lambda x, u, first, second, unknown: p.residual(x, u, flip[0] * first, flip[1] * second, unknown)}
+        return {
+            "residual": lambda x, u, first, second, unknown: p.residual(
+                x, u, flip[0] * first, flip[1] * second, unknown
+            )
+        }
+
     return problem(change)
 
 
 def stretched(factor: float):
     """Derivatives are taken in scaled coordinates and not scaled back, along the first axis."""
+
     def change(p):
         def residual(x, u, first, second, unknown):
-            return p.residual(x, u, jnp.concatenate([first[:1] * factor, first[1:]]), second * factor ** 2, unknown)
+            return p.residual(
+                x, u, jnp.concatenate([first[:1] * factor, first[1:]]), second * factor**2, unknown
+            )
+
         return {"residual": residual}
+
     return problem(change)
 
 
 def first_faces(kept: int):
     """Points on the first faces of a condition only, as in the published example."""
-    return [replaced(collocation, "on_faces", lambda old: lambda rng, n, p, faces, sampler: old(rng, n, p, faces[:kept], sampler))]
+    return [
+        replaced(
+            collocation,
+            "on_faces",
+            lambda old: lambda rng, n, p, faces, sampler: old(rng, n, p, faces[:kept], sampler),
+        )
+    ]
 
 
 def inside(share: float):
     """Points of a face lie a little inside of the domain."""
+
     def make(old):
         def faulty(rng, n, p, faces, sampler):
-            points, middle = old(rng, n, p, faces, sampler), (np.array(p.low) + np.array(p.high)) / 2
+            points, middle = (
+                old(rng, n, p, faces, sampler),
+                (np.array(p.low) + np.array(p.high)) / 2,
+            )
             return middle + (1 - share) * (points - middle)
+
         return faulty
+
     return [replaced(collocation, "on_faces", make)]
 
 
 def detached(name: str):
     """No gradient comes from a condition."""
+
     def make(old):
-        return lambda own, net, c, batch: old(own, jax.lax.stop_gradient(net) if c.name == name else net, c, batch)
+        return lambda own, net, c, batch: old(
+            own, jax.lax.stop_gradient(net) if c.name == name else net, c, batch
+        )
+
     return [replaced(physics, "condition", make)]
 
 
 def itself(name: str):
     """A condition is compared with the network's own values."""
+
     def make(old):
         def faulty(own, net, c, batch):
             r = old(own, net, c, batch)
             return r - jax.lax.stop_gradient(r) if c.name == name else r
+
         return faulty
+
     return [replaced(physics, "condition", make)]
 
 
 def bounds(factor: float):
     """The model is told of a domain that is smaller."""
+
     def make(old):
         def faulty(p):
-            middle, half = (np.array(p.low) + np.array(p.high)) / 2, (np.array(p.high) - np.array(p.low)) / 2 / factor
+            middle, half = (
+                (np.array(p.low) + np.array(p.high)) / 2,
+                (np.array(p.high) - np.array(p.low)) / 2 / factor,
+            )
             return old(dataclasses.replace(p, low=tuple(middle - half), high=tuple(middle + half)))
+
         return faulty
+
     return [replaced(collocation, "specify", make)]
 
 
 def equal(spread: float, first):
     """Coefficients start with the value of some of them, first(all of them), up to a spread."""
+
     def make(old):
         def faulty(name):
             def draw(key, shape, dtype):
                 value = old(name)(key, shape, dtype)
                 return first(value) + spread * (value - first(value))
+
             return draw
+
         return faulty
+
     return [replaced(cheb_kan, "initialiser", make)]
 
 
@@ -102,15 +153,19 @@ def alike(spread: float):
 
 
 def constant(spread: float):
-    """All coefficients of one degree start with one value, up to a spread: neurons can never differ."""
+    """All coefficients of one degree start with one value, up to a spread: neurons can never
+    differ.
+    """
     return equal(spread, lambda value: value[:, :1, :1])
 
 
 def no_start(amplitude: float):
     """The values at the first time are lost."""
+
     def change(p):
         lost = lambda c: dataclasses.replace(c, target=lambda x: amplitude * c.target(x))
         return {"conditions": tuple(lost(c) if c.kind == "initial" else c for c in p.conditions)}
+
     return problem(change)
 
 
@@ -121,20 +176,62 @@ def no_lift(amplitude: float):
 
 HARD = {"task.constraints": "hard"}
 FAULTS = (
-    Fault("coefficient of another equation", "pinn", "physics", (1.0001, 1.1), lambda s: ({}, coefficient(s))),
+    Fault(
+        "coefficient of another equation",
+        "pinn",
+        "physics",
+        (1.0001, 1.1),
+        lambda s: ({}, coefficient(s)),
+    ),
     Fault("sign of a term", "pinn", "physics", ("first", "second"), lambda s: ({}, turned(s))),
-    Fault("derivatives not scaled back", "pinn", "physics", (1.01, 6.0), lambda s: ({}, stretched(s))),
+    Fault(
+        "derivatives not scaled back", "pinn", "physics", (1.01, 6.0), lambda s: ({}, stretched(s))
+    ),
     Fault("one of two boundaries", "pinn", "physics", (1,), lambda s: ({}, first_faces(s))),
     Fault("boundary points inside", "pinn", "physics", (1e-4, 1e-2), lambda s: ({}, inside(s))),
-    Fault("condition without gradient", "pinn", "physics", ("boundary", "initial"), lambda s: ({}, detached(s))),
-    Fault("condition compared with itself", "pinn", "physics", ("boundary", "initial"), lambda s: ({}, itself(s))),
-    Fault("condition of weight 0", "pinn", "physics", ("boundary", "initial"), lambda s: ({f"task.weights.{s}": 0.0}, [])),
+    Fault(
+        "condition without gradient",
+        "pinn",
+        "physics",
+        ("boundary", "initial"),
+        lambda s: ({}, detached(s)),
+    ),
+    Fault(
+        "condition compared with itself",
+        "pinn",
+        "physics",
+        ("boundary", "initial"),
+        lambda s: ({}, itself(s)),
+    ),
+    Fault(
+        "condition of weight 0",
+        "pinn",
+        "physics",
+        ("boundary", "initial"),
+        lambda s: ({f"task.weights.{s}": 0.0}, []),
+    ),
     Fault("domain not scaled", "pinn", "physics", ("none",), lambda s: ({"model.scaling": s}, [])),
     Fault("bounds of another domain", "pinn", "physics", (1.5, 3.0), lambda s: ({}, bounds(s))),
     Fault("neurons that start alike", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, alike(s))),
-    Fault("coefficients that start equal", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, constant(s))),
+    Fault(
+        "coefficients that start equal", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, constant(s))
+    ),
     Fault("initial values lost", "pinn", "physics", (1e-3, 0.0), lambda s: ({}, no_start(s))),
-    Fault("lift of exact conditions lost", "pinn", "physics", (1e-3, 0.0), lambda s: (HARD, no_lift(s))),
-    Fault("learning rate far too high", "pinn", "physics", (0.3, 3.0), lambda s: ({"optimizer.learning_rate": s}, [])),
-    Fault("uphill on the equation", "pinn", "physics", (-1.0,), lambda s: ({}, sign(s)), ("schedule",)),
+    Fault(
+        "lift of exact conditions lost",
+        "pinn",
+        "physics",
+        (1e-3, 0.0),
+        lambda s: (HARD, no_lift(s)),
+    ),
+    Fault(
+        "learning rate far too high",
+        "pinn",
+        "physics",
+        (0.3, 3.0),
+        lambda s: ({"optimizer.learning_rate": s}, []),
+    ),
+    Fault(
+        "uphill on the equation", "pinn", "physics", (-1.0,), lambda s: ({}, sign(s)), ("schedule",)
+    ),
 )

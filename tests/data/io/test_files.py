@@ -1,4 +1,7 @@
-"""Containers: what is written is read back, in whole and in part; every bad file gives one UserError that says what is wrong."""
+"""Containers: what is written is read back, in whole and in part; every bad file gives one
+UserError that says what is wrong.
+"""
+
 import gzip
 import os
 import struct
@@ -23,7 +26,9 @@ def volume(shape=(5, 6, 7)):
 
 
 def make(folder, suffix, array=None):
-    """A file with attributes (HDF5, Zarr), a spacing (npz) or an affine (NIfTI), and the key of its volume."""
+    """A file with attributes (HDF5, Zarr), a spacing (npz) or an affine (NIfTI), and the key of its
+    volume.
+    """
     array = volume() if array is None else array
     path = str(folder / f"a{suffix}")
     if suffix in (".h5", ".hdf5"):
@@ -39,7 +44,9 @@ def make(folder, suffix, array=None):
     if suffix == ".zarr":
         root = zarr.open_group(path, mode="w")
         root.attrs["box_size"] = 128.0
-        node = root.create_array("group/rho", shape=array.shape, dtype=array.dtype, chunks=(2, 3, 4))
+        node = root.create_array(
+            "group/rho", shape=array.shape, dtype=array.dtype, chunks=(2, 3, 4)
+        )
         node[...] = array
         node.attrs.update({"unit": "1 + delta", "spacing": [1.0, 2.0, 3.0]})
         return path, "group/rho"
@@ -53,7 +60,9 @@ def make(folder, suffix, array=None):
 def error(function, *args, **kwargs):
     with pytest.raises(UserError) as caught:
         function(*args, **kwargs)
-    assert caught.value.__cause__ is None and (caught.value.__suppress_context__ or caught.value.__context__ is None)
+    assert caught.value.__cause__ is None and (
+        caught.value.__suppress_context__ or caught.value.__context__ is None
+    )
     return str(caught.value)
 
 
@@ -67,7 +76,8 @@ def test_reads_whole_and_part_and_writes_a_twin(tmp_path, suffix):
     twin = str(tmp_path / "deep" / f"twin{suffix}")
     prediction = 2 * volume().astype(np.float64)
     files.write(twin, "prediction", prediction, like=path, like_key=key)
-    files.write(twin, "prediction", prediction, like=path, like_key=key)      # over an existing file or folder
+    # over an existing file or folder
+    files.write(twin, "prediction", prediction, like=path, like_key=key)
     back = files.read(twin, "prediction")
     assert back.dtype == np.float32 and os.listdir(tmp_path / "deep") == [f"twin{suffix}"]
     np.testing.assert_array_equal(back, prediction.astype(np.float32))
@@ -79,7 +89,10 @@ def test_reads_whole_and_part_and_writes_a_twin(tmp_path, suffix):
     elif suffix != ".npy":
         assert after["spacing"] == (1.0, 2.0, 3.0)
     if suffix in (".h5", ".zarr"):
-        assert after["attributes"]["unit"] == "1 + delta" and after["file_attributes"]["box_size"] == 128.0
+        assert (
+            after["attributes"]["unit"] == "1 + delta"
+            and after["file_attributes"]["box_size"] == 128.0
+        )
 
 
 def test_write_fails_whole_or_not_at_all(tmp_path):
@@ -122,12 +135,17 @@ def test_truncated_at_any_length(tmp_path, suffix):
         with open(path, "wb") as file:
             file.write(data[:length])
         message = error(files.read, path, key)
-        assert path in message and ("truncated" in message or "no key" in message), (length, message)
+        assert path in message and ("truncated" in message or "no key" in message), (
+            length,
+            message,
+        )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_flipped_header_bytes_never_escape(tmp_path, suffix):
-    """A flipped byte reads the same, reads other numbers, or is one UserError; nothing else is ever raised."""
+    """A flipped byte reads the same, reads other numbers, or is one UserError; nothing else is ever
+    raised.
+    """
     path, key = make(tmp_path, suffix)
     target = os.path.join(path, "group/rho/zarr.json") if suffix == ".zarr" else path
     data, refused = open(target, "rb").read(), 0
@@ -137,7 +155,8 @@ def test_flipped_header_bytes_never_escape(tmp_path, suffix):
         mutant[place] ^= 1 << (place % 8)
         with open(target, "wb") as file:
             file.write(mutant)
-        os.utime(path, ns=(int(place) + 1, int(place) + 1))          # a folder's own time does not change with its files
+        # a folder's own time does not change with its files
+        os.utime(path, ns=(int(place) + 1, int(place) + 1))
         try:
             files.read(path, key)
         except UserError as fault:
@@ -149,7 +168,9 @@ def test_flipped_header_bytes_never_escape(tmp_path, suffix):
 def test_absurd_sizes_are_refused_before_allocation(tmp_path):
     path, _ = make(tmp_path, ".npy")
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 20, 8)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20, 1 << 20, 8)}
+        )
         file.write(b"0" * 64)
     assert "but 64 bytes are stored" in error(files.read, path)
     header = open(path, "rb").read()[:-64]
@@ -158,10 +179,14 @@ def test_absurd_sizes_are_refused_before_allocation(tmp_path):
     assert "but 64 bytes are stored" in error(files.read, str(tmp_path / "a.npz"), "rho")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("never", (4, 4, 4), "f4")
-        file.create_dataset("sparse", (1 << 14, 1 << 14, 1 << 14), "f4", chunks=(8, 8, 8), compression="gzip")
+        file.create_dataset(
+            "sparse", (1 << 14, 1 << 14, 1 << 14), "f4", chunks=(8, 8, 8), compression="gzip"
+        )
     assert "but 0 bytes are stored" in error(files.read, str(tmp_path / "a.h5"), "never")
     assert "cannot hold it" in error(files.read, str(tmp_path / "a.h5"), "sparse", (0,))
-    zarr.open_group(str(tmp_path / "a.zarr"), mode="w").create_array("x", shape=(1 << 14,) * 3, chunks=(64,) * 3, dtype="f4")
+    zarr.open_group(str(tmp_path / "a.zarr"), mode="w").create_array(
+        "x", shape=(1 << 14,) * 3, chunks=(64,) * 3, dtype="f4"
+    )
     assert "cannot hold it" in error(files.read, str(tmp_path / "a.zarr"), "x")
     for suffix in (".nii", ".nii.gz"):
         path, _ = make(tmp_path, suffix)
@@ -171,7 +196,9 @@ def test_absurd_sizes_are_refused_before_allocation(tmp_path):
         with (open if suffix == ".nii" else gzip.open)(path, "wb") as file:
             file.write(bytes(raw) + b"\0" * 900)
         message = error(files.read, path)
-        assert "(30000, 30000, 30000)" in message and ("bytes are stored" in message or "cannot hold it" in message)
+        assert "(30000, 30000, 30000)" in message and (
+            "bytes are stored" in message or "cannot hold it" in message
+        )
 
 
 def test_nothing_is_unpickled(tmp_path):
@@ -191,8 +218,10 @@ def test_nothing_is_unpickled(tmp_path):
     folder = tmp_path / "a.zarr"
     folder.mkdir()
     for dtype in ("|O", "<f4"):
-        (folder / ".zarray").write_text('{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "%s", "compressor": null, '
-                                        '"fill_value": null, "order": "C", "filters": [{"id": "pickle"}]}' % dtype)
+        (folder / ".zarray").write_text(
+            '{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "%s", "compressor": null, '
+            '"fill_value": null, "order": "C", "filters": [{"id": "pickle"}]}' % dtype
+        )
         (folder / "0").write_bytes(numcodecs.Pickle().encode(bomb))
         os.utime(folder, ns=(len(dtype), len(dtype)))
         error(files.read, str(folder))
@@ -213,7 +242,9 @@ def test_a_file_is_opened_once_per_thread_and_again_when_it_changes(tmp_path, mo
     path, key = make(tmp_path, ".h5")
     opened = []
     opener = files.OPENERS[".h5"]
-    monkeypatch.setitem(files.OPENERS, ".h5", lambda p: opened.append(threading.get_ident()) or opener(p))
+    monkeypatch.setitem(
+        files.OPENERS, ".h5", lambda p: opened.append(threading.get_ident()) or opener(p)
+    )
 
     def reads():
         for i in range(5):
@@ -238,9 +269,11 @@ def test_pieces_of_an_npz_decode_it_once(tmp_path, monkeypatch):
     path, key = make(tmp_path, ".npz")
     calls = []
     read_array = np.lib.format.read_array
-    monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **k: calls.append(1) or read_array(*a, **k))
+    monkeypatch.setattr(
+        np.lib.format, "read_array", lambda *a, **k: calls.append(1) or read_array(*a, **k)
+    )
     for i in range(5):
-        files.read(path, key, (i,))[...] = 0                          # the caller owns what it gets
+        files.read(path, key, (i,))[...] = 0  # the caller owns what it gets
     np.testing.assert_array_equal(files.read(path, key, (4,)), volume()[4])
     assert len(calls) == 1
 
