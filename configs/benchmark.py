@@ -10,8 +10,8 @@ per cent (Pix2PixCC: its generator). Pix2PixCC has the same voxel loss and a dis
 besides.
 """
 
-from jaxvol.config import base
 from configs import fno, pix2pixcc
+from jaxvol.config import base
 
 SIZES = ("small", "base", "large")
 MODELS = ("fno", "vnet", "vit3d", "pix2pixcc")

@@ -5,8 +5,8 @@ python -m jaxvol.main --config=configs/healthy.py:fno --mode=preflight         h
 CPU cores
 """
 
-from jaxvol.config import base
 from configs import pinn
+from jaxvol.config import base
 
 VARIANTS = (
     "fno",

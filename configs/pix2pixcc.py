@@ -13,8 +13,8 @@ the voxel loss holds the large scales in place, and the discriminator, bounded b
 that it sees amplitudes too, asks for the power at small scales that a mean square error takes away.
 """
 
-from jaxvol.config import base
 from configs import fno
+from jaxvol.config import base
 
 VARIANTS = ("", "quick")
 

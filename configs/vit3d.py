@@ -6,8 +6,8 @@ python -m jaxvol.main --config=configs/vit3d.py:quick       300 updates, about 3
 pre-flight   VRMSE 0.801 (Wiener 0.906)
 """
 
-from jaxvol.config import base
 from configs import fno
+from jaxvol.config import base
 
 VARIANTS = ("", "quick")
 

@@ -8,8 +8,8 @@ python -m jaxvol.main --config=configs/vnet.py:original      the published 3D U-
 convolution per level)
 """
 
-from jaxvol.config import base
 from configs import fno
+from jaxvol.config import base
 
 VARIANTS = ("", "quick", "original")
 

@@ -23,12 +23,11 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxvol.config import components, validate
-from jaxvol.training import checkpoint, loop, sharding
+from jaxvol.diagnostics import context, preflight, watch
 from jaxvol.evaluation import compare, evaluate
-from jaxvol.diagnostics import context, preflight
 from jaxvol.runtime import errors, monitoring, processes, writer
-from jaxvol.diagnostics import watch
-from jaxvol.types import Alarm, NonFiniteError, Parts, Interrupted, UserError, WorkdirLocked
+from jaxvol.training import checkpoint, loop, sharding
+from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
 
 MODES = ("train", "preflight", "evaluate", "predict", "compare")
 UNFINISHED, REFUSED = monitoring.UNFINISHED, 2

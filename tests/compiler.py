@@ -4,7 +4,6 @@ and compute little.
 
 import importlib.metadata
 
-
 # fusion emitters are an option up to jaxlib 0.10 only; newer ones abort on it
 EMITTERS = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10)
 

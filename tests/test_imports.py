@@ -9,7 +9,6 @@ import ast
 import importlib
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 

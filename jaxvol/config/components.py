@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol.training import checkpoint, optim, sharding, step
 from jaxvol.evaluation import tta
+from jaxvol.training import checkpoint, optim, sharding, step
 from jaxvol.types import Dataset, Params, Spec, Task, TrainState, UserError
 
 HELPERS = {

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import components
 from jaxvol.data.augment import KNOWN
+from jaxvol.evaluation.tta import TRANSFORMS
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.training.optim import RULES, SCHEDULES
-from jaxvol.evaluation.tta import TRANSFORMS
 from jaxvol.types import UserError
 
 

@@ -59,7 +59,7 @@ def cheb_kan(
         if not published and i < len(widths) - 2:
             expected |= {f"network.{3 * i + 1}.{leaf}": (outputs,) for leaf in ("weight", "bias")}
     if not published:
-        expected |= {name: (widths[0],) for name in ("domain_min", "domain_max")}
+        expected |= dict.fromkeys(("domain_min", "domain_max"), (widths[0],))
     names.check(
         "Chebyshev KAN", {k: v for k, v in tensors.items() if not k.endswith(".arange")}, expected
     )

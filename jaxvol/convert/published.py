@@ -32,12 +32,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxvol.config import base
-from jaxvol.config import components, validate
-from jaxvol.training import checkpoint, loop, sharding, step
+from jaxvol.config import base, components, validate
+from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
 from jaxvol.runtime import writer
-from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
+from jaxvol.training import checkpoint, loop, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]

@@ -28,8 +28,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxvol.data.io import files
 from jaxvol.data import layout, pipeline
+from jaxvol.data.io import files
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source
 from jaxvol.types import Dataset, Field, Spec, UserError

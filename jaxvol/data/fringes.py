@@ -17,8 +17,8 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol.data.io import image_stack
 from jaxvol.data import layout, pipeline
+from jaxvol.data.io import image_stack
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source
 from jaxvol.ops import fringes

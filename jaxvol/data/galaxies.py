@@ -14,11 +14,11 @@ import struct
 
 import numpy as np
 
-from jaxvol.data.io import files
 from jaxvol.data import box, layout, pipeline
 from jaxvol.data.box import Box
-from jaxvol.data.pipeline import Source
+from jaxvol.data.io import files
 from jaxvol.data.io.files import FileError
+from jaxvol.data.pipeline import Source
 from jaxvol.types import Dataset, Field, UserError
 
 ORIGIN = (

@@ -19,8 +19,8 @@ import re
 
 import numpy as np
 
-from jaxvol.data.io import files
 from jaxvol.data import layout, pipeline
+from jaxvol.data.io import files
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source
 from jaxvol.types import Dataset, Spec, UserError

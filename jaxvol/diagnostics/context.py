@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import components
-from jaxvol.training import checkpoint, loop, optim, sharding, step as stepping
 from jaxvol.evaluation import report
+from jaxvol.training import checkpoint, loop, optim, sharding
+from jaxvol.training import step as stepping
 from jaxvol.types import Batch, Context, Extra, Metrics, Params, Parts, Rows, Task, TrainState
 
 FIT_BATCHES = 16  # training batches that the baselines are fitted on

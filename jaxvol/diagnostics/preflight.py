@@ -15,11 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import components
-from jaxvol.diagnostics import context
-from jaxvol.training import loop, sharding
-from jaxvol.runtime import writer
-from jaxvol.diagnostics import baseline, probe, report
+from jaxvol.diagnostics import baseline, context, probe, report
 from jaxvol.diagnostics import engine as diagnostics
+from jaxvol.runtime import writer
+from jaxvol.training import loop, sharding
 from jaxvol.types import Parts
 
 STOPS = diagnostics.RED  # verdicts with which a training does not start

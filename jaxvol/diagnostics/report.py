@@ -17,8 +17,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from jaxvol.diagnostics.engine import PASS, SIGN, Outcome, Verdict, number
 from jaxvol.plots import figures
-from jaxvol.diagnostics.engine import Outcome, PASS, SIGN, Verdict, number
 from jaxvol.types import UserError
 
 COLOUR = {

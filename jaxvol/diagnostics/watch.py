@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from jaxvol.diagnostics.checks import adversarial, gradients, prediction
 from jaxvol.diagnostics import engine
+from jaxvol.diagnostics.checks import adversarial, gradients, prediction
 from jaxvol.types import Alarm, Parts, Result
 
 MODULES = dict(zip(engine.WATCHED, (gradients, prediction, adversarial)))

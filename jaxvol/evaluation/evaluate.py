@@ -15,12 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from jaxvol import pdes
 from jaxvol.config import components
 from jaxvol.evaluation import predict, report, tta
-from jaxvol.plots import figures, solutions
-from jaxvol import pdes
-from jaxvol.training import sharding
 from jaxvol.ops import flops, laplacian, normalise
+from jaxvol.plots import figures, solutions
+from jaxvol.training import sharding
 from jaxvol.types import Dataset, Extra, Metrics, Params, Spec, Task
 
 FIT_BATCHES = 64  # training batches that the baselines are fitted on

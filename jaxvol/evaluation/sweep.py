@@ -50,9 +50,9 @@ os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 from matplotlib.figure import Figure  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
+from jaxvol import main as jaxvol_main
 from jaxvol.config import components
 from jaxvol.plots import figures
-from jaxvol import main as jaxvol_main
 from jaxvol.runtime import writer  # noqa: E402
 from jaxvol.types import UserError  # noqa: E402
 

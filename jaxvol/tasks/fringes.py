@@ -21,8 +21,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol.scores import losses, metrics
 from jaxvol.ops import fringes, normalise
+from jaxvol.scores import losses, metrics
 from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task
 

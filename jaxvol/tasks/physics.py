@@ -22,9 +22,9 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol.scores import losses, metrics
 from jaxvol import pdes
 from jaxvol.ops import balance, laplacian, normalise, refine, taylor
+from jaxvol.scores import losses, metrics
 from jaxvol.types import (
     Array,
     Batch,

@@ -18,8 +18,8 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol.scores import losses, metrics
 from jaxvol.ops import masked, normalise, spectra, wiener
+from jaxvol.scores import losses, metrics
 from jaxvol.types import (
     Array,
     Batch,

@@ -21,12 +21,12 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol.training import checkpoint, sharding, step as stepping
-from jaxvol.runtime import errors, monitoring, processes
 from jaxvol.evaluation import report
-from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError
+from jaxvol.runtime import errors, monitoring, processes
 from jaxvol.runtime.writer import Writer
-
+from jaxvol.training import checkpoint, sharding
+from jaxvol.training import step as stepping
+from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError
 
 BUDGET = 1000  # what out_of_time agrees on besides the numbers of signals
 

@@ -193,8 +193,7 @@ def measure_jax(case: dict) -> dict:
     import optax
     from ml_collections import ConfigDict
 
-    from jaxvol.config import base
-    from jaxvol.config import components
+    from jaxvol.config import base, components
     from jaxvol.types import Field, Spec
 
     n = case["size"]

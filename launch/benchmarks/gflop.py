@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
+from jaxvol import main
 from jaxvol.config import components
 from jaxvol.diagnostics import context
-from jaxvol import main
-from jaxvol.training import sharding  # noqa: E402
 from jaxvol.ops import flops  # noqa: E402
+from jaxvol.training import sharding  # noqa: E402
 
 
 def measure(name: str) -> tuple[dict[str, int], float, float]:

@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxvol import main
-from jaxvol.diagnostics import preflight
 from jaxvol.config import validate
+from jaxvol.diagnostics import (
+    preflight,
+    report,  # noqa: E402
+)
 from jaxvol.runtime import writer  # noqa: E402
-from jaxvol.diagnostics import report  # noqa: E402
 
 
 def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:

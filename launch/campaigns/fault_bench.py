@@ -36,22 +36,30 @@ import numpy as np  # noqa: E402
 from scipy.stats import beta  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from configs import healthy  # noqa: E402
+from jaxvol import main
 from jaxvol.config import components
 from jaxvol.diagnostics import context, preflight
-from jaxvol.plots import figures
-from jaxvol import main
-from jaxvol.training import sharding  # noqa: E402
 from jaxvol.diagnostics import engine as diagnostics  # noqa: E402
+from jaxvol.plots import figures
+from jaxvol.training import sharding  # noqa: E402
 from jaxvol.types import UserError  # noqa: E402
 from launch.campaigns import planted
 from launch.campaigns.planted import (
     data as planted_data,
+)
+from launch.campaigns.planted import (
     later as planted_later,
+)
+from launch.campaigns.planted import (
     model as planted_model,
+)
+from launch.campaigns.planted import (
     physics as planted_physics,
+)
+from launch.campaigns.planted import (
     training as planted_training,
 )
-from configs import healthy  # noqa: E402
 
 FAULTS = (
     planted_data.FAULTS

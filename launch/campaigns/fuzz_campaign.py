@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np  # noqa: E402
-
 from fuzz_seeds import READERS, SEEDS, SIDE  # noqa: E402
+
 from jaxvol.types import UserError  # noqa: E402
 
 # address space that reading may add to the process: JAX's threads need theirs

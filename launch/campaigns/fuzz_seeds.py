@@ -11,19 +11,18 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from ml_collections import ConfigDict
-
-from jaxvol.config import base
-from jaxvol.data.io import files, weights
-from jaxvol.runtime import writer
-from jaxvol.data import volumes
-
 # imported before the readers' memory is limited
 import h5py  # noqa: E402
 import nibabel  # noqa: E402
+import numpy as np
 import safetensors.numpy  # noqa: E402
 import zarr  # noqa: E402
+from ml_collections import ConfigDict
+
+from jaxvol.config import base
+from jaxvol.data import volumes
+from jaxvol.data.io import files, weights
+from jaxvol.runtime import writer
 
 
 def volume() -> np.ndarray:

@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jaxvol.evaluation import sweep  # noqa: E402
 from jaxvol.plots import figures
 from jaxvol.runtime import writer  # noqa: E402
-from jaxvol.evaluation import sweep  # noqa: E402
 
 PERCENTILES = tuple(f"train/net/residual_p{p}" for p in (75, 95, 99))
 

@@ -36,10 +36,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" / "jax"))
 
-from jaxvol.plots import figures
 from jaxvol import main as jaxvol_main
-from jaxvol.runtime import writer  # noqa: E402
 from jaxvol.evaluation import sweep  # noqa: E402
+from jaxvol.plots import figures
+from jaxvol.runtime import writer  # noqa: E402
 
 MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")  # five seeds
 PROBLEMS = (

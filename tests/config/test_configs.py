@@ -11,8 +11,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.config import components, validate
 from jaxvol import main
+from jaxvol.config import components, validate
 from jaxvol.training import sharding
 from jaxvol.types import UserError
 from tests import ROOT

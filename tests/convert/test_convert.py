@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import jaxvol
-from jaxvol.config import components
-from jaxvol.convert import published as convert
 from jaxvol import main
-from jaxvol.data.io import weights
+from jaxvol.config import components
 from jaxvol.convert import fno
+from jaxvol.convert import published as convert
+from jaxvol.data.io import weights
 from jaxvol.types import UserError
 from tests import FIXTURES, ROOT, tiny
 

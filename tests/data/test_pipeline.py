@@ -2,8 +2,8 @@
 faults and restarts.
 """
 
-import itertools
 import gc
+import itertools
 import threading
 import time
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxvol.config import base
-from jaxvol.data.io import files
 from jaxvol.data import layout, volumes
+from jaxvol.data.io import files
 from jaxvol.types import UserError
 
 RNG = np.random.default_rng(0)

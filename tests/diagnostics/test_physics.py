@@ -9,10 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol.config import physics
-from jaxvol.diagnostics import context
-from jaxvol.training import sharding
+from jaxvol.diagnostics import context, engine
 from jaxvol.diagnostics.checks import physics as check
-from jaxvol.diagnostics import engine
+from jaxvol.training import sharding
 from tests.tasks.test_physics import config
 
 

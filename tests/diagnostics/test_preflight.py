@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.config import base
-from jaxvol.diagnostics import context
 from jaxvol import main
+from jaxvol.config import base
+from jaxvol.diagnostics import context, engine, probe, report
 from jaxvol.training import sharding
-from jaxvol.diagnostics import engine, probe, report
 from jaxvol.types import Result, UserError
 from tests import tiny
 

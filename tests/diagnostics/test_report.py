@@ -7,19 +7,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import image
 
+from docs import check_reference
 from jaxvol.config import base
 from jaxvol.config.limits import LIMITS
+from jaxvol.diagnostics import baseline, engine, preflight, report, watch
 from jaxvol.plots import figures
-from jaxvol.diagnostics import preflight
-from jaxvol.diagnostics import baseline, engine, report, watch
 from jaxvol.types import Result
-from docs import check_reference
 from tests import ROOT, compiler
 
 BROWSER = (
@@ -34,7 +32,7 @@ def outcome(name, status, metrics):
         name,
         status,
         Result(metrics, {"a table": [{"what": "<b>x</b>", "value": 1.5}]}, {"a picture": figure}),
-        {key: (">", 1.0, 0.5) for key in metrics},
+        dict.fromkeys(metrics, (">", 1.0, 0.5)),
         "because" if status != "PASS" else "",
         "do this" if status != "PASS" else "",
     )

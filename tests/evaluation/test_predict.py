@@ -3,7 +3,6 @@ and folders.
 """
 
 import json
-from pathlib import Path
 
 import h5py
 import jax

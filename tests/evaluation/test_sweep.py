@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxvol.runtime import writer
 from jaxvol.evaluation import sweep
+from jaxvol.runtime import writer
 from tests import ROOT
-
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.config import components
 from jaxvol import main
+from jaxvol.config import components
 from jaxvol.evaluation import tta
 from jaxvol.ops import rotations, warp
 from jaxvol.types import Field, Spec, UserError

@@ -9,10 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol.config import base
-from jaxvol.training import sharding
 from jaxvol.models import vnet
+from jaxvol.training import sharding
 from jaxvol.types import Field, Spec, UserError
-
 from launch.benchmarks import memory
 
 SPEC = Spec(

@@ -5,15 +5,22 @@ launch/campaigns/fault_bench.py.
 import jax
 import pytest
 
-from jaxvol.diagnostics import context, preflight
+from jaxvol.diagnostics import context, engine, preflight
 from jaxvol.training import sharding
-from jaxvol.diagnostics import engine
 from launch.campaigns import planted
 from launch.campaigns.planted import (
     data as planted_data,
+)
+from launch.campaigns.planted import (
     later as planted_later,
+)
+from launch.campaigns.planted import (
     model as planted_model,
+)
+from launch.campaigns.planted import (
     physics as planted_physics,
+)
+from launch.campaigns.planted import (
     training as planted_training,
 )
 
@@ -69,7 +76,7 @@ def test_the_checks_of_these_faults_pass_the_healthy_run(tmp_path):
 
 @pytest.mark.campaign
 @pytest.mark.parametrize(
-    "name", [n for n in FAULTS if not FAULTS[n].plant.__name__ in ("pretrained", "reinitialised")]
+    "name", [n for n in FAULTS if FAULTS[n].plant.__name__ not in ("pretrained", "reinitialised")]
 )
 def test_every_planted_fault_is_found_at_its_strongest(name, tmp_path):
     assert status(FAULTS[name], FAULTS[name].strengths[-1], tmp_path).status in engine.RED

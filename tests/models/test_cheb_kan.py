@@ -3,7 +3,6 @@ inits and matched sizes.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.config import physics
-from jaxvol.config import components
+from jaxvol.config import components, physics
 from jaxvol.convert import published as convert
 from jaxvol.models import cheb_kan
 from jaxvol.ops import chebyshev, taylor

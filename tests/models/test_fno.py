@@ -3,7 +3,6 @@ their promises.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol.config import base
-from jaxvol.training import sharding
 from jaxvol.convert import fno as converter
 from jaxvol.models import fno
 from jaxvol.ops.chunked import voxelwise
+from jaxvol.training import sharding
 from jaxvol.types import Field, Spec, UserError
-from tests.ops.test_fourier import largest_gather
 from tests import FIXTURES
+from tests.ops.test_fourier import largest_gather
 
 FIXTURE = FIXTURES / "fno_model.npz"
 

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvol.config import base
-from jaxvol.config import components
+from jaxvol.config import base, components
 from jaxvol.diagnostics import context
-from jaxvol.training import sharding, step as stepping
+from jaxvol.training import sharding
+from jaxvol.training import step as stepping
 from tests.training.test_distributed import BATCH, QUICK, boxes, deviation, make_mesh, spec
 
 CASES = {

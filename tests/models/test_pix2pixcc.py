@@ -3,7 +3,6 @@ keep their promises.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol.config import base
-from jaxvol.training import sharding
 from jaxvol.convert import pix2pixcc as convert
 from jaxvol.models import pix2pixcc
+from jaxvol.training import sharding
 from jaxvol.types import Field, Spec, UserError
 from tests import FIXTURES
 

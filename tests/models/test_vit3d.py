@@ -3,7 +3,6 @@ attention maps keep their promises.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

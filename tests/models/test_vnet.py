@@ -3,7 +3,6 @@ remat keep their promises.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

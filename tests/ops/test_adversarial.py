@@ -1,16 +1,15 @@
 """Adversarial terms against published values, closed forms, masks and finite gradients."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.scores import losses
 from jaxvol.convert import pix2pixcc as convert
 from jaxvol.ops import adversarial
+from jaxvol.scores import losses
 from jaxvol.types import UserError
 from tests import FIXTURES, compiler
 

@@ -3,7 +3,6 @@ where the residual is.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

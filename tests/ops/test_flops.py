@@ -12,9 +12,9 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from jaxvol.diagnostics import context
-from jaxvol.training import sharding
 from jaxvol.diagnostics.checks import memory
 from jaxvol.ops import flops, fourier
+from jaxvol.training import sharding
 from launch.benchmarks import gflop
 from tests.tasks.test_physics import config
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxvol.training import optim
 from jaxvol.ops import quasi_newton
+from jaxvol.training import optim
 from jaxvol.types import UserError
 from tests.training.test_optim import settings
 

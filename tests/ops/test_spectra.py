@@ -1,13 +1,13 @@
 """Power spectra against Pylians, closed forms and a run on eight devices."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxvol.ops import masked, spectra
 from jaxvol.types import UserError

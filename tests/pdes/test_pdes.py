@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.config import physics
 from jaxvol import pdes
+from jaxvol.config import physics
 from jaxvol.data.collocation import on_faces
 from jaxvol.ops.laplacian import second_order
 from jaxvol.pdes import reference

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxvol.evaluation import sweep
 from jaxvol.plots import figures, solutions
 from launch.studies import pinn_table
-from jaxvol.evaluation import sweep
 
 GRIDS = {("x",): (11,), ("x", "t"): (9, 5), ("x", "y", "z"): (6, 5, 4), ("x", "y", "t"): (6, 5, 3)}
 

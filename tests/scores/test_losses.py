@@ -1,7 +1,6 @@
 """Losses against published values, closed forms, masks and finite gradients."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

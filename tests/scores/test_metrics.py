@@ -1,7 +1,6 @@
 """Metrics against scikit-image, SciPy and closed forms."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp

@@ -7,14 +7,13 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxvol.config import base
-from jaxvol.config import components
-from jaxvol.training import optim, step
+from jaxvol.config import base, components
 from jaxvol.models.discriminator import discriminator
 from jaxvol.tasks import adversarial
+from jaxvol.training import optim, step
 from jaxvol.types import Field, Fixed, Spec, UserError
-from tests.training import test_loop
 from tests import toys
+from tests.training import test_loop
 
 N = 8
 SPEC = Spec(

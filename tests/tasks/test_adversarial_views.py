@@ -13,9 +13,9 @@ from jaxvol.diagnostics.checks import adversarial as checks
 from jaxvol.models.discriminator import discriminator
 from jaxvol.ops import adversarial as ops
 from jaxvol.tasks import adversarial
-from tests.tasks import test_adversarial
 from tests import toys
-from tests.tasks.test_adversarial import N, SPEC, settings, start, terms_at
+from tests.tasks import test_adversarial
+from tests.tasks.test_adversarial import SPEC, N, settings, start, terms_at
 
 quick_to_compile = test_adversarial.quick_to_compile
 

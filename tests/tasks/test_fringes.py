@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from configs import interferometry
-from jaxvol.config import physics
-from jaxvol.config import components, validate
 from jaxvol import main
+from jaxvol.config import components, physics, validate
+from jaxvol.ops import fringes, laplacian
 from jaxvol.scores import metrics
 from jaxvol.training import loop
-from jaxvol.ops import fringes, laplacian
 from jaxvol.types import Fixed, UserError
 from tests.training.test_kills import checksums
 

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.config import base, physics
 from configs import pinn
-from jaxvol.config import components, validate
-from jaxvol.evaluation import evaluate
 from jaxvol import main, pdes
-from jaxvol.training import loop, step
+from jaxvol.config import base, components, physics, validate
 from jaxvol.data import collocation
+from jaxvol.evaluation import evaluate
 from jaxvol.tasks import physics as task_of
+from jaxvol.training import loop, step
 from jaxvol.types import Fixed, UserError
 from tests.training.test_kills import checksums
 

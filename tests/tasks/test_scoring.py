@@ -9,12 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol.config import base
-from jaxvol.scores import losses
 from jaxvol.ops import adversarial as ops
+from jaxvol.scores import losses
 from jaxvol.tasks import adversarial, scoring
 from jaxvol.types import Field, Spec, UserError
 from tests.tasks import test_adversarial
-from tests.tasks.test_adversarial import Generator, SPEC, settings, start
+from tests.tasks.test_adversarial import SPEC, Generator, settings, start
 
 quick_to_compile = test_adversarial.quick_to_compile
 

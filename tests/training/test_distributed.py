@@ -13,10 +13,10 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.config import base
-from jaxvol.config import components
+from jaxvol.config import base, components
 from jaxvol.evaluation import report
-from jaxvol.training import sharding, step as stepping
+from jaxvol.training import sharding
+from jaxvol.training import step as stepping
 from jaxvol.types import Field, Fixed, Spec
 
 ONE, MESHES = (1, 1, 1), [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]  # data, fsdp, space

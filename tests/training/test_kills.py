@@ -56,7 +56,7 @@ def checksums(workdir):
     """Of every leaf of the final state, as its checkpoint recorded them
     (tests/training/test_checkpoint.py shows that they see each bit).
     """
-    last = max((int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()))
+    last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     file = next(
         p
         for p in (workdir / "checkpoints" / str(last) / "meta").iterdir()

@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxvol.config import components
-from jaxvol.training import checkpoint, loop, sharding, step
 from jaxvol.diagnostics import context
 from jaxvol.runtime import processes, writer
+from jaxvol.training import checkpoint, loop, sharding, step
 from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 from tests import toys
 

@@ -10,8 +10,7 @@ import pytest
 from jaxvol.config import components
 from jaxvol.training import step
 from jaxvol.types import Fixed
-from tests import compiler
-from tests import toys
+from tests import compiler, toys
 
 
 def start(task, config, batch):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxvol.plots import figures
 from jaxvol.diagnostics import probe
 from jaxvol.ops import adversarial as ops
+from jaxvol.plots import figures
 from jaxvol.types import Context, Result, TrainState
 
 RANK = 49

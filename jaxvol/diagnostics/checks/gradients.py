@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxvol.plots import figures
 from jaxvol.diagnostics import probe
 from jaxvol.ops.quasi_newton import SEARCHED
+from jaxvol.plots import figures
 from jaxvol.types import Context, Params, Result, TrainState
 
 RANK = 50

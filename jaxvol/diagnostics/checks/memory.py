@@ -95,7 +95,7 @@ def diagnose(ctx: Context) -> Result:
     table = [
         row,
         {
-            **{k: "" for k in row},
+            **dict.fromkeys(row, ""),
             "batch": sizes[1],
             "temporary (MB)": found[sizes[1]]["temporary"] / 1e6,
             "arguments (MB)": found[sizes[1]]["arguments"] / 1e6,

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.plots import figures
 from jaxvol import pdes
 from jaxvol.diagnostics import probe
 from jaxvol.ops import laplacian, normalise
+from jaxvol.plots import figures
 from jaxvol.types import Context, Fixed, Params, Result
 
 RANK = 41

@@ -7,9 +7,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jaxvol.plots import figures
 from jaxvol.diagnostics import probe
 from jaxvol.ops import normalise
+from jaxvol.plots import figures
 from jaxvol.types import Context, Result
 
 RANK = 80

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import spearmanr
 
-from jaxvol.plots import figures
 from jaxvol.diagnostics import probe
 from jaxvol.ops.quasi_newton import SEARCHED
+from jaxvol.plots import figures
 from jaxvol.types import Context, Result
 
 RANK = 30

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.plots import figures
 from jaxvol.diagnostics import probe
+from jaxvol.plots import figures
 from jaxvol.types import Context, Result
 
 RANK = 81

@@ -18,10 +18,10 @@ from unittest import mock
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol.diagnostics import context
-from jaxvol.config import validate
-from jaxvol.types import Context
 from configs import healthy
+from jaxvol.config import validate
+from jaxvol.diagnostics import context
+from jaxvol.types import Context
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.training import optim, step
 from jaxvol.data import pipeline
 from jaxvol.models import layers, vnet
 from jaxvol.ops import adversarial
 from jaxvol.tasks import scoring
+from jaxvol.training import optim, step
 from launch.campaigns.planted import Fault, replaced
 from launch.campaigns.planted.data import source
 from launch.campaigns.planted.training import optimizer

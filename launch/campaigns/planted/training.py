@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxvol.training import checkpoint, loop, optim, step
 from jaxvol.diagnostics import context
 from jaxvol.tasks import scoring
+from jaxvol.training import checkpoint, loop, optim, step
 from launch.campaigns.planted import Fault, replaced
 
 # a finished run, for faults of pretrained weights

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvol.config import physics
-from jaxvol.config import components
 from jaxvol import pdes
+from jaxvol.config import components, physics
 from jaxvol.data.io import image_stack
 from jaxvol.diagnostics.checks import prediction
 from jaxvol.ops import fringes
