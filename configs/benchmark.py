@@ -10,8 +10,10 @@ per cent (Pix2PixCC: its generator). Pix2PixCC has the same voxel loss and a dis
 besides.
 """
 
-from configs import fno, pix2pixcc
-from jaxvol.config import base
+from jaxvol.config import base, experiments
+
+fno = experiments.load("fno")
+pix2pixcc = experiments.load("pix2pixcc")
 
 SIZES = ("small", "base", "large")
 MODELS = ("fno", "vnet", "vit3d", "pix2pixcc")
@@ -41,14 +43,14 @@ def get_config(variant: str = "fno-small"):
     """The config of a variant, one of VARIANTS."""
     model, size = base.choose(variant, {name: name.split("-") for name in VARIANTS})
     config = base.common()
-    config.task = base.regression()
+    config.task = base.task("regression")
     if model == "fno":
-        config.model = base.fno()
+        config.model = base.model("fno")
         config.model.modes, config.model.factorization = (16, 16, 16), "tucker"
     elif model == "pix2pixcc":
         config = pix2pixcc.get_config("quick")
     else:
-        config.model = {"vnet": base.vnet, "vit3d": base.vit3d}[model]()
+        config.model = base.model(model)
     for name, value in FIELDS[model][size].items():
         config.model[name] = value
     config.data = fno.get_config().data

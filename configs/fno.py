@@ -26,7 +26,7 @@ VARIANTS = ("", "quick", "galaxies", "darcy")
 def get_config(variant: str = ""):
     """The config of a variant, one of VARIANTS."""
     config = base.common()
-    config.model, config.task = base.fno(), base.regression()
+    config.model, config.task = base.model("fno"), base.task("regression")
     base.choose(variant, {"": full, "quick": quick, "galaxies": galaxies, "darcy": darcy})(config)
     return config
 
@@ -35,7 +35,7 @@ def full(config) -> None:
     """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of
     4 Mpc/h.
     """
-    config.data = base.cosmology()
+    config.data = base.data("cosmology")
     config.data.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
     config.model.modes, config.model.width = (16, 16, 16), 24
     # Dense spectral weights learn every frequency from its own few examples; factors shared between
@@ -61,7 +61,7 @@ def galaxies(config) -> None:
     """One random half of 1.24 million N-body galaxies -> the density of the other half, crops of a
     periodic 420 Mpc/h box.
     """
-    config.data = base.galaxies()
+    config.data = base.data("galaxies")
     config.model.width, config.model.padding = 20, 0.25
     config.model.factorization, config.model.rank = "tucker", 0.02
     config.task.spectra = False
@@ -75,7 +75,7 @@ def darcy(config) -> None:
     """Darcy flow, coefficient -> pressure, 16^2: 1000 training fields, 40 epochs, last weights, no
     averaging, no selection.
     """
-    config.data = base.volumes()
+    config.data = base.data("volumes")
     config.data.augment = ("transpose",)  # samples at 0, h, 2h, ...: no mirror images
     config.data.ndim = 2
     config.data.input.train, config.data.input.test = "darcy_train_16.npz", "darcy_test_16.npz"

@@ -5,8 +5,9 @@ python -m jaxvol.main --config=configs/healthy.py:fno --mode=preflight         h
 CPU cores
 """
 
-from configs import pinn
-from jaxvol.config import base
+from jaxvol.config import base, experiments
+
+pinn = experiments.load("pinn")
 
 VARIANTS = (
     "fno",
@@ -50,15 +51,15 @@ def get_config(variant: str = "fno"):
     config = base.common()
     config.precision = "bf16" if kind == ["bf16"] else "f32"
     config.model, config.task, config.data = (
-        getattr(base, name)(),
-        base.regression(),
-        base.cosmology(),
+        base.model(name),
+        base.task("regression"),
+        base.data("cosmology"),
     )
     for field, value in fields.items():
         config.model[field] = value
     if name == "pix2pixcc":
-        config.task = base.adversarial()
-        config.task.losses, config.task.discriminator = (("mse", 1.0),), base.discriminator()
+        config.task = base.task("adversarial")
+        config.task.losses = (("mse", 1.0),)
         config.task.weights.adversarial, config.task.weights.feature_matching = 0.1, 0.1
         critic = config.task.discriminator
         critic.width, critic.max_width, critic.strides, critic.pad_width = 8, 32, (2, 2, 1), 2

@@ -27,7 +27,8 @@ Users' stacks: --config.data.problem.folder=FOLDER (U-Net: --config.data.optics.
                jaxvol/data/io/image_stack.py.
 """
 
-from jaxvol.config import base, physics
+from jaxvol import pdes
+from jaxvol.config import base
 
 VARIANTS = ("pinn", "pinn-adam", "pinn-published", "unet", "unet-beats", "unet-published", "quick")
 # differences of beats: ranges of 302 and 333 um
@@ -59,11 +60,11 @@ def coordinates(config) -> None:
     of them.
     """
     config.model, config.task, config.data = (
-        physics.cheb_kan(),
-        physics.physics(),
-        physics.collocation(),
+        base.model("cheb_kan"),
+        base.task("physics"),
+        base.data("collocation"),
     )
-    config.data.problem = physics.interferometry()
+    config.data.problem = pdes.fields("interferometry")
     # One set: the same pixels in four sets of 256 take longer (launch/studies/fringe_points.py).
     config.data.points.interior, config.data.points.data, config.data.resample = 256, 1024, 1
     config.batch_size = config.evaluate.batch_size = 1
@@ -129,7 +130,11 @@ def unet(config) -> None:
     """What has to be added to the classical solution, 128^2 pixels, 256 random surfaces, noise anew
     each time; no height is ever shown.
     """
-    config.model, config.task, config.data = base.unet(), physics.fringes(), physics.fringe_images()
+    config.model, config.task, config.data = (
+        base.model("unet"),
+        base.task("fringes"),
+        base.data("fringes"),
+    )
     config.batch_size, config.evaluate.batch_size = 2, 2
     config.ema_decay = 0.99
     config.checkpoint.best_metric = "loss"

@@ -22,7 +22,8 @@ leaves the domain as it is.
 
 import math
 
-from jaxvol.config import base, physics
+from jaxvol import pdes
+from jaxvol.config import base
 
 PROBLEMS = (
     "helmholtz",
@@ -73,7 +74,7 @@ def get_config(variant: str = ""):
     if variant.endswith("-mlp"):
         # 457 parameters against 528; 1,801 against 1,824
         widths = (19, 19) if name == "diffusion-published" else (40, 40)
-        config.model = physics.mlp()
+        config.model = base.model("mlp")
         config.model.widths, config.model.scaling = (
             widths,
             "space" if name == "diffusion-published" else "affine",
@@ -87,9 +88,9 @@ def common():
     """
     config = base.common()
     config.model, config.task, config.data = (
-        physics.cheb_kan(),
-        physics.physics(),
-        physics.collocation(),
+        base.model("cheb_kan"),
+        base.task("physics"),
+        base.data("collocation"),
     )
     config.precision = "f64"
     config.batch_size = config.evaluate.batch_size = 1
@@ -126,7 +127,7 @@ def weights(config, pde: float, others: float) -> None:
 
 def helmholtz(config, frequencies=(4,), wavenumber=4 * math.pi) -> None:
     """lap u + k^2 u = q on [-1, 1]^d."""
-    config.data.problem = physics.helmholtz()
+    config.data.problem = pdes.fields("helmholtz")
     config.data.problem.frequencies, config.data.problem.wavenumber = frequencies, wavenumber
     config.data.points.interior = 512 if len(frequencies) == 1 else 1500
     config.task.constraints = "soft" if len(frequencies) == 1 else "hard"
@@ -137,7 +138,8 @@ def helmholtz(config, frequencies=(4,), wavenumber=4 * math.pi) -> None:
 
 def poisson(config, dimension: int) -> None:
     """lap u + f = 0 on [0, 1]^d, u = 0 on the boundary, which is met exactly."""
-    config.data.problem = physics.poisson(dimension)
+    config.data.problem = pdes.fields("poisson")
+    config.data.problem.dimension = dimension
     config.data.points.interior = (256, 1000, 1500)[dimension - 1]
     config.task.constraints = "hard"
     weights(config, 1e-2, 1.0)
@@ -148,7 +150,7 @@ def diffusion(config) -> None:
     """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine; its values and those
     of the ends are met exactly.
     """
-    config.data.problem = physics.diffusion()
+    config.data.problem = pdes.fields("diffusion")
     config.data.points.interior = 1500
     config.task.constraints = "hard"
     weights(config, 1.0, 1.0)
@@ -158,7 +160,7 @@ def published(config) -> None:
     """Settings of the published code: 528 parameters, 2,000 + 400 + 2 x 200 random points, weights
     0.01, 1 and 1, Adam 1e-3.
     """
-    config.data.problem = physics.diffusion()
+    config.data.problem = pdes.fields("diffusion")
     config.data.points.interior, config.data.points.initial, config.data.points.boundary = (
         2000,
         400,
@@ -187,14 +189,14 @@ def ablation_elliptic(config) -> None:
     same training.
     """
     ablation(config)
-    config.data.problem = physics.poisson(3)
+    config.data.problem = pdes.fields("poisson")
     config.data.points.interior, config.data.points.boundary = 1500, 200
     weights(config, 1e-2, 1.0)
 
 
 def wave(config) -> None:
     """u_tt = 4 u_xx on the unit square, initial and boundary values met exactly."""
-    config.data.problem = physics.wave()
+    config.data.problem = pdes.fields("wave")
     config.task.constraints = "hard"
     weights(config, 1e-3, 1.0)
     two_phases(config, 600, 4000)
@@ -204,7 +206,7 @@ def burgers(config) -> None:
     """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are drawn where it is; initial and
     boundary values met exactly.
     """
-    config.data.problem = physics.burgers()
+    config.data.problem = pdes.fields("burgers")
     config.data.points.interior = 1000
     config.task.constraints, config.task.refine.name = "hard", "rad"
     config.task.refine.cap, config.task.refine.candidates = 2500, 20000
@@ -214,7 +216,7 @@ def burgers(config) -> None:
 
 def allen_cahn(config) -> None:
     """u_t = 0.001 u_xx + 5 (u - u^3), initial and boundary values met exactly."""
-    config.data.problem = physics.allen_cahn()
+    config.data.problem = pdes.fields("allen_cahn")
     config.data.points.interior = 2000
     config.task.constraints = "hard"
     config.task.weights.pde = 1.0
@@ -223,7 +225,7 @@ def allen_cahn(config) -> None:
 
 def reaction_diffusion(config) -> None:
     """The travelling wave of Fisher's equation."""
-    config.data.problem = physics.reaction_diffusion()
+    config.data.problem = pdes.fields("reaction_diffusion")
     weights(config, 1.0, 10.0)
 
 
@@ -235,7 +237,7 @@ def inverse(config) -> None:
 
 def taylor_green(config) -> None:
     """Navier-Stokes equations in the plane."""
-    config.data.problem = physics.taylor_green()
+    config.data.problem = pdes.fields("taylor_green")
     config.data.points.interior, config.data.points.initial = 1500, 400
     weights(config, 1.0, 10.0)
     two_phases(config, 600, 3000)

@@ -13,8 +13,9 @@ the voxel loss holds the large scales in place, and the discriminator, bounded b
 that it sees amplitudes too, asks for the power at small scales that a mean square error takes away.
 """
 
-from configs import fno
-from jaxvol.config import base
+from jaxvol.config import base, experiments
+
+fno = experiments.load("fno")
 
 VARIANTS = ("", "quick")
 
@@ -22,8 +23,7 @@ VARIANTS = ("", "quick")
 def get_config(variant: str = ""):
     """The config of a variant, one of VARIANTS."""
     config = base.common()
-    config.model, config.task = base.pix2pixcc(), base.adversarial()
-    config.task.discriminator = base.discriminator()
+    config.model, config.task = base.model("pix2pixcc"), base.task("adversarial")
     base.choose(variant, {"": full, "quick": quick})(config)
     return config
 

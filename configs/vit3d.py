@@ -6,8 +6,9 @@ python -m jaxvol.main --config=configs/vit3d.py:quick       300 updates, about 3
 pre-flight   VRMSE 0.801 (Wiener 0.906)
 """
 
-from configs import fno
-from jaxvol.config import base
+from jaxvol.config import base, experiments
+
+fno = experiments.load("fno")
 
 VARIANTS = ("", "quick")
 
@@ -15,7 +16,7 @@ VARIANTS = ("", "quick")
 def get_config(variant: str = ""):
     """The config of a variant, one of VARIANTS."""
     config = base.common()
-    config.model, config.task = base.vit3d(), base.regression()
+    config.model, config.task = base.model("vit3d"), base.task("regression")
     base.choose(variant, {"": full, "quick": quick})(config)
     return config
 

@@ -8,8 +8,9 @@ python -m jaxvol.main --config=configs/vnet.py:original      the published 3D U-
 convolution per level)
 """
 
-from configs import fno
-from jaxvol.config import base
+from jaxvol.config import base, experiments
+
+fno = experiments.load("fno")
 
 VARIANTS = ("", "quick", "original")
 
@@ -17,7 +18,7 @@ VARIANTS = ("", "quick", "original")
 def get_config(variant: str = ""):
     """The config of a variant, one of VARIANTS."""
     config = base.common()
-    config.model, config.task = base.vnet(), base.regression()
+    config.model, config.task = base.model("vnet"), base.task("regression")
     base.choose(variant, {"": full, "quick": quick, "original": original})(config)
     return config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol.config.limits import LIMITS  # noqa: E402
+from jaxvol.config.limits import limits  # noqa: E402
 from jaxvol.diagnostics import preflight  # noqa: E402
 
 BEGIN, END = (
@@ -28,7 +28,7 @@ def table() -> str:
     for name, module in sorted(
         preflight.checks().items(), key=lambda item: (item[1].RANK, item[0])
     ):
-        for i, (metric, (side, warn, fail)) in enumerate(LIMITS[name].items()):
+        for i, (metric, (side, warn, fail)) in enumerate(limits()[name].items()):
             meaning, remedy = module.MEANING[metric]
             rows.append(
                 f"| {f'**{name}**' if i == 0 else ''} | `{metric}`: {meaning.replace('|', '¦')} | "

@@ -7,6 +7,6 @@ def load(workdir, which="best", kind="ema", transforms="none"):
     """(predict, config, spec) of a run, see jaxvol.config.components.load; JAX is imported only
     when it is called.
     """
-    from jaxvol.config import components
+    from jaxvol.evaluation import loading
 
-    return components.load(workdir, which, kind, transforms)
+    return loading.load(workdir, which, kind, transforms)

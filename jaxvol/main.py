@@ -1,11 +1,10 @@
 """Command line: flags to modes, errors to exit statuses.
 
     python -m jaxvol.main --config=configs/fno.py[:variant] [--config.a.b=value] [--workdir=DIR]
-    [--mode=MODE]
+                          [--mode=MODE]
 
 Exit status: 0 finished, 75 saved but unfinished (run the same command again), 1 user or input
-             error,
-2 pre-flight FAIL or ERROR, 3 non-finite, 4 workdir in use.
+error, 2 pre-flight FAIL or ERROR, 3 non-finite, 4 workdir in use.
 """
 
 from __future__ import annotations
@@ -20,71 +19,17 @@ from pathlib import Path
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from jaxvol.config import components, validate
-from jaxvol.diagnostics import context, preflight, watch
+from jaxvol.config import command_line, identity, phases, validate
+from jaxvol.diagnostics import preflight, watch
 from jaxvol.evaluation import compare, evaluate
+from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import errors, monitoring, processes, writer
-from jaxvol.training import checkpoint, loop, sharding
+from jaxvol.training import assemble, checkpoint, loop, restore, sharding
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
 
-MODES = ("train", "preflight", "evaluate", "predict", "compare")
 UNFINISHED, REFUSED = monitoring.UNFINISHED, 2
-
-
-def parse(argv: list[str]) -> tuple[ConfigDict, str, Path]:
-    """(config, mode, workdir) of a command line.  Raises UserError for anything that cannot be
-    understood.
-    """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "config file, FILE.py or FILE.py:variant",
-        flag_values=values,
-        sys_argv=argv,
-        lock_config=True,
-    )
-    flags.DEFINE_enum("mode", "train", MODES, "what to do", flag_values=values)
-    flags.DEFINE_string(
-        "workdir", "", "folder of the run; default runs/<config file>[-variant]", flag_values=values
-    )
-    flags.DEFINE_bool("help", False, "this text", flag_values=values)
-    try:
-        rest = values(argv)
-    # absl, ml_collections and the config file itself raise many types
-    except Exception as error:
-        if not isinstance(
-            error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
-        ):
-            traceback.print_exc()
-        told, cause = str(error).splitlines()[-1], error.args[0] if error.args else None
-        # of a flag: the name of a field in quotes, perhaps with a guess on a second line
-        if isinstance(cause, KeyError):
-            told = f"the config has no field {cause.args[0]} (see jaxvol/config/base.py)".replace(
-                "\n", ". "
-            )
-        raise UserError(f"The command line cannot be used: {told}") from error
-    if values.help or not values["config"].value:
-        raise UserError(
-            f"{__doc__.split(chr(10) * 2)[1].strip()}\n    modes: {', '.join(MODES)}; configs: "
-            + ", ".join(
-                sorted(
-                    f"configs/{p.name}" for p in Path("configs").glob("*.py") if p.stem != "base"
-                )
-            )
-        )
-    if rest[1:]:
-        raise UserError(
-            f"Arguments {' '.join(rest[1:])} are not understood; overrides look like "
-            "--config.total_steps=100."
-        )
-    file, _, variant = values["config"].config_filename.partition(":")
-    if not Path(file).is_file():  # absl reports it only when the config is first used
-        raise UserError(f"--config={file}: there is no such file, seen from {Path.cwd()}.")
-    default = Path("runs") / (f"{Path(file).stem}-{variant}" if variant else Path(file).stem)
-    return values.config, values.mode, Path(values.workdir or default)
 
 
 def prepare(config: ConfigDict) -> None:
@@ -110,7 +55,7 @@ def check_resume(config: ConfigDict, workdir: Path) -> None:
                 aside.mkdir(parents=True, exist_ok=True)
                 shutil.move(str(workdir / name), str(aside / name))
         return
-    changed = components.differences(writer.read_config(file), config)
+    changed = identity.differences(writer.read_config(file), config)
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config:\n  - "
@@ -125,14 +70,14 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     for doubt in validate.validate(config):
         logging.warning("%s", doubt)
     mesh = sharding.make_mesh(config.mesh)
-    plan = loop.phases(config)
+    plan = phases.plan(config)
     cache: dict[int, Parts] = {}
 
     def parts_of(index: int) -> Parts:
         if index not in cache:
             cache.clear()  # one phase's dataset and programs at a time
             _, start, stop, phase = plan[index]
-            cache[index] = context.parts(phase, mesh, stop - start)
+            cache[index] = assemble.parts(phase, mesh, stop - start)
         return cache[index]
 
     with jax.set_mesh(mesh), processes.lock(workdir):
@@ -155,7 +100,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
         log = writer.open_run(workdir, config, processes.first())
         meta = {
             "config": config.to_json(),
-            "config_hash": components.fingerprint(config),
+            "config_hash": identity.fingerprint(config),
             "data_hash": parts.dataset.hash,
             "versions": writer.versions(),
         }
@@ -165,6 +110,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
             store=checkpoint.open_store(workdir, config.checkpoint.keep),
             writer=log,
             meta=meta,
+            score=examples.score,
             figures=evaluate.example_figure,
             watch=watch.make(config),
         )
@@ -173,7 +119,7 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
             status = loop.train(
                 run,
                 parts_of,
-                (lambda chosen: context.initial(chosen, mesh)) if config.init_from else None,
+                (lambda chosen: restore.initial(chosen, mesh)) if config.init_from else None,
             )
         except Exception as error:
             saved = max(checkpoint.steps(workdir), default=None)
@@ -253,7 +199,7 @@ def do_preflight(config: ConfigDict, workdir: Path) -> int:
     for doubt in validate.validate(config):
         logging.warning("%s", doubt)
     mesh = sharding.make_mesh(config.mesh)
-    _, _, steps, phase = loop.phases(config)[0]
+    _, _, steps, phase = phases.plan(config)[0]
     with jax.set_mesh(mesh):
         verdict = preflight.run(phase, workdir, mesh, steps, None)
     tell(f"The report is {workdir}/preflight/report.html.")
@@ -323,9 +269,12 @@ def cli(argv: list[str]) -> int:
         "compare": do_compare,
     }
     try:
-        config, mode, workdir = parse(argv)
+        config, mode, workdir = command_line.parse(argv)
         prepare(config)
         return modes[mode](config, workdir)
+    except command_line.Help as text:
+        print(text)
+        return 0
     except Exception as error:
         if type(error) in STATUS or isinstance(error, UserError):
             status = STATUS[type(error)] if type(error) in STATUS else 1

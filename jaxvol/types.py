@@ -229,7 +229,7 @@ class Context:
     trace: Callable[[int], Any]
     save_restore: Callable[[TrainState], TrainState]  # through a checkpoint on disk and back
     # the task of a config with overrides {"a.b": value}
-    retask: Callable[[dict[str, Any]], Task]
+    rebuild_task: Callable[[dict[str, Any]], Task]
 
     @property
     def spec(self) -> Spec:

@@ -7,7 +7,11 @@ from jaxvol.config import base
 
 def get_config(variant: str = ""):
     config = base.common()
-    config.model, config.task, config.data = base.fno(), base.regression(), base.cosmology()
+    config.model, config.task, config.data = (
+        base.model("fno"),
+        base.task("regression"),
+        base.data("cosmology"),
+    )
     config.model.width, config.model.layers, config.model.modes = 4, 2, (2, 2, 2)
     config.task.metrics, config.task.spectra = ("vrmse", "pearson"), False
     config.data.grid, config.data.box_size = 8, 64.0

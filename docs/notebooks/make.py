@@ -30,10 +30,10 @@ import logging; logging.getLogger("absl").setLevel(logging.WARNING)
 from IPython.display import HTML, display
 from jaxvol import preflight
 from jaxvol.diagnostics import report
-from configs import healthy
+from jaxvol.config import experiments
 
-# or your own: main.parse(["", "--config=configs/{model}.py"])[0]
-config = healthy.get_config("{model}").lock()
+# or your own: command_line.parse(["", "--config=configs/{model}.py"])[0]
+config = experiments.load("healthy").get_config("{model}").lock()
 verdict = preflight.look(config, {checks})
 outcomes = {{o.name: o for o in verdict.outcomes}}
 print(report.text(verdict))"""

@@ -11,11 +11,11 @@ import math
 
 from ml_collections import ConfigDict
 
-from jaxvol.config import components
+from jaxvol.config import identity
+from jaxvol.config.base import RULES, SCHEDULES, TRANSFORMS
 from jaxvol.data.augment import KNOWN
-from jaxvol.evaluation.tta import TRANSFORMS
 from jaxvol.ops.quasi_newton import SEARCHED
-from jaxvol.training.optim import RULES, SCHEDULES
+from jaxvol.runtime import modules
 from jaxvol.types import UserError
 
 
@@ -72,7 +72,7 @@ def _choices(config: ConfigDict) -> list[str]:
     ]
     for room in ("model", "data", "task"):
         folder = room if room == "data" else room + "s"
-        block, known = config[room], components.choices(folder)
+        block, known = config[room], modules.choices(folder)
         if block.name not in known:
             found.append(f"{room}.name is {block.name!r}; jaxvol/{folder}/ has {', '.join(known)}.")
     return found
@@ -133,7 +133,7 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
 
 
 def _phases(config: ConfigDict) -> list[str]:
-    found, total, known = [], 0, components.flatten(config.to_dict())
+    found, total, known = [], 0, identity.flatten(config.to_dict())
     for phase in config.phases:
         if (
             len(phase) != 3
@@ -165,8 +165,8 @@ def _own_rules(config: ConfigDict) -> list[str]:
     """
     found = []
     for room, block in (("models", config.model), ("tasks", config.task), ("data", config.data)):
-        if block.name in components.choices(room):
-            module = components.module(room, block.name)
+        if block.name in modules.choices(room):
+            module = modules.module(room, block.name)
             found += module.rules(config) if hasattr(module, "rules") else []
     return found
 

@@ -18,7 +18,7 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol.config import physics
+from jaxvol.config import base
 from jaxvol.convert import names
 from jaxvol.models import cheb_kan as model
 from jaxvol.types import Field, Spec
@@ -28,7 +28,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
     """Fields of `config.model` that reproduce the original; the key `layer_widths` or `layers_dims`
     tells which one it is.
     """
-    m = physics.cheb_kan()
+    m = base.model("cheb_kan")
     published = "layer_widths" in original
     widths = original["layer_widths"] if published else original["layers_dims"]
     m.widths, m.degree = (

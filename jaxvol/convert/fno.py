@@ -59,7 +59,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
     """
     _known(original)
     has = {**DEFAULTS, **original}
-    m, modes = base.fno(), _modes(original)
+    m, modes = base.model("fno"), _modes(original)
     m.width, m.layers = original["hidden_channels"], original["n_layers"]
     m.modes = tuple(n // 2 for n in modes)
     m.window = "one_sided" if any(n % 2 == 0 for n in modes[:2]) else "symmetric"

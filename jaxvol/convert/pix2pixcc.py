@@ -55,7 +55,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
                 f"{', '.join(known)}; "
                 "another one cannot be converted"
             )
-    model = base.pix2pixcc()
+    model = base.model("pix2pixcc")
     model.width, model.downs, model.blocks = (
         original["n_gf"],
         original["n_downsample"],
@@ -118,7 +118,7 @@ def discriminator_config(original: Mapping[str, Any]) -> ConfigDict:
     original: `n_df, n_D` of Pix2PixCC in 3D, or `ndf, num_D, n_layers` (3) of the two-dimensional
               one.
     """
-    block, flat = base.discriminator(), _is_flat(original)
+    block, flat = discriminator.fields(), _is_flat(original)
     if flat and original["n_layers"] != len(STRIDES) - 2:
         raise UserError(
             f"this discriminator was made with n_layers={original['n_layers']}: expected "

@@ -32,11 +32,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxvol.config import base, components, validate
+from jaxvol.config import base, components, identity, validate
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
 from jaxvol.runtime import writer
-from jaxvol.training import checkpoint, loop, sharding, step
+from jaxvol.training import assemble, checkpoint, loop, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]
@@ -118,7 +118,7 @@ def import_run(
     store = checkpoint.open_store(output, config.checkpoint.keep)
     meta = {
         "config": config.to_json(),
-        "config_hash": components.fingerprint(config),
+        "config_hash": identity.fingerprint(config),
         "data_hash": dataset.hash,
         "versions": writer.versions(),
         "phase": 0,
@@ -150,7 +150,7 @@ def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> Co
     chosen = ConfigDict(config.to_dict())
     chosen.model = NETWORKS[kind][1](Hyperparameters(original))
     if chosen.task.name != "regression":
-        task = base.regression()
+        task = base.task("regression")
         task.update(
             {name: chosen.task[name] for name in ("metrics", "spectra") if name in chosen.task}
         )
@@ -161,7 +161,7 @@ def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> Co
 
 def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
     """The TrainState of step 0 with these weights in the group "net", raw and averaged."""
-    _, struct = components.state_template(config, spec, config.total_steps, sharding.one_device())
+    _, struct = assemble.state_template(config, spec, config.total_steps, sharding.one_device())
     own = {"params": struct.ema["params"]["net"], **struct.ema["stats"]["net"]}
     given, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (variables, own))
     text = jax.tree_util.keystr
@@ -187,7 +187,7 @@ def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
         components.task(config, spec), init=lambda key, batch: (params, {"stats": stats})
     )
     return step.init(
-        task, components.optimizers(config, params, config.total_steps), config.seed, {}
+        task, assemble.make_optimizers(config, params, config.total_steps), config.seed, {}
     )
 
 

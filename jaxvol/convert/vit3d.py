@@ -35,7 +35,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
               and any other argument of the
     original's constructor, spelled as there.
     """
-    has, m = {**DEFAULTS, **original}, base.vit3d()
+    has, m = {**DEFAULTS, **original}, base.model("vit3d")
     m.patch = _patch(original)
     m.width, m.layers, m.heads, m.head_features = (
         original["dim"],

@@ -19,7 +19,7 @@ WIDTHS = (32, 64, 128, 256, 512)  # of the published class, which has no argumen
 
 def config(original: Mapping[str, Any]) -> ConfigDict:
     """Fields of `config.model` that reproduce the original; `widths` is optional."""
-    m = base.vnet()
+    m = base.model("vnet")
     m.layout, m.norm, m.padding, m.head, m.fit, m.bias_before_norm = (
         "original",
         "batch",

@@ -27,6 +27,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxvol.data import layout, pipeline
 from jaxvol.data.io import files
@@ -35,6 +36,52 @@ from jaxvol.data.pipeline import Source
 from jaxvol.types import Dataset, Field, Spec, UserError
 
 Triple = tuple[int, int, int]
+
+
+def crop_fields() -> ConfigDict:
+    """Fields of datasets that draw crops from a box; a crop's inner part lies in its slab, its
+    margin may lie in the buffer.
+    """
+    config = pipeline.fields()
+    config.augment = ("cube",)
+    config.crop = (32, 32, 32)  # voxels (D, H, W), margin included
+    config.margin = (0, 0, 0)  # voxels inside each face that are context only (mask 0)
+    # slabs: one per split, along `axis` | boxes: each box in one split (three or more boxes)
+    config.split = "slabs"
+    config.axis = 0  # along which the slabs are cut
+    # train, val, test; of what the buffers leave, or of the boxes
+    config.fractions = (0.6, 0.2, 0.2)
+    config.split_seed = 0  # of the division of boxes
+    # voxels between slabs, at least a crop along `axis`; 0 = one crop
+    config.buffer = 0
+    config.crops_per_epoch = 256  # random training crops that count as one epoch
+    config.periodic = (False, False, False)  # the box wraps along this axis
+    config.unit = ""  # unit of lengths: "Mpc/h", "mm"
+    return config
+
+
+def fields() -> ConfigDict:
+    """Random crops of one large box, or of a few (jaxvol/data/box.py)."""
+    config = crop_fields()
+    config.name = "box"
+    for leaf in ("input", "target"):
+        config[leaf] = ConfigDict(
+            {
+                "path": "",  # file, or glob for several boxes; target "" = the input's
+                "key": "",  # dataset inside the file; "" = its only one
+                "channels": (leaf,),  # names, one per channel
+                # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2>
+                "kind": "scalar",
+                "unit": "",  # physical unit of the values, for labels
+            }
+        )
+    config.mask = ConfigDict({"path": "", "key": ""})  # > 0 = observed; both "" = no mask
+    # spatial axes in the files: 3 | 2 (a box of depth 1: axis 1 or 2)
+    config.ndim = 3
+    # where there is a channel axis: -1 behind the spatial axes | 0 before them
+    config.channel_axis = -1
+    config.spacing = ()  # voxel size (D, H, W); () = the file's own, else 1
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from scipy.stats import qmc
 
 from jaxvol import pdes
+from jaxvol.data import measured
 from jaxvol.ops import normalise
 from jaxvol.types import Dataset, Field, Spec, UserError
 
@@ -32,6 +33,29 @@ SAMPLERS = ("uniform", "latin", "sobol", "grid")
 EVALUATION = {"train": 2**31, "val": 2**31 + 1, "test": 2**31 + 2}
 # the draw of places that are measured once
 SENSORS = 2**31 + 3
+
+
+def fields() -> ConfigDict:
+    """Point sets of a problem (jaxvol/data/collocation.py); config.batch_size counts sets, one is
+    enough on one device.
+    """
+    return ConfigDict(
+        {
+            "name": "collocation",
+            "problem": pdes.fields("helmholtz"),  # or another equation of jaxvol/pdes/
+            "points": ConfigDict(
+                {  # of one set
+                    "interior": 1000,  # where the equation is asked for
+                    "boundary": 100,  # on each face of space; one where a face is a point
+                    "initial": 400,  # at the first time
+                    "data": 200,  # where the solution of an inverse problem was measured
+                }
+            ),
+            "sampler": "latin",  # uniform | latin (hypercube) | sobol | grid
+            # draw new points after so many updates; 0 = the same ones all the time
+            "resample": 0,
+        }
+    )
 
 
 def rules(config: ConfigDict) -> list[str]:
@@ -141,7 +165,7 @@ def make(config: ConfigDict) -> Dataset:
     """The points of `config.data.problem`.  Raises UserError for an unknown problem or one with
     more than three coordinates.
     """
-    problem = pdes.make(config.data.problem)
+    problem = measured.problem(config.data.problem)
     if len(problem.low) > 3:
         raise UserError(
             f"the problem has the coordinates {', '.join(problem.coordinates)}; the evaluation "

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxvol.data import pipeline
@@ -45,6 +46,49 @@ VOXELS_AT_ONCE = 2**19
 
 Settings = dict[str, Any]  # what the boxes depend on, as JSON
 Simulator = Callable[[list[tuple[str, int]]], tuple[np.ndarray, np.ndarray]]
+
+
+def fields() -> ConfigDict:
+    """Boxes simulated on this machine (jaxvol/data/cosmology.py): evolved matter -> initial
+    density, or tracers -> matter.
+    """
+    config = pipeline.fields()
+    config.name = "cosmology"
+    # dm2ic: evolved density -> linear delta today | tracers2dm: tracers -> evolved density
+    config.pairs = "dm2ic"
+    # 2lpt | pm: particle-mesh N-body (extra "nbody"; box_size / grid <= 4 Mpc/h)
+    config.evolution = "2lpt"
+    # independent realisations per split
+    config.boxes = ConfigDict({"train": 200, "val": 20, "test": 40})
+    config.grid = 32  # cells, and particles, along an axis
+    config.box_size = 128.0  # Mpc/h
+    config.redshift = 0.0  # of the evolved density and the tracers
+    config.simulation_seed = 0  # of the boxes; config.seed shuffles and augments them
+    config.pm_steps = 32  # steps of the particle-mesh run, equal in scale factor
+    config.parameters = ConfigDict(
+        {  # flat LCDM, Planck 2015
+            "omega_m": 0.3075,
+            "omega_b": 0.0486,
+            "h": 0.6774,
+            "n_s": 0.9667,
+            "sigma8": 0.8159,
+        }
+    )
+    config.tracers = ConfigDict(
+        {
+            "nbar": 3e-3,  # mean number density, (h/Mpc)^3
+            "bias": 1.5,  # their expected density goes as matter density ** bias
+            "redshift_space": True,  # move them by their velocity along the line of sight
+            "line_of_sight": 2,  # axis
+        }
+    )
+    # simulated boxes; one that cannot be written falls back to the temporary folder
+    config.cache_dir = "~/.cache/jaxvol"
+    # tracers2dm: (("log1p", {"floor": 0.0}), ...)
+    config.input_normaliser = (("log10", {"floor": 0.03}), ("standardise", {}))
+    # tracers2dm: as the input of dm2ic
+    config.target_normaliser = (("standardise", {}),)
+    return config
 
 
 def make(config) -> Dataset:

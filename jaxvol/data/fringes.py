@@ -22,11 +22,27 @@ from jaxvol.data.io import image_stack
 from jaxvol.data.layout import SPLITS
 from jaxvol.data.pipeline import Source
 from jaxvol.ops import fringes
+from jaxvol.pdes import optics
 from jaxvol.types import Dataset, Field, Spec, UserError
 
 # of the unambiguous range is used by random surfaces: noise would carry heights at its ends to the
 # other one
 INSIDE = 0.9
+
+
+def fields() -> ConfigDict:
+    """Stacks of fringe images as volumes of depth 1 (jaxvol/data/fringes.py)."""
+    config = pipeline.fields()
+    config.name = "fringes"
+    config.optics = ConfigDict(optics.INSTRUMENT)
+    # simulated: random ones; the first of test is the published one
+    config.surfaces = ConfigDict({"train": 256, "val": 16, "test": 1})
+    config.fractions = (0.8, 0.1, 0.1)  # of a folder's samples: train, val, test
+    config.augment = ()
+    config.input_normaliser = (("linear", {"low": 0.0, "high": 255.0}),)
+    # um; not fitted, as stacks need not come with heights
+    config.target_normaliser = (("linear", {"low": -5.0, "high": 29.0}),)
+    return config
 
 
 def rules(config: ConfigDict) -> list[str]:
@@ -129,7 +145,7 @@ def from_folder(data: ConfigDict) -> Source:
         mask = {"mask": np.full((1, *shape, 1), float(height is not None))} if masked else {}
         return {"input": images[None], "target": known[None, ..., None], **mask}
 
-    prints = [(name, image_stack.fingerprint(*pair)) for name, pair in loaded.items()]
+    prints = [(name, fringes.fingerprint(*pair)) for name, pair in loaded.items()]
     return Source(
         specify(data, shape),
         {split: len(splits[split]) for split in SPLITS},

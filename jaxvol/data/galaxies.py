@@ -13,6 +13,7 @@ import os
 import struct
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxvol.data import box, layout, pipeline
 from jaxvol.data.box import Box
@@ -27,6 +28,24 @@ ORIGIN = (
     "--no-deps --no-binary :all: corrfunc`), or counts [n, n, n] and `boxsize` in an .npz made of "
     "it"
 )
+
+
+def fields() -> ConfigDict:
+    """Density of one random half of a galaxy catalogue -> that of the other half
+    (jaxvol/data/galaxies.py), periodic box.
+    """
+    config = box.crop_fields()
+    config.name = "galaxies"
+    # counts (.npz: counts, boxsize) or a Corrfunc catalogue (.ff)
+    config.path = ""
+    config.grid = 128  # cells along an axis
+    config.thinning_fraction = 0.5  # probability that a galaxy goes to the input
+    config.thinning_seed = 0  # of the two halves
+    config.crop = (16, 32, 32)
+    config.periodic = (True, True, True)
+    config.unit = "Mpc/h"
+    config.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
+    return config
 
 
 def make(config) -> Dataset:

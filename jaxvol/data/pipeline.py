@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxvol.data.augment import augment, check_augmentations
 from jaxvol.ops import normalise
@@ -34,6 +35,25 @@ READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, Sy
 # a normaliser is fitted on at most this many voxels (64 volumes of 64^3)
 FIT_VOXELS = 2**24
 ORDER, READ, AUGMENT, FIT = range(4)  # what a random stream is for: the second word of its seed
+
+
+def fields() -> ConfigDict:
+    """Fields that every dataset of volumes has; a dataset's own function adds to them."""
+    return ConfigDict(
+        {
+            "num_workers": 2,  # reader threads; the batches do not depend on it
+            # stop | skip an example that cannot be read after three tries
+            "on_error": "stop",
+            "max_skips": 10,  # more skipped examples than this stop the run
+            # cube: rotations and reflections the fields allow; transpose: exchanges of axes only;
+            # shift: periodic boxes only
+            "augment": ("cube", "shift"),
+            "fit_examples": 64,  # training examples that normalisers are fitted on
+            # chain of (name, arguments), see jaxvol/ops/normalise.py
+            "input_normaliser": (("standardise", {}),),
+            "target_normaliser": (("standardise", {}),),
+        }
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import os
 import re
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxvol.data import layout, pipeline
 from jaxvol.data.io import files
@@ -27,6 +28,72 @@ from jaxvol.types import Dataset, Spec, UserError
 
 LISTED = 10  # faults that one message lists
 WILD = re.compile(r"(\*\*/|\*|\?|\[[^\]]*\])")
+
+
+def fields() -> ConfigDict:
+    """The users' own files (jaxvol/data/volumes.py): HDF5, .npy, .npz, Zarr or NIfTI, found by
+    globs or by a CSV manifest.
+    """
+
+    def files(channels: tuple) -> ConfigDict:
+        return ConfigDict(
+            {
+                "files": "",  # glob for all splits, seen from root; divided by `split`
+                # or a glob per split; all empty (target, mask): in the input's files
+                "train": "",
+                "val": "",
+                "test": "",
+                "key": "",  # dataset inside the file; "" = its only one
+                "channels": channels,  # names, one per channel
+                # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2>
+                "kind": "scalar",
+                "unit": "",  # physical unit of the values, for labels
+            }
+        )
+
+    config = pipeline.fields()
+    config.name = "volumes"
+    config.augment = ("cube",)
+    config.root = ""  # folder that the globs start from; "" = the current one
+    # stacked: a file holds many examples [N, ...] | single: a file is one example
+    config.layout = "stacked"
+    config.ndim = 3  # spatial axes in the files: 3 | 2 (volumes of depth 1)
+    # where there is a channel axis: -1 behind the spatial axes | 0 before them
+    config.channel_axis = -1
+    config.input = files(("input",))
+    config.target = files(("target",))
+    # > 0 = observed; no glob and no key = no mask
+    config.mask = ConfigDict({"files": "", "train": "", "val": "", "test": "", "key": ""})
+    config.manifest = ConfigDict(
+        {
+            # CSV with a header line and one row per file, instead of the globs
+            "path": "",
+            # its columns with files; target "" = in the input's file
+            "input": "input",
+            "target": "target",
+            # columns with mask files; with the patient, box, ... that must not cross a split
+            "mask": "",
+            "group": "",
+            "split": "",  # column with train, val or test; "" = by fractions
+        }
+    )
+    config.split = ConfigDict(
+        {
+            "fractions": (
+                0.8,
+                0.1,
+                0.1,
+            ),  # train, val, test, where neither globs nor a column say it
+            # groups (files where there are none) | examples (only if neighbours do not overlap)
+            "over": "groups",
+            "seed": 0,  # of the division
+        }
+    )
+    config.spacing = ()  # voxel size (D, H, W); () = the files' own, else 1
+    config.unit = ""  # unit of lengths: "Mpc/h", "mm"
+    # a volume wraps along this axis (augment may then have "shift")
+    config.periodic = (False, False, False)
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from jax.experimental.compilation_cache import compilation_cache as compilation
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol.config import components
+from jaxvol.config import identity, phases
 from jaxvol.diagnostics import baseline, context, probe, report
 from jaxvol.diagnostics import engine as diagnostics
-from jaxvol.runtime import writer
-from jaxvol.training import loop, sharding
+from jaxvol.runtime import modules, writer
+from jaxvol.training import sharding
 from jaxvol.types import Parts
 
 STOPS = diagnostics.RED  # verdicts with which a training does not start
@@ -27,8 +27,8 @@ STOPS = diagnostics.RED  # verdicts with which a training does not start
 def checks() -> dict:
     """Name -> module of every check."""
     return {
-        name: components.module("diagnostics/checks", name)
-        for name in components.choices("diagnostics/checks")
+        name: modules.module("diagnostics/checks", name)
+        for name in modules.choices("diagnostics/checks")
     }
 
 
@@ -39,7 +39,7 @@ def passed(config: ConfigDict, workdir: Path, parts: Parts) -> bool:
     earlier = report.read(workdir / "preflight")
     return (
         earlier is not None
-        and earlier["config_hash"] == components.fingerprint(config)
+        and earlier["config_hash"] == identity.fingerprint(config)
         and earlier["data_hash"] == parts.dataset.hash
         and earlier["complete"]
         and not [
@@ -75,7 +75,7 @@ def look(config: ConfigDict, only: tuple[str, ...] = ()) -> diagnostics.Verdict:
     known, mesh = checks(), sharding.make_mesh(config.mesh)
     if only:
         known = {name: known[name] for name in only}
-    _, _, steps, phase = loop.phases(config)[0]
+    _, _, steps, phase = phases.plan(config)[0]
     with tempfile.TemporaryDirectory() as folder, compilation_cache(), jax.set_mesh(mesh):
         return diagnostics.run(context.make(phase, mesh, Path(folder), steps), known)
 
@@ -95,7 +95,7 @@ def run(
             "pre-flight: %s is waived; whatever it finds does not stop the training", name
         )
     info = {
-        "config_hash": components.fingerprint(config),
+        "config_hash": identity.fingerprint(config),
         "data_hash": seen.dataset.hash,
         "complete": not config.preflight.only,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",

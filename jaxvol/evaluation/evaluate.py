@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,13 @@ from ml_collections import ConfigDict
 
 from jaxvol import pdes
 from jaxvol.config import components
-from jaxvol.evaluation import predict, report, tta
+from jaxvol.data import measured
+from jaxvol.evaluation import loading, predict, report, tta
+from jaxvol.evaluation.evaluators import examples
 from jaxvol.ops import flops, laplacian, normalise
 from jaxvol.plots import figures, solutions
-from jaxvol.training import sharding
+from jaxvol.training import assemble, sharding
 from jaxvol.types import Dataset, Extra, Metrics, Params, Spec, Task
-
-FIT_BATCHES = 64  # training batches that the baselines are fitted on
 
 
 def example(
@@ -143,8 +142,8 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     """Score `asked.split` with the checkpoint and the weights asked for; writes
     `<workdir>/evaluation/`, returns the table.
     """
-    task, params, extra, config, spec, meta = components.restore(
-        workdir, asked.checkpoint, asked.weights, mesh, asked.tta
+    task, params, extra, config, spec, meta = loading.restored(
+        workdir, asked.checkpoint, asked.weights, asked.tta, mesh
     )
     dataset = components.dataset(config)
     size = asked.batch_size
@@ -168,12 +167,11 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
             dataset.hash,
         )
     scored = {"model": (task, params, extra)}
-    fit = itertools.islice(dataset.batches("train", size, slice(0, size), 0), FIT_BATCHES)
-    scored.update(components.baselines(config, spec, fit))
+    scored.update(components.fitted_baselines(config, dataset, size))
 
     def score(who: Task, p: Params, e: Extra) -> tuple[Metrics, dict[str, np.ndarray]]:
-        return report.score(
-            report.make(who, mesh),
+        return examples.score(
+            assemble.evaluation(who, mesh),
             who,
             dataset,
             asked_with_seed(asked, config),
@@ -228,7 +226,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
     if shown and spec.fields["input"].kind == "coordinates":
         title = f"{config.data.problem.name.replace('_', ' ')}, {report.pretty(config.model.name)}"
-        problem = pdes.make(config.data.problem)
+        problem = measured.problem(config.data.problem)
         found = solution(
             spec,
             shown,
@@ -341,8 +339,8 @@ def draw(
 
 def predict_run(asked: ConfigDict, workdir: Path) -> None:
     """Predict the files of `asked.predict.input` with the run's weights."""
-    task, params, extra, config, spec, meta = components.restore(
-        workdir, asked.evaluate.checkpoint, asked.evaluate.weights, transforms=asked.evaluate.tta
+    task, params, extra, config, spec, meta = loading.restored(
+        workdir, asked.evaluate.checkpoint, asked.evaluate.weights, asked.evaluate.tta
     )
     merged = ConfigDict(config.to_dict())
     merged.predict, merged.evaluate = asked.predict, asked.evaluate

@@ -12,15 +12,14 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxvol.types import Batch, Dataset, Extra, Key, Metrics, Params, Rows, Task, UserError
+from jaxvol.types import Metrics
 
 HIGHER = (
     "r_eighth",
@@ -61,57 +60,6 @@ SPELLED = {
     "cheb_kan": "Chebyshev KAN",
 }
 TITLES = {"mean": "mean", "identity": "identity", "wiener": "Wiener filter"}
-
-
-def make(task: Task, mesh: Mesh) -> Callable[[Params, Extra, Batch, Key], Rows]:
-    """Compile `task.evaluate`; rows and the leaves `_mask`, `_index` come back on every process,
-    whole.
-    """
-
-    def rows(params: Params, extra: Extra, batch: Batch, key: Key) -> Rows:
-        return {
-            **task.evaluate(params, extra, batch, key),
-            **{k: v for k, v in batch.items() if k.startswith("_")},
-        }
-
-    return jax.jit(rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def score(
-    evaluate: Callable,
-    task: Task,
-    dataset: Dataset,
-    config: Any,
-    params: Params,
-    extra: Extra,
-    put: Callable[[dict[str, np.ndarray]], Batch],
-    rows: slice,
-    split: str,
-    limit: int = 0,
-) -> tuple[Metrics, dict[str, np.ndarray]]:
-    """Metrics of a split and its rows, one per example in the order of the split, padding dropped.
-
-    evaluate: what `make` returned.
-    put:      host batch of this process -> arrays on the mesh.
-    rows:     the part of each global batch of `config.evaluate.batch_size` examples that this
-              process reads.
-    limit:    score only the first examples; 0 = all.
-    Example number `_index` stays in the rows.  Batch number b uses the key fold_in(key(seed), b).
-    UserError when the split is empty.
-    """
-    key = jax.random.key(config.seed)
-    parts: list[dict[str, np.ndarray]] = []
-    for number, batch in enumerate(dataset.batches(split, config.evaluate.batch_size, rows, limit)):
-        found = jax.device_get(evaluate(params, extra, put(batch), jax.random.fold_in(key, number)))
-        real = np.asarray(found.pop("_mask")) > 0
-        parts.append({name: np.asarray(values)[real] for name, values in found.items()})
-    if not parts or not any(len(next(iter(part.values()))) for part in parts):
-        raise UserError(
-            f"split '{split}' has no examples to score (sizes: {dataset.sizes}); "
-            "choose another with --config.evaluate.split or give it data"
-        )
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return task.summarize({k: v for k, v in joined.items() if not k.startswith("_")}), joined
 
 
 def report(

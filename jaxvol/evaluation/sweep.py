@@ -50,8 +50,7 @@ os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 from matplotlib.figure import Figure  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from jaxvol import main as jaxvol_main
-from jaxvol.config import components
+from jaxvol.config import command_line, identity
 from jaxvol.plots import figures
 from jaxvol.runtime import writer  # noqa: E402
 from jaxvol.types import UserError  # noqa: E402
@@ -116,7 +115,7 @@ def load_points(config: str, overrides: Sequence[str], workdir: str) -> tuple[li
     file, _, variant = config.partition(":")
     if not Path(file).is_file():
         raise UserError(f"--config={config}: there is no file {file} in {Path.cwd()}.")
-    jaxvol_main.parse(["sweep", f"--config={config}", *overrides])
+    command_line.parse(["sweep", f"--config={config}", *overrides])
     listed = runpy.run_path(file)
     if "sweep" not in listed:
         raise UserError(
@@ -144,7 +143,7 @@ def load_points(config: str, overrides: Sequence[str], workdir: str) -> tuple[li
             f"--workdir={folder / name}",
         ]
         try:
-            parsed, mode, _ = jaxvol_main.parse(["sweep", *arguments])
+            parsed, mode, _ = command_line.parse(["sweep", *arguments])
         except UserError as error:
             raise UserError(f"sweep() in {file}, point {params}: {error}") from None
         if mode != "train":
@@ -172,9 +171,9 @@ def is_done(point: Point) -> bool:
         return False
     # no readable config.json: the training itself says what is wrong
     with contextlib.suppress(UserError):
-        return components.fingerprint(
+        return identity.fingerprint(
             writer.read_config(point.workdir / "config.json")
-        ) == components.fingerprint(point.config)
+        ) == identity.fingerprint(point.config)
     return False
 
 

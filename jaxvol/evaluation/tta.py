@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvol.config.base import TRANSFORMS
 from jaxvol.ops import rotations, warp
 from jaxvol.types import Array, PyTree, Spec, UserError
 
-TRANSFORMS = ("none", "cube", "flips", "rotations")
 ANGLE = 5.0  # degrees of a small rotation
 
 
@@ -85,7 +85,7 @@ class Averaged:
         return total / count
 
 
-def wrap(module: Any, name: str, spec: Spec) -> Any:
+def wrap(module: Any, spec: Spec, name: str) -> Any:
     """The module itself for "none", else its average over the named transforms.
 
     UserError: unknown name; coordinates, which have no symmetry; a vector whose normaliser treats

@@ -18,14 +18,33 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from jaxvol.models.coordinates import enter, fields, leave
+from jaxvol.models.coordinates import enter, leave, scaled_fields
 from jaxvol.ops import chebyshev, taylor
 from jaxvol.types import Array, Spec
 
 FORMS = ("tanh", "layer_norm")
 INITS = ("xavier", "kaiming", "orthogonal", "small")
 EPSILON = 1e-5
+
+
+def fields() -> ConfigDict:
+    """Chebyshev KAN; form="tanh", init="xavier", degree=5 is Scaled-cPIKAN's, form="layer_norm",
+    init="kaiming" its port's.
+    """
+    return ConfigDict(
+        {
+            "name": "cheb_kan",
+            "widths": (16, 16),  # neurons of the hidden layers
+            "degree": 5,  # highest Chebyshev polynomial
+            # tanh (in front of every layer) | layer_norm (and tanh, behind hidden layers)
+            "form": "tanh",
+            "init": "xavier",  # xavier | kaiming | orthogonal | small
+            # of the coordinates to [-1, 1]: affine | space (all but t) | none
+            "scaling": "affine",
+        }
+    )
 
 
 def rules(config) -> list[str]:
@@ -46,7 +65,7 @@ def make(config, spec: Spec) -> nn.Module:
     Raises UserError, see `coordinates.fields`.
     """
     m = config.model
-    return ChebKAN(**fields(config, spec), degree=m.degree, form=m.form, initial=m.init)
+    return ChebKAN(**scaled_fields(config, spec), degree=m.degree, form=m.form, initial=m.init)
 
 
 class ChebKAN(nn.Module):

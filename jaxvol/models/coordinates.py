@@ -21,7 +21,7 @@ from jaxvol.types import Array, Spec, UserError
 SCALINGS = ("affine", "space", "none")
 
 
-def fields(config, spec: Spec) -> dict[str, Any]:
+def scaled_fields(config, spec: Spec) -> dict[str, Any]:
     """What every network of coordinates is made of: channels, widths, scaling and precision, from
     `config.model`.
 

@@ -33,8 +33,36 @@ TINY = 1e-12  # least norm that a vector of the power iteration is divided by
 WARM_UP = 15  # power iterations before the first step
 
 
+def fields() -> ConfigDict:
+    """Multi-scale patch discriminator (`config.task.discriminator`); norm="instance", no spectral
+    norm is Pix2PixCC's.
+    """
+    return ConfigDict(
+        {
+            # discriminators; number s sees the volume average-pooled s times
+            "scales": 2,
+            # channels of the first convolution; doubled by each further one
+            "width": 32,
+            "max_width": 256,  # at most
+            # one 4^3 convolution each, the last gives the logits; smaller volumes need fewer 2s
+            "strides": (2, 2, 2, 1, 1),
+            "pad_width": 1,  # voxels added at each face before each convolution
+            # auto (periodic where all axes wrap, else zero) | zero | replicate | periodic | reflect
+            "padding": "auto",
+            # of all convolutions but the first and the last: none | group | instance | batch
+            "norm": "instance",
+            # divide each kernel by its largest singular value, followed by one power iteration per
+            # call
+            "spectral_norm": False,
+            # zeros beyond the border count in the average-pooling between scales (Pix2PixCC in 3D)
+            "count_padding": False,
+            "remat": False,  # recompute each convolution in the backward pass
+        }
+    )
+
+
 def discriminator(block: ConfigDict, spec: Spec, precision: str) -> nn.Module:
-    """The discriminator of `block` (fields of base.discriminator()) for volumes of `spec`,
+    """The discriminator of `block` (fields of discriminator.fields()) for volumes of `spec`,
     precision f32 | bf16 | f64.
 
     Called as module(x, train=bool), x [B, D, H, W, C] the pair of condition and image -> per scale,

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxvol.ops import fourier
 from jaxvol.ops.chunked import voxelwise
@@ -31,6 +32,44 @@ NORMS = ("none", "instance", "group")
 COORDINATES = ("auto", "all", "none")
 # the first prediction is close to the mean: a loss of 1, not 10, and no steps lost on undoing it
 OUTPUT_GAIN = 0.1
+
+
+def fields() -> ConfigDict:
+    """Fourier neural operator; the defaults keep every frequency up to |k| = 8 on each axis."""
+    return ConfigDict(
+        {
+            "name": "fno",
+            "width": 20,  # channels of the hidden field
+            "layers": 4,  # blocks
+            # highest |k| kept along D, H, W; at most half the grid, 0 on an axis of length 1
+            "modes": (8, 8, 8),
+            # symmetric: k = -m..m | one_sided: k = -m..m-1, the neuraloperator layout of n_modes =
+            # 2m
+            "window": "symmetric",
+            "factorization": "dense",  # of the spectral weights: dense | tucker | cp (TFNO)
+            # factorised: parameters as a fraction of the dense tensor's; tucker 1.0 = full rank
+            "rank": 0.1,
+            "implementation": "auto",  # auto | fft | dft (truncated DFT as matrix products)
+            # hidden channels of the lifting MLP / width; 0 = one linear layer
+            "lifting_ratio": 2.0,
+            # hidden channels of the projection MLP / width; 0 = one linear layer
+            "projection_ratio": 2.0,
+            # around the spectral convolution: linear (1x1) | identity | soft_gating | none
+            "bypass": "linear",
+            "channel_mlp_ratio": 0.5,  # hidden channels of each block's MLP / width; 0 = no MLP
+            # around that MLP, from the block's input: linear | identity | soft_gating | none
+            "channel_mlp_skip": "soft_gating",
+            "norm": "none",  # none | instance | group (all channels together)
+            "activate_last": False,  # activation in the last block as well
+            # input channels j/n: auto (axes that are not periodic) | all | none
+            "coordinates": "auto",
+            # zeros appended to axes that are not periodic, as a fraction of their length
+            "padding": 0.0,
+            # recompute each block in the backward pass: less memory on GPU and TPU, none saved on
+            # CPU
+            "remat": False,
+        }
+    )
 
 
 def make(config, spec: Spec) -> nn.Module:

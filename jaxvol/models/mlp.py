@@ -18,12 +18,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxvol.models.coordinates import enter, fields, leave
+from jaxvol.models.coordinates import enter, leave, scaled_fields
 from jaxvol.ops import taylor
 from jaxvol.types import Array, Spec
 
 KINDS = ("tanh", "sine", "fourier")
+
+
+def fields() -> ConfigDict:
+    """Multilayer perceptron of coordinates."""
+    return ConfigDict(
+        {
+            "name": "mlp",
+            # neurons of the hidden layers; as many parameters as the KAN of the defaults
+            "widths": (40, 40),
+            # tanh | sine (SIREN) | fourier (random Fourier features and tanh)
+            "kind": "tanh",
+            "omega": 30.0,  # sine: factor of the weights of every layer
+            "fourier_features": 32,  # fourier: number of random frequencies
+            # fourier: their standard deviation, in cycles per unit of the scaled coordinate
+            "fourier_scale": 1.0,
+            # of the coordinates to [-1, 1]: affine | space (all but t) | none
+            "scaling": "affine",
+        }
+    )
 
 
 def rules(config) -> list[str]:
@@ -44,7 +64,7 @@ def make(config, spec: Spec) -> nn.Module:
     """
     m = config.model
     return MLP(
-        **fields(config, spec),
+        **scaled_fields(config, spec),
         kind=m.kind,
         omega=m.omega,
         fourier_features=m.fourier_features,

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxvol.models.fno import COMPUTE
 from jaxvol.models.layers import NORMS, Conv, Norm
@@ -31,6 +32,35 @@ SKIPS = ("none", "add")
 OUTER, DOWN, INNER = 7, 5, 3
 # the first prediction is close to the mean
 SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+
+
+def fields() -> ConfigDict:
+    """Pix2PixCC generator; `norm="instance", down_padding="zero", bias_before_norm=True,
+    skips="none"` is the published one.
+    """
+    return ConfigDict(
+        {
+            "name": "pix2pixcc",
+            "width": 16,  # channels at full resolution; doubled by each step down
+            # steps down, and up again: convolutions of stride 2; any size of volume comes out as it
+            # was
+            "downs": 2,
+            "blocks": 4,  # residual blocks at the coarsest resolution
+            # none | group (8 groups) | instance (forgets the amplitude of its input) | batch
+            "norm": "none",
+            # none | add: the encoder's features to the decoder's of the same size
+            "skips": "add",
+            "upsampling": "trilinear",  # trilinear (and a convolution) | transposed (convolution)
+            # auto (periodic where all axes wrap, else replicate) | zero | replicate | periodic |
+            # reflect
+            "padding": "auto",
+            "down_padding": "auto",  # the same, of the steps down
+            "bias_before_norm": False,  # biases that a norm takes away again
+            # recompute each block in the backward pass: less memory on GPU and TPU, none saved on
+            # CPU
+            "remat": False,
+        }
+    )
 
 
 def make(config, spec: Spec) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxvol.models.fno import COMPUTE
 from jaxvol.models.layers import NORMS, Norm
@@ -23,6 +24,20 @@ from jaxvol.types import Array, Spec, UserError
 
 # the first prediction is close to the mean
 SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+
+
+def fields() -> ConfigDict:
+    """U-Net on images, volumes of depth 1; widths=(64, 128, 256, 512), norm="batch" is the
+    published one of the fringe images.
+    """
+    return ConfigDict(
+        {
+            "name": "unet",
+            "widths": (16, 32, 64),  # channels per level, each on half the grid of the one before
+            # group (8 groups) | instance (forgets the amplitude of its input) | batch | none
+            "norm": "group",
+        }
+    )
 
 
 def rules(config) -> list[str]:

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxvol.models.fno import COMPUTE
 from jaxvol.models.layers import Conv
@@ -33,6 +34,46 @@ Triple = tuple[int, int, int]
 EMBEDS = ("conv", "linear")
 HEADS = ("conv", "linear")
 POSITIONS = ("relative", "learned", "sincos", "none")
+
+
+def fields() -> ConfigDict:
+    """Vision transformer for volumes; `embed`, `head` = "linear" and `position` = "learned" is the
+    plain ViT.
+    """
+    return ConfigDict(
+        {
+            "name": "vit3d",
+            # voxels of a token along D, H, W; they have to divide the volume
+            "patch": (4, 4, 4),
+            "width": 128,  # features of a token
+            "layers": 4,  # blocks
+            "heads": 4,  # attention heads
+            "head_features": 32,  # features of each head
+            "mlp_ratio": 2.0,  # hidden features of each block's MLP / width
+            # conv: the grid is halved step by step, with convolutions | linear: patches alone
+            "embed": "conv",
+            # conv: back by interpolation and convolutions, with the embedding's features | linear:
+            # has
+            # seams
+            "head": "conv",
+            # channels of those convolutions on the finest grid, twice as many on each coarser one
+            "stem_width": 16,
+            "stem_layers": 2,  # their number on each grid
+            # relative (in every block) | learned | sincos (added to the tokens) | none
+            "position": "relative",
+            "position_std": 0.02,  # of a learned table at the start
+            # attention within cubes of so many tokens, moved by half of it in every other block; 0
+            # =
+            # all tokens
+            "window": 0,
+            "dropout": 0.0,  # of tokens and of both sub-layers, while training
+            # auto | matmul (fastest on CPU) | xla | cudnn (NVIDIA GPUs, bf16)
+            "attention": "auto",
+            # recompute each block in the backward pass: less memory on GPU and TPU, none saved on
+            # CPU
+            "remat": False,
+        }
+    )
 
 
 def make(config, spec: Spec) -> nn.Module:

@@ -26,6 +26,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxvol.models.fno import COMPUTE
 from jaxvol.models.layers import NORMS, PADDINGS, Conv, Norm, boundary
@@ -41,6 +42,35 @@ STEPS_DOWN = {"residual": (2, 0), "original": (5, 2)}
 LINEAR = nn.initializers.lecun_normal()  # of convolutions that no ReLU precedes
 # the first prediction is close to the mean
 SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+
+
+def fields() -> ConfigDict:
+    """V-Net; `layout="original", head="norm_relu", fit="crop", norm="batch", bias_before_norm=True`
+    is the published 3D U-Net.
+    """
+    return ConfigDict(
+        {
+            "name": "vnet",
+            # residual: pre-activation blocks, sums with the skips | original: one convolution per
+            # level
+            "layout": "residual",
+            # channels per level; residual: the first at full resolution, original: at half of it
+            "widths": (16, 32, 64, 80),
+            # group (8 groups) | instance (forgets the amplitude of its input) | batch | none
+            "norm": "group",
+            # auto (periodic where all axes wrap, else replicate) | zero | replicate | periodic |
+            # reflect
+            "padding": "auto",
+            "head": "linear",  # linear | norm_relu (as published: no output below 0)
+            # up-sampled features to the skip's grid: resize | crop (drops the first voxel, as
+            # published)
+            "fit": "resize",
+            "bias_before_norm": False,  # biases that a norm takes away again
+            # recompute each block in the backward pass: less memory on GPU and TPU, none saved on
+            # CPU
+            "remat": False,
+        }
+    )
 
 
 def make(config, spec: Spec) -> nn.Module:

@@ -30,6 +30,7 @@ steps first.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -297,3 +298,11 @@ def expose(
         return images
     step = 255 / (2**bits - 1)
     return np.clip(np.round(images / step) * step, 0, 255)
+
+
+def fingerprint(images: np.ndarray, height: np.ndarray | None) -> str:
+    """Hexadecimal digest of what was read."""
+    digest = hashlib.blake2b(digest_size=16)
+    for values in (images, *([] if height is None else [height])):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

@@ -4,6 +4,8 @@ adding one is one function.
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from jaxvol.pdes import elliptic, evolution, flow, optics
 from jaxvol.pdes.problem import KINDS, Condition, Problem
 from jaxvol.types import UserError
@@ -22,13 +24,28 @@ PROBLEMS = {
         optics.interferometry,
     )
 }
-__all__ = ["KINDS", "PROBLEMS", "Condition", "Problem", "make"]
+FIELDS = {**elliptic.FIELDS, **evolution.FIELDS, **flow.FIELDS, **optics.FIELDS}
+__all__ = ["KINDS", "PROBLEMS", "Condition", "Problem", "fields", "make"]
 
 
-def make(block) -> Problem:
-    """The problem of `config.data.problem`; UserError with the list of known names otherwise."""
-    if block.name not in PROBLEMS:
+def fields(name: str) -> ConfigDict:
+    """`config.data.problem` with the fields of an equation; UserError for an unknown name."""
+    check(name)
+    return ConfigDict({"name": name, **FIELDS[name]})
+
+
+def check(name: str) -> None:
+    """UserError with the list of known names unless there is an equation called `name`."""
+    if name not in PROBLEMS:
         raise UserError(
-            f"config.data.problem.name is {block.name!r}; jaxvol/pdes/ has {', '.join(PROBLEMS)}."
+            f"config.data.problem.name is {name!r}; jaxvol/pdes/ has {', '.join(PROBLEMS)}."
         )
-    return PROBLEMS[block.name](block)
+
+
+def make(block, *measured) -> Problem:
+    """The problem of `config.data.problem`; UserError with the list of known names otherwise.
+
+    measured: what jaxvol/data/measured.py read for a problem that needs files.
+    """
+    check(block.name)
+    return PROBLEMS[block.name](block, *measured)

@@ -11,6 +11,13 @@ from jaxvol.pdes.problem import Condition, Problem, box, given
 from jaxvol.types import UserError
 
 NAMES = ("x", "y", "z")
+FIELDS = {
+    "helmholtz": {
+        "wavenumber": 12.566370614359172,  # k; 4 pi
+        "frequencies": (4,),  # a, whole numbers, one per dimension
+    },
+    "poisson": {"dimension": 3},  # 1 | 2 | 3
+}
 
 
 def sines(frequencies: tuple[float, ...]):

@@ -14,6 +14,18 @@ from jaxvol.pdes import reference
 from jaxvol.pdes.problem import Condition, Problem, box, given
 
 GRID = (401, 101)
+FIELDS = {
+    "diffusion": {"alpha": 0.1},  # diffusivity
+    "wave": {"speed": 2.0},  # c
+    "burgers": {"viscosity": 0.003183098861837907},  # nu; 0.01 / pi
+    "allen_cahn": {"diffusivity": 0.001},  # D
+    "reaction_diffusion": {
+        "diffusivity": 1.0,  # D
+        "rate": 1.0,  # rho
+        "inverse": False,  # find rho from measurements (points.data of them)
+        "noise": 0.01,  # of those, as a fraction of their standard deviation
+    },
+}
 
 
 def setting(low: tuple, high: tuple, u, initial=None) -> tuple[Condition, Condition]:

@@ -8,6 +8,8 @@ from jaxvol.pdes.problem import Problem, box, given
 
 PI2 = 6.283185307179586
 
+FIELDS = {"taylor_green": {"viscosity": 0.1}}  # nu
+
 
 def taylor_green(p) -> Problem:
     """Navier-Stokes equations on [0, 2 pi]^2 x [0, 1], fields (u, v, p); the Taylor-Green vortex

@@ -4,20 +4,53 @@ differential equation).
 
 from __future__ import annotations
 
-import os
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.data.io import image_stack
 from jaxvol.ops import fringes
 from jaxvol.pdes.problem import Condition, Problem
 from jaxvol.types import UserError
 
 LOW, HIGH = (-1.0, -1.0), (1.0, 1.0)
+# What the interferometer is, and where its images come from: for the points of `interferometry` and
+# the images of jaxvol/data/fringes.py.
+INSTRUMENT = {
+    # um; each with phase steps 0, pi/2, pi and 3 pi/2
+    "wavelengths": (5.0, 5.5, 6.05, 6.655),
+    # um, the middle of where heights are looked for; `unwrapping` finds those within 16.6 um of it
+    "centre": 12.0,
+    "background": 128.0,  # of the images, in grey levels of 0 .. 255
+    "modulation": 100.0,  # their amplitude
+    # of users' stacks (jaxvol/data/io/image_stack.py); "" = simulated
+    "folder": "",
+    "size": 128,  # simulated: pixels along a side
+    # simulated: standard deviation of the camera's noise, in grey levels
+    "noise": 5.0,
+    "bits": 8,  # simulated: of a pixel; 0 = neither rounded nor clipped
+    # of the noise, and of random surfaces; config.seed is for training
+    "simulation_seed": 0,
+}
+FIELDS = {
+    "interferometry": {
+        **INSTRUMENT,
+        "sample": "sample_0000",  # which of the folder's stacks
+        # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
+        "match": (),
+        "scale": 15.0,  # um per unit of the network's output
+    }
+}
 
 
-def interferometry(p) -> Problem:
+class Measurement(NamedTuple):
+    """What was measured: images [X, Y, 4 W] in grey levels, heights [X, Y] in um where known."""
+
+    images: np.ndarray
+    height: np.ndarray | None
+
+
+def interferometry(p, measured: Measurement | None = None) -> Problem:
     """h(x, y) in um on [-1, 1]^2 from W times four images (ops/fringes.py), measured on the pixels
     that are the evaluation grid.
 
@@ -33,7 +66,9 @@ def interferometry(p) -> Problem:
         fringes.equivalent(p.wavelengths, combination)
     if p.scale <= 0:
         raise UserError(f"data.problem.scale is {p.scale}; expected a positive number of um.")
-    images, height = measured(p)
+    if p.folder and measured is None:
+        raise ValueError("data.problem.folder is set: make the problem with data/measured.py")
+    images, height = simulated(p) if measured is None else measured
     shape = images.shape[:2]
     axes = [np.linspace(-1, 1, n) for n in shape]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
@@ -79,28 +114,17 @@ def interferometry(p) -> Problem:
         estimates=estimates,
         known=height is not None,
         remainder="Laplacian (penalty)",
-        fingerprint=image_stack.fingerprint(images, height),
+        fingerprint=fringes.fingerprint(images, height),
         lift=lambda x: jnp.full_like(x[:, :1], p.centre),
         distance=lambda x: jnp.full_like(x[:, :1], p.scale),
     )
 
 
-def measured(p) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images [X, Y, 4 W], heights [X, Y] or None) of a sample folder, or of the published surface,
-    simulated.
-    """
-    if p.folder:
-        known = image_stack.samples(p.folder)
-        if p.sample not in known:
-            raise UserError(
-                f"data.problem.sample is {p.sample!r}, but {p.folder} has {', '.join(known[:10])}"
-                f"{', ...' if len(known) > 10 else ''}."
-            )
-        images, height = image_stack.read(os.path.join(p.folder, p.sample), 4 * len(p.wavelengths))
-        return images.swapaxes(0, 1), None if height is None else height.T
+def simulated(p) -> Measurement:
+    """The published surface, seen by the instrument."""
     axis = np.linspace(-1, 1, p.size)
     # rows along y, as in a file
     height = fringes.published(np.stack(np.meshgrid(axis, axis), -1))
     rng = np.random.default_rng([p.simulation_seed, 0])
     images = fringes.expose(rng, height, p.wavelengths, p.background, p.modulation, p.noise, p.bits)
-    return images.swapaxes(0, 1), height.T
+    return Measurement(images.swapaxes(0, 1), height.T)

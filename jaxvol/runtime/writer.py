@@ -329,7 +329,7 @@ def read_config(file: str | Path) -> ConfigDict:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     found = {
-        "jaxvol": sys.modules[__package__],
+        "jaxvol": sys.modules["jaxvol"],
         "jax": jax,
         "jaxlib": jaxlib,
         "flax": flax,

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol.models.discriminator import discriminator
+from jaxvol.models import discriminator
 from jaxvol.ops import adversarial, masked
 from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, PyTree, Spec, Task
@@ -38,6 +38,79 @@ from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, PyTre
 Features = adversarial.Features
 # image [B, D, H, W, K] -> what the discriminator is shown
 View = Callable[[Array], Array]
+
+
+def fields() -> ConfigDict:
+    """Volume to volume against a discriminator (jaxvol/tasks/adversarial.py); the generator is
+    config.model.
+
+    Parameter groups gen and disc: learning rates, clip norms, update ratio and head start are
+    optimizer.groups.<group>.<field>.
+    """
+    return ConfigDict(
+        {
+            "name": "adversarial",
+            # voxel terms: (name in jaxvol/scores/losses.py, weight), ...; a weight of 0 only
+            # reports it
+            "losses": (("l1", 1.0),),
+            # a voxel loss is its mean over volumes averaged over cubes of these sides, e.g. (1, 2,
+            # 4)
+            "resolutions": (1,),
+            # of the other terms of the generator; one of weight 0 is not computed
+            "weights": ConfigDict(
+                {"adversarial": 0.2, "feature_matching": 1.0, "correlation": 0.0}
+            ),
+            "mode": "lsgan",  # lsgan | hinge
+            # lsgan: the discriminator's label of real pairs is 1 - this (one-sided)
+            "label_smoothing": 0.0,
+            # feature matching counts the logits as a layer (Pix2PixCC; pix2pixHD does not)
+            "feature_matching_logits": True,
+            "correlation": ConfigDict(
+                {
+                    "kind": "pcc",  # pcc | ccc (concordance: mean and amplitude count as well)
+                    # sample | batch: one coefficient over the whole batch, as published; needs
+                    # micro_batches=1
+                    "scope": "sample",
+                    "scales": 1,  # volumes average-pooled 0 ... scales - 1 times
+                    # zeros beyond the border count in this pooling (the published 3D code)
+                    "count_padding": False,
+                }
+            ),
+            "discriminator": discriminator.fields(),
+            # r = this * C / K: the target (r < 1: the input, 1 / r) is shown floor(r) times; 0 =
+            # once
+            "channel_balance": 0.0,
+            "ramp": ConfigDict(
+                {  # of the adversarial weight, which is 0 before step `start`
+                    "start": 0,
+                    "steps": 0,
+                }
+            ),  # and then grows linearly for so many steps; 0 = at once
+            "noise": ConfigDict(
+                {  # instance noise on the images that the discriminator sees
+                    "std": 0.0,
+                    "steps": 0,
+                }
+            ),  # falls to 0 over so many steps; 0 = stays
+            # what the discriminator sees (DiffAugment), the same for real and generated
+            "augment": ConfigDict(
+                {
+                    # by up to this fraction of each side; wraps along periodic axes
+                    "translation": 0.0,
+                    "intensity": 0.0,  # contrast 1 +- this and brightness +- this
+                }
+            ),
+            "r1": ConfigDict(
+                {  # gradient penalty of the discriminator
+                    "weight": 0.0,
+                    "every": 16,
+                }
+            ),  # at every k-th step only, k times as strong there
+            # names in jaxvol/scores/metrics.py
+            "metrics": ("vrmse", "rmse", "mae", "relative_l2", "pearson", "ssim", "psnr"),
+            "spectra": True,  # P(k), T(k), r(k) per box (needs cubic voxels)
+        }
+    )
 
 
 def rules(config: ConfigDict) -> list[str]:
@@ -99,7 +172,10 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     gen/adversarial_weight (after the ramp), gen/share_<term> (of the sum of all terms' absolute
     values).  Raises UserError when a loss, metric or choice does not exist.
     """
-    task, critic = config.task, discriminator(config.task.discriminator, spec, config.precision)
+    task, critic = (
+        config.task,
+        discriminator.discriminator(config.task.discriminator, spec, config.precision),
+    )
     terms = scoring.terms(config, spec)
 
     def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
@@ -158,7 +234,7 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
             )
         return found, (metrics, {"stats": {"gen": gen_stats, "disc": disc_stats}})
 
-    return scoring.make(
+    return scoring.task(
         config,
         spec,
         init,

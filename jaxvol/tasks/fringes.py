@@ -32,6 +32,32 @@ STARTS = ("unwrapping", "constant")
 FAR = 10.0
 
 
+def fields() -> ConfigDict:
+    """Height from fringe images, learned without heights (jaxvol/tasks/fringes.py)."""
+    return ConfigDict(
+        {
+            "name": "fringes",
+            # what the network adds to: unwrapping (the classical solution) | constant
+            # (data.optics.centre)
+            "start": "unwrapping",
+            "scale": 0.1,  # um per unit of the network's output
+            # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
+            "match": (),
+            "weights": ConfigDict(
+                {  # of the mean squares
+                    "data": 1e-4,  # in grey levels: 1 / modulation^2
+                    # of the five-point Laplacian in um per squared pixel; published: 1e-4 of the
+                    # weight
+                    # above
+                    "smooth": 3.0,
+                }
+            ),
+            "metrics": ("relative_l2", "rmse", "mae", "mape"),  # names in jaxvol/scores/metrics.py
+            "spectra": False,  # images have none
+        }
+    )
+
+
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.task`, for jaxvol/config/validate.py."""
     task, found = config.task, []
@@ -99,7 +125,7 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
         h, _ = heights({"params": params["net"], **extra["stats"]["net"]}, batch, train=False)
         return normalise.forward(spec.fields["target"].normaliser, h), h
 
-    return scoring.make(config, spec, init, loss, predict, in_micrometres(rows, spec), {})
+    return scoring.task(config, spec, init, loss, predict, in_micrometres(rows, spec), {})
 
 
 def recorded(config: ConfigDict, spec: Spec, batch: Batch) -> Array:

@@ -23,6 +23,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxvol import pdes
+from jaxvol.data import measured
 from jaxvol.ops import balance, laplacian, normalise, refine, taylor
 from jaxvol.scores import losses, metrics
 from jaxvol.types import (
@@ -44,6 +45,60 @@ BALANCES = ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptiv
 REFINEMENTS = ("none", "rar", "rad")
 # entry of params["net"] with the coefficients that are to be found
 UNKNOWN = "unknown"
+
+
+def fields() -> ConfigDict:
+    """Equation and conditions as a loss (jaxvol/tasks/physics.py)."""
+    return ConfigDict(
+        {
+            "name": "physics",
+            # auto | taylor | diagonal | jet | hessian | folx, see jaxvol/ops/laplacian.py
+            "laplacian": "auto",
+            # soft: conditions are terms of the loss | hard: the network is lift + distance *
+            # network
+            "constraints": "soft",
+            "weights": ConfigDict(
+                {  # of the mean squares; where the balance starts
+                    "pde": 1.0,
+                    "boundary": 10.0,
+                    "initial": 10.0,
+                    "data": 10.0,
+                }
+            ),
+            "balance": ConfigDict(
+                {  # how the weights change
+                    # fixed | loss_ratio | gradnorm | ntk | relobralo | self_adaptive (group
+                    # "weights")
+                    "name": "fixed",
+                    "loss_ratio": ConfigDict({"alpha": 1.5, "rate": 0.025}),
+                    # every: updates between measurements
+                    "gradnorm": ConfigDict({"alpha": 1.5, "rate": 0.025, "every": 10}),
+                    "ntk": ConfigDict({"every": 100}),
+                    "relobralo": ConfigDict({"temperature": 0.1, "decay": 0.999, "saccade": 0.999}),
+                }
+            ),
+            "causal": ConfigDict(
+                {  # slices of time wait until earlier ones are solved
+                    "epsilon": 0.0,  # how strictly; 0 = off
+                    "bins": 16,  # slices
+                }
+            ),
+            "refine": ConfigDict(
+                {  # points where the residual is large
+                    "name": "none",  # none | rar (adds points) | rad (draws all of them anew)
+                    "every": 500,  # updates between refinements
+                    "cap": 200,  # rar: at most so many are added; rad: so many are drawn
+                    "percentile": 75.0,  # rar: residuals above it
+                    "ratio": 0.2,  # rar: points added, as a fraction of those there are
+                    "candidates": 4000,  # rad: points that are drawn from
+                    "power": 1.0,
+                    "floor": 1.0,  # rad: density ~ |r|^power / mean |r|^power + floor
+                }
+            ),
+            # names in jaxvol/scores/metrics.py, of the solution on the grid
+            "metrics": ("relative_l2", "rmse", "mae"),
+        }
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +234,7 @@ def setup(config: ConfigDict, spec: Spec, model: nn.Module) -> Setup:
     """The record of this run; UserError where hard constraints are asked for and the problem has
     none.
     """
-    problem = pdes.make(config.data.problem)
+    problem = measured.problem(config.data.problem)
     if config.task.constraints == "hard" and problem.lift is None:
         raise UserError(
             f"the problem {config.data.problem.name} has no hard constraints; use "
@@ -426,7 +481,7 @@ def baselines(
     Where the problem has estimates of other methods, they are baselines as well.  None where there
     is no solution to score against.
     """
-    problem = pdes.make(config.data.problem)
+    problem = measured.problem(config.data.problem)
     if not problem.known:
         return {}
     first = next(iter(train_batches))

@@ -14,6 +14,23 @@ from jaxvol.types import Batch, Extra, Fixed, Key, Metrics, Params, Spec, Task
 rules, baselines = scoring.rules, scoring.baselines
 
 
+def fields() -> ConfigDict:
+    """Volume to volume: weighted sum of named losses in normalised units, metrics in physical
+    units.
+    """
+    return ConfigDict(
+        {
+            "name": "regression",
+            "losses": (("mse", 1.0),),  # (name in jaxvol/scores/losses.py, weight), ...
+            # a loss is its mean over volumes averaged over cubes of these sides, e.g. (1, 2, 4)
+            "resolutions": (1,),
+            # names in jaxvol/scores/metrics.py
+            "metrics": ("vrmse", "rmse", "mae", "relative_l2", "pearson", "ssim", "psnr"),
+            "spectra": True,  # P(k), T(k), r(k) per box (needs cubic voxels)
+        }
+    )
+
+
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     """The task of training `model`, called as model(x, train=bool), whose parameters are the group
     "net".
@@ -46,6 +63,6 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
             {"stats": {"net": stats}},
         )
 
-    return scoring.make(
+    return scoring.task(
         config, spec, init, loss, scoring.network(config, spec, model, "net"), terms, {}
     )

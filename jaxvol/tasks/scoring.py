@@ -156,10 +156,10 @@ def baseline(
         y = physical(params, extra, batch)
         return normalise.forward(spec.fields["target"].normaliser, y), y
 
-    return make(config, spec, init, loss, predict, terms, info)
+    return task(config, spec, init, loss, predict, terms, info)
 
 
-def make(
+def task(
     config: ConfigDict,
     spec: Spec,
     init: Callable,

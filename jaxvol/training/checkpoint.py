@@ -305,14 +305,14 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
 
 
-def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree, PyTree, dict]:
-    """(params, stats, meta) of a checkpoint; kind: "ema" (averaged) or "raw".  Verified; never
+def weights(store: Store, which: str, template: dict, name: str) -> tuple[PyTree, PyTree, dict]:
+    """(params, stats, meta) of a checkpoint; name: "ema" (averaged) or "raw".  Verified; never
     falls back silently.
     """
     step, meta = resolve(store, which)
     part = (
         {"ema": template["ema"]}
-        if kind == "ema"
+        if name == "ema"
         else {"params": template["params"], "extra": template["extra"]}
     )
     try:
@@ -322,7 +322,7 @@ def weights(store: Store, which: str, template: dict, kind: str) -> tuple[PyTree
             f"Checkpoint {store.directory}/{step} cannot be read: {_reason(error)}. "
             f"Choose another one of {sorted(store.manager.all_steps())}."
         ) from error
-    if kind == "ema":
+    if name == "ema":
         return tree["ema"]["params"], tree["ema"]["stats"], meta
     return tree["params"], tree["extra"]["stats"], meta
 

@@ -21,7 +21,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol.evaluation import report
+from jaxvol.config import phases
 from jaxvol.runtime import errors, monitoring, processes
 from jaxvol.runtime.writer import Writer
 from jaxvol.training import checkpoint, sharding
@@ -53,6 +53,7 @@ class Run:
     store: checkpoint.Store
     writer: Writer
     meta: dict  # constant part of every checkpoint's JSON
+    score: Callable  # of a split, see jaxvol/evaluation/evaluators/examples.py
     figures: Callable  # (parts, params, extra, put, rows, size) -> {tag: figure}
     # (parts, (params, extra), batch, readings, step): warns of what is out of its limits
     watch: Callable
@@ -66,20 +67,6 @@ class Run:
     fits: Callable | None = None
     started: float = dataclasses.field(default_factory=time.monotonic)
     signal: int = 0
-
-
-def phases(config: ConfigDict) -> list[tuple[str, int, int, ConfigDict]]:
-    """(name, first step, end step, config) of every phase; overrides are dotted paths."""
-    if not config.phases:
-        return [("", 0, config.total_steps, config)]
-    found, start = [], 0
-    for name, steps, overrides in config.phases:
-        phase = ConfigDict(config.to_dict())
-        phase.update_from_flattened_dict(dict(overrides))
-        phase.total_steps = steps
-        found.append((name, start, start + steps, phase.lock()))
-        start += steps
-    return found
 
 
 def improves(config: ConfigDict, value: float, best: float | None) -> bool:
@@ -125,14 +112,19 @@ def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
 
 
 def validate(
-    config: ConfigDict, mesh: Mesh, parts: Parts, state: TrainState, examples: int
+    score: Callable,
+    config: ConfigDict,
+    mesh: Mesh,
+    parts: Parts,
+    state: TrainState,
+    examples: int,
 ) -> Metrics:
     """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split
-    "val".
+    "val"; `score` is that of jaxvol/evaluation/evaluators/examples.py.
     """
     params, extra = stepping.validated(config.evaluate.weights, state)
     put, rows, _ = placing(config, mesh)
-    return report.score(
+    return score(
         parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples
     )[0]
 
@@ -140,7 +132,7 @@ def validate(
 def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     """Validate the averaged weights, log, remember the best.  True if this is the best so far."""
     config, state = run.config, run.state
-    metrics = validate(config, run.mesh, parts, state, config.evaluate.max_examples)
+    metrics = validate(run.score, config, run.mesh, parts, state, config.evaluate.max_examples)
     scalars = {
         name: float(value)
         for name, value in metrics.items()
@@ -297,7 +289,9 @@ def start(parts: Parts) -> TrainState:
     return jax.jit(parts.init, out_shardings=shardings, compiler_options=options)()
 
 
-def adopt(config: ConfigDict, state: TrainState, params: Params, stats: PyTree) -> TrainState:
+def load_pretrained(
+    config: ConfigDict, state: TrainState, params: Params, stats: PyTree
+) -> TrainState:
     """`state` with the averaged weights of the run `config.init_from` as parameters and as
     averages.
     """
@@ -314,7 +308,7 @@ def adopt(config: ConfigDict, state: TrainState, params: Params, stats: PyTree) 
     )
 
 
-def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
+def restore_or_init(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
     """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on
     with.
     """
@@ -339,7 +333,7 @@ def begin(run: Run, plan: list, parts_of: Callable, initial: Callable | None) ->
         parts = parts_of(0)
         run.state = start(parts)
         if initial is not None:
-            run.state = adopt(run.config, run.state, *initial(run.config))
+            run.state = load_pretrained(run.config, run.state, *initial(run.config))
         return 0
     tree, meta = restored
     if meta["data_hash"] != run.meta["data_hash"]:
@@ -361,9 +355,9 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
     """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved
     unfinished.
     """
-    plan = phases(run.config)
+    plan = phases.plan(run.config)
     run.total = plan[-1][2]
-    first = begin(run, plan, parts_of, initial)
+    first = restore_or_init(run, plan, parts_of, initial)
     run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
     run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
     previous = {

@@ -19,13 +19,12 @@ import optax
 from jax.flatten_util import ravel_pytree
 from optax import contrib
 
+from jaxvol.config.base import RULES, SCHEDULES
 from jaxvol.ops import quasi_newton
 from jaxvol.types import Array, PyTree, UserError
 
-RULES = ("adamw", "adam", "sgd", "lion", "lbfgs", "broyden")
 # parameters of a group that Broyden moves; its float64 matrix has 3.2 GB then
 LARGEST = 20_000
-SCHEDULES = ("constant", "cosine", "exponential", "step", "onecycle", "cyclic", "plateau")
 
 
 class PlateauState(NamedTuple):
@@ -46,8 +45,8 @@ class OptimizerState(NamedTuple):
     plateau: PlateauState | tuple[()]
 
 
-class WaitingState(NamedTuple):
-    """What the optimizer of a group that is not moved at every step carries (`waiting`)."""
+class EveryKState(NamedTuple):
+    """What the optimizer of a group that is not moved at every step carries (`every_k_steps`)."""
 
     # steps of this phase, int32; inner.count of them moved the group
     calls: Array
@@ -55,7 +54,7 @@ class WaitingState(NamedTuple):
     inner: OptimizerState
 
 
-def readings(state: OptimizerState | WaitingState) -> dict[str, Array]:
+def readings(state: OptimizerState | EveryKState) -> dict[str, Array]:
     """{"lr", "grad_norm", "clipped_norm", "clipped_fraction", "update_norm"} exactly as the last
     step used them.
 
@@ -68,9 +67,9 @@ def readings(state: OptimizerState | WaitingState) -> dict[str, Array]:
     return {**state.readings, "clipped_fraction": jnp.where(norm > 0, lost, 0)}
 
 
-def waited(state: OptimizerState | WaitingState) -> Array | int:
+def skipped(state: OptimizerState | EveryKState) -> Array | int:
     """The number of steps of this phase that did not move the group."""
-    return state.calls - state.inner.count if isinstance(state, WaitingState) else 0
+    return state.calls - state.inner.count if isinstance(state, EveryKState) else 0
 
 
 def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -82,7 +81,7 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
     monitor = {"value": last validation metric, smaller is better, "count": number of evaluations}.
     Moments, norms and clipping are at least float32.
 
-    A group with `every` > 1 or `delay` > 0 waits (`waiting`), and its schedule is as long as it has
+    A group with `every` > 1 or `delay` > 0 waits (`every_k_steps`), and its schedule is as long as it has
     updates. Raises UserError for an unknown rule, schedule or overridden field, and for clipping
     with a line search.
     """
@@ -156,11 +155,11 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
     return (
         mover
         if config.every == 1 and config.delay == 0
-        else waiting(mover, config.every, config.delay)
+        else every_k_steps(mover, config.every, config.delay)
     )
 
 
-def waiting(
+def every_k_steps(
     mover: optax.GradientTransformationExtraArgs, every: int, delay: int
 ) -> optax.GradientTransformationExtraArgs:
     """`mover` at the steps delay, delay + every, delay + 2 every, ... of a phase; at the others
@@ -169,13 +168,13 @@ def waiting(
     The update is computed and thrown away at the other steps: they cost what every step costs.
     """
 
-    def init(params: PyTree) -> WaitingState:
+    def init(params: PyTree) -> EveryKState:
         inner = mover.init(params)
-        return WaitingState(jnp.zeros((), jnp.int32), inner.readings, inner)
+        return EveryKState(jnp.zeros((), jnp.int32), inner.readings, inner)
 
     def update(
-        grads: PyTree, state: WaitingState, params: PyTree, **arguments
-    ) -> tuple[PyTree, WaitingState]:
+        grads: PyTree, state: EveryKState, params: PyTree, **arguments
+    ) -> tuple[PyTree, EveryKState]:
         since = state.calls - delay
         now = (since >= 0) & (since % every == 0)
         updates, moved = mover.update(grads, state.inner, params, **arguments)
@@ -185,7 +184,7 @@ def waiting(
             name: jnp.where(now, value, 0) if name in ("lr", "update_norm") else value
             for name, value in moved.readings.items()
         }
-        return updates, WaitingState(optax.safe_increment(state.calls), used, inner)
+        return updates, EveryKState(optax.safe_increment(state.calls), used, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

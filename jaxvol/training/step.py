@@ -134,11 +134,11 @@ def averaged(params: Params, extra: Extra) -> PyTree:
     return {"params": params, "stats": extra["stats"]}
 
 
-def validated(kind: str, state: TrainState) -> tuple[Params, Extra]:
-    """(params, extra) that validation, selection and pictures use; kind: "ema" | "raw",
+def validated(weights: str, state: TrainState) -> tuple[Params, Extra]:
+    """(params, extra) that validation, selection and pictures use; weights: "ema" | "raw",
     `config.evaluate.weights`.
     """
-    pair = state.ema if kind == "ema" else averaged(state.params, state.extra)
+    pair = state.ema if weights == "ema" else averaged(state.params, state.extra)
     return pair["params"], {**state.extra, "stats": pair["stats"]}
 
 
@@ -208,9 +208,9 @@ def make(
             )
             params[group] = optax.apply_updates(state.params[group], updates)
             readings[group] = optim.readings(opt[group])
-            waited = optim.waited(state.opt[group])
+            waited = optim.skipped(state.opt[group])
             moved[group], updates_done[group] = (
-                optim.waited(opt[group]) == waited,
+                optim.skipped(opt[group]) == waited,
                 state.step - waited,
             )
         extra = merge(state.extra, changed)

@@ -197,7 +197,7 @@ def measure_jax(case: dict) -> dict:
     from jaxvol.types import Field, Spec
 
     n = case["size"]
-    config = ConfigDict({"precision": case["precision"], "model": getattr(base, case["model"])()})
+    config = ConfigDict({"precision": case["precision"], "model": base.model(case["model"])})
     config.model.update(
         FIELDS[case["model"]]
         | ({"implementation": case["implementation"]} if case["model"] == "fno" else {})

@@ -21,27 +21,28 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from jaxvol import main
-from jaxvol.config import components
-from jaxvol.diagnostics import context
+from jaxvol.config import command_line, components
 from jaxvol.ops import flops  # noqa: E402
-from jaxvol.training import sharding  # noqa: E402
+from jaxvol.training import (
+    assemble,
+    sharding,  # noqa: E402
+)
 
 
 def measure(name: str) -> tuple[dict[str, int], float, float]:
     """(parameters per group, GFLOP of a prediction, GFLOP of a training step per example) of a
     config on one device.
     """
-    config, _, _ = main.parse(["gflop", f"--config={name}"])
+    config, _, _ = command_line.parse(["gflop", f"--config={name}"])
     spec, mesh = components.dataset(config).spec, sharding.one_device()
     with jax.set_mesh(mesh):
         task = components.task(config, spec)
-        _, state = components.state_template(config, spec, config.total_steps, mesh)
-        step, _ = context.compiled(
+        _, state = assemble.state_template(config, spec, config.total_steps, mesh)
+        step, _ = assemble.compiled(
             config,
             mesh,
             task,
-            components.optimizers(config, state.params, config.total_steps),
+            assemble.make_optimizers(config, state.params, config.total_steps),
             state,
         )
         # an evaluation batch, as evaluation/metrics.json has it

@@ -41,8 +41,8 @@ def config_of(model: str, size: int):
 
     config = base.common()
     config.model, config.task, config.data = (
-        base.choose(model, {"fno": base.fno, "vit3d": base.vit3d, "vnet": base.vnet})(),
-        base.regression(),
+        base.model(model),
+        base.task("regression"),
         ConfigDict({"name": "none"}),
     )
     config.batch_size, config.mesh.space = 1, -1
@@ -62,8 +62,9 @@ def compile_step(model: str, size: int, devices: int):
     import jax.numpy as jnp
 
     from jaxvol.config import components
-    from jaxvol.diagnostics import context
-    from jaxvol.training import sharding
+
+    pass
+    from jaxvol.training import assemble, sharding
     from jaxvol.types import Field, Spec
 
     config = config_of(model, size)
@@ -78,9 +79,9 @@ def compile_step(model: str, size: int, devices: int):
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: devices or None])
     with jax.set_mesh(mesh):
         task = components.task(config, spec)
-        _, state = components.state_template(config, spec, config.total_steps, mesh)
-        optimizers = components.optimizers(config, state.params, config.total_steps)
-        step, _ = context.compiled(config, mesh, task, optimizers, state)
+        _, state = assemble.state_template(config, spec, config.total_steps, mesh)
+        optimizers = assemble.optimizers(config, state.params, config.total_steps)
+        step, _ = assemble.compiled(config, mesh, task, optimizers, state)
         batch = {
             name: jax.ShapeDtypeStruct(
                 s.shape, s.dtype, sharding=sharding.batch_sharding(mesh, s.ndim)

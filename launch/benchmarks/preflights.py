@@ -14,8 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol import main
-from jaxvol.config import validate
+from jaxvol.config import command_line, validate
 from jaxvol.diagnostics import (
     preflight,
     report,  # noqa: E402
@@ -27,7 +26,7 @@ def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
     """Write the page; True if no verdict is FAIL or ERROR."""
     verdicts = {}
     for name in configs:
-        config, _, _ = main.parse(["preflights", f"--config={name}"])
+        config, _, _ = command_line.parse(["preflights", f"--config={name}"])
         for doubt in validate.validate(config):
             print(f"{name}: {doubt}")
         verdicts[Path(name).name] = preflight.look(config, only)

@@ -24,7 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from tests import compiler  # noqa: E402
+from jaxvol.runtime import modules  # noqa: E402
+from tests import compiler
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + compiler.quick()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "faults" / "jax"))
@@ -36,9 +37,8 @@ import numpy as np  # noqa: E402
 from scipy.stats import beta  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from configs import healthy  # noqa: E402
 from jaxvol import main
-from jaxvol.config import components
+from jaxvol.config import experiments
 from jaxvol.diagnostics import context, preflight
 from jaxvol.diagnostics import engine as diagnostics  # noqa: E402
 from jaxvol.plots import figures
@@ -60,6 +60,8 @@ from launch.campaigns.planted import (
 from launch.campaigns.planted import (
     training as planted_training,
 )
+
+healthy = experiments.load("healthy")
 
 FAULTS = (
     planted_data.FAULTS
@@ -213,7 +215,7 @@ def draw(rows: list[dict]):
     names = list(dict.fromkeys(r["fault"] for r in sick_rows))
     checks = sorted(
         {c for r in sick_rows for c in r["status"]},
-        key=lambda c: components.module("diagnostics/checks", c).RANK,
+        key=lambda c: modules.module("diagnostics/checks", c).RANK,
     )
     share = np.zeros((len(names), len(checks)))
     for i, name in enumerate(names):

@@ -187,7 +187,9 @@ def read_array(path: Path) -> None:
 
 def read_manifest(path: Path) -> None:
     """The items of a manifest, and their headers, with the sound volumes of its own folder."""
-    config = ConfigDict({"data": base.volumes(), "seed": 0, "batch_size": 1, "precision": "f32"})
+    config = ConfigDict(
+        {"data": base.data("volumes"), "seed": 0, "batch_size": 1, "precision": "f32"}
+    )
     config.data.layout, config.data.ndim = "single", 3
     config.data.manifest.path, config.data.manifest.group, config.data.manifest.split = (
         str(path),

@@ -21,8 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from configs import interferometry  # noqa: E402
 from jaxvol import main  # noqa: E402
+from jaxvol.config import experiments
+
+interferometry = experiments.load("interferometry")
 
 # pixels per update, in so many sets, precision
 SETTINGS = (

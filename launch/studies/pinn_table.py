@@ -36,7 +36,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" / "jax"))
 
-from jaxvol import main as jaxvol_main
+from jaxvol.config import command_line
 from jaxvol.evaluation import sweep  # noqa: E402
 from jaxvol.plots import figures
 from jaxvol.runtime import writer  # noqa: E402
@@ -87,7 +87,7 @@ def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep.Po
         *extra,
         f"--workdir={folder / name}",
     ]
-    config = jaxvol_main.parse(["pinn_table", *arguments])[0]
+    config = command_line.parse(["pinn_table", *arguments])[0]
     return sweep.Point(
         name, {"problem": problem, "model": model, "seed": seed}, config, folder / name, arguments
     )

@@ -12,8 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol import main
-from jaxvol.config import components, validate
-from jaxvol.training import sharding
+from jaxvol.config import command_line, components, identity, validate
+from jaxvol.training import assemble, sharding
 from jaxvol.types import UserError
 from tests import ROOT
 
@@ -59,7 +59,7 @@ IMAGES = {"mesh.fsdp": 4, "mesh.space": 1, "batch_size": 8, "evaluate.batch_size
 
 def load(name: str, variant: str, **overrides) -> ConfigDict:
     flags = [f"--config={ROOT}/configs/{name}.py" + (f":{variant}" if variant else "")]
-    config, _, _ = main.parse(["jaxvol", *flags])
+    config, _, _ = command_line.parse(["jaxvol", *flags])
     if variant in NEEDS:
         path, where = NEEDS[variant]
         if not (DATA / where).exists():
@@ -67,7 +67,7 @@ def load(name: str, variant: str, **overrides) -> ConfigDict:
                 f"needs {where}, real data that this project does not ship (folder $JAXVOL_DATA)"
             )
         config.update_from_flattened_dict({path: str(DATA / where)})
-    known = components.flatten(config.to_dict())
+    known = identity.flatten(config.to_dict())
     config.update_from_flattened_dict({k: v for k, v in overrides.items() if k in known})
     return config
 
@@ -85,12 +85,12 @@ def test_config_is_valid_and_its_step_traces(name, variant, tmp_path):
     validate.validate(config)
     dataset = components.dataset(config)
     mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": 1}), jax.devices()[:1])
-    _, state = components.state_template(config, dataset.spec, config.total_steps, mesh)
+    _, state = assemble.state_template(config, dataset.spec, config.total_steps, mesh)
     from jaxvol.training import step
 
     run = step.make(
         components.task(config, dataset.spec),
-        components.optimizers(config, state.params, config.total_steps),
+        assemble.make_optimizers(config, state.params, config.total_steps),
         0,
         config.ema_decay,
         config.micro_batches,

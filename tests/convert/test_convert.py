@@ -11,10 +11,10 @@ import pytest
 
 import jaxvol
 from jaxvol import main
-from jaxvol.config import components
 from jaxvol.convert import fno
 from jaxvol.convert import published as convert
 from jaxvol.data.io import weights
+from jaxvol.training import restore
 from jaxvol.types import UserError
 from tests import FIXTURES, ROOT, tiny
 
@@ -184,7 +184,7 @@ def test_it_is_scored_and_a_start_for_others(imported, capsys):
     scores = json.loads((folder / "imported/evaluation/metrics.json").read_text())
     assert scores["step"] == 0 and scores["weights"] == "ema" and scores["model"]["vrmse"] > 1
     for kind in ("ema", "raw"):  # init_from takes the averaged ones
-        params = components.restore(folder / "imported", "best", kind)[1]
+        params = restore.restore(folder / "imported", "best", kind)[1]
         jax.tree.map(np.testing.assert_array_equal, params["net"], variables["params"])
 
 

@@ -22,7 +22,7 @@ def box_config(tmp_path, shape, **overrides):
     np.save(tmp_path / "x.npy", np.arange(np.prod(shape), dtype=np.float64).reshape(shape))
     np.save(tmp_path / "y.npy", -np.arange(np.prod(shape), dtype=np.float64).reshape(shape))
     return config_of(
-        base.box(),
+        base.data("box"),
         **{
             "input.path": str(tmp_path / "x.npy"),
             "target.path": str(tmp_path / "y.npy"),
@@ -162,7 +162,7 @@ def test_several_boxes_are_divided_whole(tmp_path):
     for i in range(4):
         h5(tmp_path / f"box_{i}.h5", x=np.full((5, 5, 5), i), y=np.full((5, 5, 5), 10 * i))
     config = config_of(
-        base.box(),
+        base.data("box"),
         **{
             "input.path": str(tmp_path / "box_*.h5"),
             "input.key": "x",
@@ -229,12 +229,12 @@ def test_both_forms_of_a_catalogue_give_the_same_halves(tmp_path):
     np.savez(tmp_path / "c.npz", counts=by_hand, boxsize=100.0)
     settings = {"grid": 16, "crop": (2, 4, 4)}
     sources = [
-        galaxies.source(config_of(base.galaxies(), path=path, **settings))
+        galaxies.source(config_of(base.data("galaxies"), path=path, **settings))
         for path in (str(tmp_path / "c.npz"), fastfood(tmp_path / "c.ff", positions))
     ]
     assert sources[0].hash == sources[1].hash and sources[0].spec.spacing == (6.25,) * 3
     other = galaxies.source(
-        config_of(base.galaxies(), path=str(tmp_path / "c.npz"), thinning_seed=1, **settings)
+        config_of(base.data("galaxies"), path=str(tmp_path / "c.npz"), thinning_seed=1, **settings)
     )
     assert other.hash != sources[0].hash
     one, two = (s.read("test", 0, None) for s in sources)
@@ -247,9 +247,9 @@ def test_both_forms_of_a_catalogue_give_the_same_halves(tmp_path):
 
 
 def test_bad_catalogues(tmp_path):
-    assert "corrfunc" in error(galaxies.source, config_of(base.galaxies()))
+    assert "corrfunc" in error(galaxies.source, config_of(base.data("galaxies")))
     assert "is no file" in error(
-        galaxies.source, config_of(base.galaxies(), path=str(tmp_path / "no.ff"))
+        galaxies.source, config_of(base.data("galaxies"), path=str(tmp_path / "no.ff"))
     )
     path = fastfood(tmp_path / "c.ff", RNG.uniform(0, 100, (50, 3)))
     data = (tmp_path / "c.ff").read_bytes()
@@ -260,9 +260,9 @@ def test_bad_catalogues(tmp_path):
         (b"\xff" + data[1:], "declares 255 bytes"),
     ):
         (tmp_path / "c.ff").write_bytes(broken)
-        assert expected in error(galaxies.source, config_of(base.galaxies(), path=path))
+        assert expected in error(galaxies.source, config_of(base.data("galaxies"), path=path))
     np.savez(tmp_path / "c.npz", counts=np.zeros((4, 4, 4)), boxsize=100.0)
-    config = config_of(base.galaxies(), path=str(tmp_path / "c.npz"))
+    config = config_of(base.data("galaxies"), path=str(tmp_path / "c.npz"))
     assert "found shape (4, 4, 4); expected (128, 128, 128) (data.grid=128)" in error(
         galaxies.source, config
     )

@@ -25,7 +25,7 @@ PLANCK = cosmology.Cosmology()
 
 def make_config(folder, **data):
     config = base.common()
-    config.data = base.cosmology()
+    config.data = base.data("cosmology")
     config.data.update(
         {
             "cache_dir": str(folder),

@@ -52,7 +52,7 @@ def subcubes(tmp_path):
 
 
 def test_stacked_pairs_are_read_and_divided_by_file(subcubes, tmp_path):
-    source = volumes.source(config_of(base.volumes(), **subcubes))
+    source = volumes.source(config_of(base.data("volumes"), **subcubes))
     assert source.sizes == {"train": 24, "val": 3, "test": 3} and source.spec.shape == (4, 4, 4)
     names = {split: source.names(split) for split in source.sizes}
     stems = {split: {name.split("[")[0] for name in names[split]} for split in names}
@@ -65,14 +65,14 @@ def test_stacked_pairs_are_read_and_divided_by_file(subcubes, tmp_path):
             example["input"][..., 0], files.read(str(tmp_path / name), "subcubes")[int(row)]
         )
         np.testing.assert_array_equal(example["target"], 2 * example["input"])
-    again = volumes.source(config_of(base.volumes(), **subcubes))
+    again = volumes.source(config_of(base.data("volumes"), **subcubes))
     assert again.hash == source.hash and again.names("test") == names["test"]
-    other = volumes.source(config_of(base.volumes(), **subcubes, **{"split.seed": 1}))
+    other = volumes.source(config_of(base.data("volumes"), **subcubes, **{"split.seed": 1}))
     assert other.hash != source.hash
 
 
 def test_the_pipeline_takes_them(subcubes):
-    dataset = volumes.make(config_of(base.volumes(), **subcubes))
+    dataset = volumes.make(config_of(base.data("volumes"), **subcubes))
     batch = dataset.batch(0, slice(0, 2))
     assert batch["input"].shape == (2, 4, 4, 4, 1)
     # both standardised, target = 2 input
@@ -81,7 +81,7 @@ def test_the_pipeline_takes_them(subcubes):
 
 def test_unpaired_files_are_named(subcubes, tmp_path):
     (tmp_path / "output" / "s_3.h5").rename(tmp_path / "output" / "s_33.h5")
-    message = error(volumes.source, config_of(base.volumes(), **subcubes))
+    message = error(volumes.source, config_of(base.data("volumes"), **subcubes))
     assert (
         "1 input files have no target: 's_3'" in message
         and "1 target files have no input: 's_33'" in message
@@ -94,17 +94,17 @@ def test_broken_files_are_listed_or_skipped(subcubes, tmp_path):
     (tmp_path / "output" / "s_8.h5").write_bytes(
         (tmp_path / "output" / "s_8.h5").read_bytes()[:700]
     )
-    message = error(volumes.source, config_of(base.volumes(), **subcubes))
+    message = error(volumes.source, config_of(base.data("volumes"), **subcubes))
     assert "3 of 10 files" in message and "data.on_error='skip'" in message
     assert "no key 'subcubes'; keys found: 'other' (3, 4, 4, 4)" in message
     assert (
         "the target has 3 examples of (4, 4, 5); expected 3 of (4, 4, 4)" in message
         and "truncated" in message
     )
-    source = volumes.source(config_of(base.volumes(), **subcubes, on_error="skip"))
+    source = volumes.source(config_of(base.data("volumes"), **subcubes, on_error="skip"))
     assert sum(source.sizes.values()) == 21
     message = error(
-        volumes.source, config_of(base.volumes(), **subcubes, on_error="skip", max_skips=2)
+        volumes.source, config_of(base.data("volumes"), **subcubes, on_error="skip", max_skips=2)
     )
     assert "data.max_skips=2" in message
 
@@ -124,20 +124,23 @@ def test_named_datasets_of_one_file_per_sample(tmp_path):
         "target.key": "output_rho",
         "split.fractions": (0.5, 0.25, 0.25),
     }
-    source = volumes.source(config_of(base.volumes(), **settings))
+    source = volumes.source(config_of(base.data("volumes"), **settings))
     assert source.sizes == {"train": 2, "val": 1, "test": 1}
     for split in source.sizes:
         i = int(source.names(split)[0].split("_")[1][0])
         example = source.read(split, 0, None)
         np.testing.assert_array_equal(example["input"], np.moveaxis(x[i], 0, -1))
         np.testing.assert_array_equal(example["target"][..., 0], y[i, 0, 0])
-    message = error(volumes.source, config_of(base.volumes(), **{**settings, "channel_axis": -1}))
+    message = error(
+        volumes.source, config_of(base.data("volumes"), **{**settings, "channel_axis": -1})
+    )
     assert (
         "found shape (2, 3, 4, 5), which has 5 channels (data.channel_axis=-1); expected 2, as "
         "data.input names" in message
     )
     message = error(
-        volumes.source, config_of(base.volumes(), **{**settings, "target.key": "output_tscphi"})
+        volumes.source,
+        config_of(base.data("volumes"), **{**settings, "target.key": "output_tscphi"}),
     )
     assert "found shape (3,); expected 3 spatial axes" in message
 
@@ -190,7 +193,7 @@ def test_planes_of_bool_become_volumes_of_depth_1(tmp_path):
         "input.train": "darcy_train_16.npz",
         "input.test": "darcy_test_16.npz",
     }
-    source = volumes.source(config_of(base.volumes(), **settings))
+    source = volumes.source(config_of(base.data("volumes"), **settings))
     assert source.sizes == {"train": 6, "val": 0, "test": 2} and source.spec.shape == (1, 16, 16)
     example = source.read("test", 1, None)
     stored = np.load(tmp_path / "darcy_test_16.npz")
@@ -198,21 +201,22 @@ def test_planes_of_bool_become_volumes_of_depth_1(tmp_path):
     np.testing.assert_array_equal(example["input"][0, ..., 0], stored["x"][1])
     np.testing.assert_array_equal(example["target"][0, ..., 0], stored["y"][1])
     source = volumes.source(
-        config_of(base.volumes(), **settings, **{"input.val": "darcy_test_16.npz"})
+        config_of(base.data("volumes"), **settings, **{"input.val": "darcy_test_16.npz"})
     )
     assert source.names("val") == source.names("test")
     message = error(
-        volumes.source, config_of(base.volumes(), **settings, **{"input.val": "darcy_train_16.npz"})
+        volumes.source,
+        config_of(base.data("volumes"), **settings, **{"input.val": "darcy_train_16.npz"}),
     )
     assert "darcy_train_16.npz' in train, val" in message
     del settings["input.train"], settings["input.test"]
     settings["input.files"] = "darcy_train_16.npz"
     assert "found 1 files or groups for the 3 splits" in error(
-        volumes.source, config_of(base.volumes(), **settings)
+        volumes.source, config_of(base.data("volumes"), **settings)
     )
     source = volumes.source(
         config_of(
-            base.volumes(),
+            base.data("volumes"),
             **settings,
             **{"split.over": "examples", "split.fractions": (0.5, 0.5, 0)},
         )
@@ -246,7 +250,7 @@ def patients(tmp_path):
 
 
 def test_manifest_with_groups_masks_and_spacing(patients, tmp_path):
-    source = volumes.source(config_of(base.volumes(), **patients))
+    source = volumes.source(config_of(base.data("volumes"), **patients))
     assert source.sizes == {"train": 4, "val": 2, "test": 2} and source.spec.spacing == (
         2.0,
         3.0,
@@ -258,7 +262,7 @@ def test_manifest_with_groups_masks_and_spacing(patients, tmp_path):
     )
     np.testing.assert_array_equal(example["mask"][..., 0], np.indices((3, 4, 5))[0] > 0)
     # by fractions over patients
-    source = volumes.source(config_of(base.volumes(), **{**patients, "manifest.split": ""}))
+    source = volumes.source(config_of(base.data("volumes"), **{**patients, "manifest.split": ""}))
     homes = [{name[2] for name in source.names(split)} for split in ("train", "val", "test")]
     assert sorted(map(len, homes)) == [1, 1, 2] and set.union(*homes) == set("0123")
 
@@ -266,7 +270,7 @@ def test_manifest_with_groups_masks_and_spacing(patients, tmp_path):
 def test_a_group_in_two_splits_is_named(patients, tmp_path):
     table = tmp_path / "m.csv"
     table.write_text(table.read_text().replace("p2,val", "p3,val"))
-    assert "'p3' in val, test" in error(volumes.source, config_of(base.volumes(), **patients))
+    assert "'p3' in val, test" in error(volumes.source, config_of(base.data("volumes"), **patients))
 
 
 def test_bad_manifests(patients, tmp_path):
@@ -290,12 +294,12 @@ def test_bad_manifests(patients, tmp_path):
         (text.replace("cta1a", "none"), "none.nii.gz: No such file"),
     ):
         table.write_text(new)
-        told = error(volumes.source, config_of(base.volumes(), **patients))
+        told = error(volumes.source, config_of(base.data("volumes"), **patients))
         # the table is what has to be mended
         assert expected in told and str(table) in told
     table.write_bytes(b"\xff\xfe\x00")
     assert "cannot be read as a CSV manifest" in error(
-        volumes.source, config_of(base.volumes(), **patients)
+        volumes.source, config_of(base.data("volumes"), **patients)
     )
 
 
@@ -310,7 +314,7 @@ def test_bad_settings_of_volumes(subcubes):
         ({"target.files": "", "target.train": "*"}, "expected the same"),
     ):
         assert expected in error(
-            volumes.source, config_of(base.volumes(), **{**subcubes, **change})
+            volumes.source, config_of(base.data("volumes"), **{**subcubes, **change})
         ), change
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.config import physics
 from jaxvol.diagnostics import context, engine
 from jaxvol.diagnostics.checks import physics as check
 from jaxvol.training import sharding
@@ -63,7 +62,7 @@ def test_a_silent_condition_an_unscaled_domain_and_a_trivial_solution_are_found(
 def test_another_equation_than_the_solutions_is_found(monkeypatch):
     from jaxvol import pdes
 
-    problem = pdes.make(physics.diffusion())
+    problem = pdes.make(pdes.fields("diffusion"))
     wrong = dataclasses.replace(
         problem, residual=lambda x, u, first, second, unknown: first[1] + 0.1 * second[0]
     )

@@ -13,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxvol.evaluation import report
+from jaxvol.evaluation.evaluators import examples
 from jaxvol.plots import figures
+from jaxvol.training import assemble
 from jaxvol.types import Dataset, Task, UserError
 
 CONFIG = ConfigDict({"seed": 3, "evaluate": {"batch_size": 4}})
@@ -71,9 +73,9 @@ def put(batch):
 
 def test_score_drops_padding_and_replicates_rows():
     task = toy_task()
-    run = report.make(task, MESH)
+    run = assemble.evaluation(task, MESH)
     params = {"net": jnp.float32(2.0)}
-    metrics, rows = report.score(
+    metrics, rows = examples.score(
         run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test"
     )
     np.testing.assert_array_equal(rows["vrmse"], 2.0 * np.arange(1, 7))
@@ -82,9 +84,9 @@ def test_score_drops_padding_and_replicates_rows():
     key = jax.random.fold_in(jax.random.key(3), 1)  # the second batch's own key
     np.testing.assert_array_equal(rows["noise"][4:], jax.random.uniform(key, (4,))[:2])
     assert (
-        report.score(run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test", 3)[0][
-            "vrmse"
-        ]
+        examples.score(run, task, toy_dataset(6), CONFIG, params, {}, put, slice(0, 4), "test", 3)[
+            0
+        ]["vrmse"]
         == 4.0
     )
     out = run(
@@ -96,8 +98,16 @@ def test_score_drops_padding_and_replicates_rows():
 def test_empty_split_is_a_user_error():
     task = toy_task()
     with pytest.raises(UserError, match="'test' has no examples"):
-        report.score(
-            report.make(task, MESH), task, toy_dataset(0), CONFIG, {}, {}, put, slice(0, 4), "test"
+        examples.score(
+            assemble.evaluation(task, MESH),
+            task,
+            toy_dataset(0),
+            CONFIG,
+            {},
+            {},
+            put,
+            slice(0, 4),
+            "test",
         )
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from jaxvol import main
-from jaxvol.config import components
-from jaxvol.evaluation import tta
+from jaxvol.evaluation import loading, tta
 from jaxvol.ops import rotations, warp
 from jaxvol.types import Field, Spec, UserError
 from tests.convert.test_convert import ORIGINAL, call, random_tensors, settings
@@ -75,7 +74,7 @@ def field(seed, *shape):
 
 def run(module, x, name, spec):
     """(the network's own answer, the function that averages) for one set of weights."""
-    wrapped = tta.wrap(module, name, spec)
+    wrapped = tta.wrap(module, spec, name)
     variables = jax.jit(wrapped.init)(jax.random.key(0), x)
     average = jax.jit(wrapped.apply)
     return np.asarray(jax.jit(module.apply)(variables, x)), lambda v: np.asarray(
@@ -134,7 +133,7 @@ def test_it_is_the_mean_over_the_group():
         axis=0,
     )
     np.testing.assert_allclose(
-        jax.jit(tta.wrap(module, "cube", spec).apply)(variables, x), mean, atol=1e-5
+        jax.jit(tta.wrap(module, spec, "cube").apply)(variables, x), mean, atol=1e-5
     )
 
 
@@ -165,28 +164,28 @@ def test_only_what_the_data_allow():
     for name in ("cube", "flips", "rotations"):
         assert views(name, kinds=("coordinates", "scalar")) == (1, ())
         with pytest.raises(UserError, match="'input' holds coordinates"):
-            tta.wrap(Any(1), name, make_spec(kinds=("coordinates", "scalar")))
+            tta.wrap(Any(1), make_spec(kinds=("coordinates", "scalar")), name)
     spec = make_spec()  # a tile that is no cube keeps its shape
     assert len(tta.transforms("cube", spec, (4, 4, 6))) == 16
 
 
 def test_unequal_vector_components_and_unknown_names_are_refused():
     standardise = {"name": "standardise", "mean": [0.0] * 3, "std": [2.0] * 3}
-    tta.wrap(Any(3), "cube", make_spec(kinds=("vector", "scalar"), normaliser=(standardise,)))
+    tta.wrap(Any(3), make_spec(kinds=("vector", "scalar"), normaliser=(standardise,)), "cube")
     for wrong in (
         {**standardise, "std": [1.0, 2.0, 2.0]},
         {**standardise, "mean": [1.0] * 3},
         {"name": "log1p", "floor": [0.0] * 3},
     ):
         with pytest.raises(UserError, match=f"'input' is normalised by {wrong['name']}"):
-            tta.wrap(Any(3), "cube", make_spec(kinds=("vector", "scalar"), normaliser=(wrong,)))
+            tta.wrap(Any(3), make_spec(kinds=("vector", "scalar"), normaliser=(wrong,)), "cube")
     with pytest.raises(UserError, match="'mirror'.*none, cube, flips, rotations"):
-        tta.wrap(Any(1), "mirror", make_spec())
+        tta.wrap(Any(1), make_spec(), "mirror")
 
 
 def test_none_is_the_network_itself():
     module = Any(1)
-    assert tta.wrap(module, "none", make_spec()) is module
+    assert tta.wrap(module, make_spec(), "none") is module
 
 
 def test_trilinear_interpolation_and_rotations():
@@ -294,11 +293,11 @@ def test_predict_averages_tile_by_tile(imported):
     written = next((imported / "imported/predictions").rglob("in.h5"))
     with h5py.File(written) as file:
         y = file["prediction"][:]
-    predict, _, spec = components.load(imported / "imported", transforms="flips")
+    predict, _, spec = loading.load(imported / "imported", transforms="flips")
     assert json.loads(written.with_name("in.h5.json").read_text())[
         "tta"
     ] == "flips" and spec.shape == (8, 8, 8)
     # tiles start at planes 0 and 6 of the ring of 12, so that 2 to 5 are the first one's alone
     np.testing.assert_allclose(y[2:6], predict(x[None, :8, ..., None])[0, 2:6, ..., 0], atol=1e-5)
-    plain = components.load(imported / "imported")[0](x[None, :8, ..., None])[0, 2:6, ..., 0]
+    plain = loading.load(imported / "imported")[0](x[None, :8, ..., None])[0, 2:6, ..., 0]
     assert np.abs(y[2:6] - plain).max() > 0.1 * plain.std()

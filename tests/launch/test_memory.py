@@ -20,7 +20,7 @@ SPEC = Spec(
 
 
 def config(widths, layout):
-    model = base.vnet()
+    model = base.model("vnet")
     model.widths, model.layout = widths, layout
     return ConfigDict({"model": model, "precision": "f32"})
 

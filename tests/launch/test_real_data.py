@@ -32,7 +32,7 @@ def config_of(data, **overrides):
 def test_darcy_flow():
     needs("pde/darcy_train_16.npz", "pde/darcy_test_16.npz")
     config = config_of(
-        base.volumes(),
+        base.data("volumes"),
         **{
             "root": str(DATA / "pde"),
             "ndim": 2,
@@ -64,7 +64,7 @@ def test_darcy_flow():
 def test_galaxies():
     needs("lss/corrfunc_Mr19_counts_128.npz")
     path = str(DATA / "lss/corrfunc_Mr19_counts_128.npz")
-    source = galaxies.source(config_of(base.galaxies(), path=path))
+    source = galaxies.source(config_of(base.data("galaxies"), path=path))
     assert source.spec.spacing == (420 / 128,) * 3 and source.spec.wrap == (True,) * 3
     assert source.sizes == {"train": 256, "val": 16, "test": 16}
     counts, _ = galaxies.read_counts(path, 128)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.config import components, physics
+from jaxvol.config import base, components
 from jaxvol.convert import published as convert
 from jaxvol.models import cheb_kan
 from jaxvol.ops import chebyshev, taylor
@@ -137,12 +137,12 @@ def test_wrong_tensors_are_named():
         convert.from_torch("cheb_kan", tensors, original)
 
 
-@pytest.mark.parametrize("block", [physics.cheb_kan, physics.mlp])
+@pytest.mark.parametrize("block", ["cheb_kan", "mlp"])
 def test_scaling_maps_the_domain_and_keeps_physical_derivatives(block):
     """The scaled network on [-6, 6] x [0, 1] is the unscaled one on [-1, 1]^2, its derivatives
     divided by the half widths.
     """
-    wide, unit = network(block()), network(block(), scaling="none")
+    wide, unit = network(base.model(block)), network(base.model(block), scaling="none")
     x = np.random.default_rng(0).uniform(-1, 1, (7, 2)).astype(np.float32)
     physical = x * [6, 0.5] + [0, 0.5]
     variables = wide.init(jax.random.key(0), x)
@@ -154,18 +154,18 @@ def test_scaling_maps_the_domain_and_keeps_physical_derivatives(block):
     np.testing.assert_allclose(
         du, dv / np.array([6, 0.5])[:, None, None], atol=2e-4 * float(jnp.abs(dv).max())
     )
-    space = network(block(), scaling="space")
+    space = network(base.model(block), scaling="space")
     assert (space.factor, space.shift) == ((1 / 6, 1.0), (0.0, 0.0))
 
 
 @pytest.mark.parametrize(
     "block, options",
     [
-        (physics.cheb_kan, {"form": "layer_norm"}),
-        (physics.cheb_kan, {}),
-        (physics.mlp, {}),
-        (physics.mlp, {"kind": "sine"}),
-        (physics.mlp, {"kind": "fourier"}),
+        ("cheb_kan", {"form": "layer_norm"}),
+        ("cheb_kan", {}),
+        ("mlp", {}),
+        ("mlp", {"kind": "sine"}),
+        ("mlp", {"kind": "fourier"}),
     ],
 )
 def test_every_form_has_rules_for_taylor_operands_and_precisions(block, options):
@@ -174,7 +174,7 @@ def test_every_form_has_rules_for_taylor_operands_and_precisions(block, options)
     """
     widths = {"widths": (8, 8)}
     with jax.enable_x64(True):
-        model = network(block(), precision="f64", **options, **widths)
+        model = network(base.model(block), precision="f64", **options, **widths)
         x = jnp.asarray(np.random.default_rng(1).uniform(0, 1, (5, 2)))
         variables = model.init(jax.random.key(1), x)
         # raises NoRule if a layer has none
@@ -187,7 +187,7 @@ def test_every_form_has_rules_for_taylor_operands_and_precisions(block, options)
         for a, b in zip(found, expected):
             np.testing.assert_allclose(a, b, atol=1e-9 * float(jnp.abs(b).max()))
         expected = np.asarray(model.apply(variables, x))
-    rough = network(block(), precision="bf16", **options, **widths)
+    rough = network(base.model(block), precision="bf16", **options, **widths)
     single = jax.tree.map(lambda v: v.astype(jnp.float32), variables)
     y = rough.apply(single, x.astype(jnp.float32))
     assert y.dtype == jnp.float32
@@ -216,18 +216,20 @@ def test_parameter_counts():
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, len(model.factor))))
         )
     )
-    assert count(network(physics.cheb_kan(), widths=(8, 8), degree=5, form="tanh")) == 528
+    assert count(network(base.model("cheb_kan"), widths=(8, 8), degree=5, form="tanh")) == 528
     cube = spec((0.0,) * 3, (1.0,) * 3, ("x", "y", "z"))
     assert (
-        count(network(physics.cheb_kan(), cube, widths=(32,) * 3, degree=3, form="layer_norm"))
+        count(network(base.model("cheb_kan"), cube, widths=(32,) * 3, degree=3, form="layer_norm"))
         == 8896
     )
-    assert abs(count(network(physics.mlp())) / count(network(physics.cheb_kan())) - 1) < 0.05
+    assert (
+        abs(count(network(base.model("mlp"))) / count(network(base.model("cheb_kan"))) - 1) < 0.05
+    )
 
 
 def test_volumes_are_no_coordinates():
     with pytest.raises(UserError, match="needs the bounds of a domain"):
         network(
-            physics.cheb_kan(),
+            base.model("cheb_kan"),
             Spec({"input": Field(("x",)), "target": Field(("y",))}, (8, 8, 8), (1.0,) * 3),
         )

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.config import base
 from jaxvol.convert import pix2pixcc as convert
 from jaxvol.models import discriminator
 from jaxvol.types import UserError
@@ -15,7 +14,7 @@ from tests.models.test_pix2pixcc import a_spec, close, count, fixture, last, sha
 
 
 def judge(shape=(16, 16, 16), periodic=False, precision="f32", **overrides):
-    block = base.discriminator()
+    block = discriminator.fields()
     block.update({"width": 4, "scales": 1, "strides": (2, 2, 1, 1), **overrides})
     return discriminator.discriminator(block, a_spec(shape, periodic), precision)
 

@@ -24,7 +24,7 @@ FIXTURE = FIXTURES / "fno_model.npz"
 
 def build(shape=(8, 8, 8), periodic=True, precision="f32", outputs=("y",), **overrides):
     """A small FNO for the given grid."""
-    config = ConfigDict({"precision": precision, "model": base.fno()})
+    config = ConfigDict({"precision": precision, "model": base.model("fno")})
     config.model.update(
         {"width": 8, "layers": 2, "modes": tuple(min(2, n // 2) for n in shape), **overrides}
     )

@@ -12,7 +12,7 @@ import pytest
 
 from jaxvol.config import base, components
 from jaxvol.diagnostics import context
-from jaxvol.training import sharding
+from jaxvol.training import assemble, sharding
 from jaxvol.training import step as stepping
 from tests.training.test_distributed import BATCH, QUICK, boxes, deviation, make_mesh, spec
 
@@ -48,14 +48,14 @@ def config(case: str):
     name = case.split("-")[0]
     chosen = base.common()
     chosen.model, chosen.task, chosen.data = (
-        getattr(base, name)(),
-        base.regression(),
-        base.cosmology(),
+        base.model(name),
+        base.task("regression"),
+        base.data("cosmology"),
     )
     for field, value in CASES[case].items():
         chosen.model[field] = value
     if name == "pix2pixcc":
-        chosen.task = base.adversarial()
+        chosen.task = base.task("adversarial")
         critic = chosen.task.discriminator
         critic.width, critic.scales, critic.strides, critic.norm, critic.spectral_norm = (
             8,
@@ -80,13 +80,17 @@ def first_update(case: str, sizes: tuple[int, int, int]):
     """
     chosen, mesh = config(case), make_mesh(sizes)
     with jax.set_mesh(mesh), mock.patch.object(jax, "device_count", lambda: mesh.size):
-        init, struct = components.state_template(chosen, spec(), 10, mesh)
+        init, struct = assemble.state_template(chosen, spec(), 10, mesh)
         task, shardings = (
             components.task(chosen, spec()),
             jax.tree.map(lambda s: s.sharding, struct),
         )
         update = stepping.make(
-            task, components.optimizers(chosen, struct.params, 10), chosen.seed, chosen.ema_decay, 1
+            task,
+            assemble.make_optimizers(chosen, struct.params, 10),
+            chosen.seed,
+            chosen.ema_decay,
+            1,
         )
         state = jax.jit(init, out_shardings=shardings, compiler_options=QUICK)()
         step = jax.jit(
@@ -144,10 +148,10 @@ def test_a_restart_changes_no_bit(case):
     """
     chosen, mesh = config(case), make_mesh((1, 1, 1))
     with jax.set_mesh(mesh):
-        init, struct = components.state_template(chosen, spec(), 10, mesh)
+        init, struct = assemble.state_template(chosen, spec(), 10, mesh)
         update = stepping.make(
             components.task(chosen, spec()),
-            components.optimizers(chosen, struct.params, 10),
+            assemble.make_optimizers(chosen, struct.params, 10),
             0,
             0.9,
             1,

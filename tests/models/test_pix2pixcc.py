@@ -42,7 +42,7 @@ def a_spec(shape=(8, 8, 8), periodic=False, inputs=1, outputs=1):
 
 
 def generator(shape=(8, 8, 8), periodic=False, precision="f32", **overrides):
-    config = ConfigDict({"precision": precision, "model": base.pix2pixcc()})
+    config = ConfigDict({"precision": precision, "model": base.model("pix2pixcc")})
     config.model.update({"width": 4, "blocks": 1, "downs": 1, **overrides})
     return pix2pixcc.make(config, a_spec(shape, periodic, outputs=2))
 

@@ -64,7 +64,7 @@ PUBLISHED = [  # hyper-parameters of the original and its number of parameters
 
 def build(shape=(8, 8, 8), periodic=True, precision="f32", inputs=1, **overrides):
     """A small ViT3D for the given grid."""
-    config = ConfigDict({"precision": precision, "model": base.vit3d()})
+    config = ConfigDict({"precision": precision, "model": base.model("vit3d")})
     config.model.update(
         {
             "width": 12,
@@ -391,7 +391,7 @@ def test_either_end_may_be_linear():
 
 
 def test_rules_name_every_field():
-    config = ConfigDict({"model": base.vit3d()})
+    config = ConfigDict({"model": base.model("vit3d")})
     assert vit3d.rules(config) == []
     config.model.update({"width": 0, "layers": -1, "dropout": 1.0})
     assert [rule.split()[0] for rule in vit3d.rules(config)] == [

@@ -21,7 +21,7 @@ DATA = FIXTURES
 
 def build(shape=(8, 8, 8), periodic=False, precision="f32", **overrides):
     """A small V-Net for the given grid."""
-    config = ConfigDict({"precision": precision, "model": base.vnet()})
+    config = ConfigDict({"precision": precision, "model": base.model("vnet")})
     config.model.update({"widths": (4, 6, 8), **overrides})
     fields = {"input": Field(("x",)), "target": Field(("y",))}
     return vnet.make(config, Spec(fields, shape, (1.0,) * 3, periodic=(periodic,) * 3))

@@ -8,23 +8,27 @@ import numpy as np
 import pytest
 
 from jaxvol import pdes
-from jaxvol.config import physics
 from jaxvol.data.collocation import on_faces
 from jaxvol.ops.laplacian import second_order
 from jaxvol.pdes import reference
 from jaxvol.types import UserError
 
-OTHERS = {"poisson": [physics.poisson(1), physics.poisson(2)]}
+
+def poisson(dimension):
+    block = pdes.fields("poisson")
+    block.dimension = dimension
+    return block
+
+
+OTHERS = {"poisson": [poisson(1), poisson(2)]}
 # which has a penalty and no equation: tests/tasks/test_fringes.py
 SOLVED = [name for name in pdes.PROBLEMS if name != "interferometry"]
 BLOCKS = [
-    b
-    for name in SOLVED
-    for b in [getattr(physics, name)(), *(OTHERS[name] if name in OTHERS else [])]
+    b for name in SOLVED for b in [pdes.fields(name), *(OTHERS[name] if name in OTHERS else [])]
 ]
-HELMHOLTZ = physics.helmholtz()
+HELMHOLTZ = pdes.fields("helmholtz")
 HELMHOLTZ.frequencies, HELMHOLTZ.wavenumber = (1, 4), 1.0
-INVERSE = physics.reaction_diffusion()
+INVERSE = pdes.fields("reaction_diffusion")
 INVERSE.inverse = True
 BLOCKS += [HELMHOLTZ, INVERSE]
 
@@ -136,7 +140,7 @@ def test_resonant_helmholtz_asks_for_the_slope():
     """k = 4 pi is an eigenvalue of [-1, 1]: the multiples of sin k x meet the equation and u(+-1) =
     0; the slope tells them apart.
     """
-    resonant, plain = pdes.make(physics.helmholtz()), pdes.make(HELMHOLTZ)
+    resonant, plain = pdes.make(pdes.fields("helmholtz")), pdes.make(HELMHOLTZ)
     assert [c.name for c in resonant.conditions] == [
         "boundary",
         "slope_x",
@@ -145,7 +149,7 @@ def test_resonant_helmholtz_asks_for_the_slope():
     double = lambda x: 2 * resonant.solution(x, jnp)
     assert np.abs(residual(resonant, double, jnp.asarray(inside(resonant, 20)), {})).max() < 1e-9
     with pytest.raises(UserError, match="whole numbers"):
-        block = physics.helmholtz()
+        block = pdes.fields("helmholtz")
         block.frequencies = (1.5,)
         pdes.make(block)
 
@@ -154,8 +158,8 @@ def test_burgers_reference_converges_and_has_its_published_gradient():
     """Errors fall by orders of magnitude with the nodes; steepest slope at the origin 152.00516 at
     pi t = 1.6037 (Basdevant 1986).
     """
-    nu = physics.burgers().viscosity
-    x = inside(pdes.make(physics.burgers()), 200)
+    nu = pdes.fields("burgers").viscosity
+    x = inside(pdes.make(pdes.fields("burgers")), 200)
     exact = reference.burgers(x, nu, 220)
     errors = [np.abs(reference.burgers(x, nu, n) - exact).max() for n in (20, 40, 100)]
     assert errors[0] > 10 * errors[2] and errors[2] < 1e-6
@@ -166,14 +170,14 @@ def test_burgers_reference_converges_and_has_its_published_gradient():
 
 
 def test_allen_cahn_reference_converges():
-    x = inside(pdes.make(physics.allen_cahn()), 300)
+    x = inside(pdes.make(pdes.fields("allen_cahn")), 300)
     fine = reference.allen_cahn(0.001, 385, 101)(x)
     errors = [np.abs(reference.allen_cahn(0.001, n, 101)(x) - fine).max() for n in (65, 129, 257)]
     assert errors[0] > 10 * errors[1] > 100 * errors[2] and errors[2] < 1e-3, errors
 
 
 def test_unknown_problem():
-    block = physics.poisson()
+    block = pdes.fields("poisson")
     block.name = "laplace"
     with pytest.raises(UserError, match="is 'laplace'; jaxvol/pdes/ has poisson, helmholtz"):
         pdes.make(block)

@@ -266,8 +266,8 @@ def test_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
             text=True,
         ).stdout.strip()
 
-    source = tmp_path / "jaxvol" / "writer.py"
-    source.parent.mkdir()
+    source = tmp_path / "jaxvol" / "runtime" / "writer.py"
+    source.parent.mkdir(parents=True)
     source.write_text("1")
     monkeypatch.setattr(writer, "__file__", str(source))
     assert writer.commit() is None  # no repository
@@ -280,7 +280,7 @@ def test_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
     assert writer.commit() == git("rev-parse", "HEAD") + "-dirty"
     (tmp_path / "site-packages").mkdir()
     monkeypatch.setattr(
-        writer, "__file__", str(tmp_path / "site-packages" / "jaxvol" / "writer.py")
+        writer, "__file__", str(tmp_path / "site-packages" / "jaxvol" / "runtime" / "writer.py")
     )
     assert writer.commit() is None  # installed inside somebody's repository
     monkeypatch.setattr(writer, "__file__", str(source))

@@ -7,10 +7,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxvol.config import base, components
+from jaxvol.config import base
 from jaxvol.models.discriminator import discriminator
 from jaxvol.tasks import adversarial
-from jaxvol.training import optim, step
+from jaxvol.training import assemble, optim, step
 from jaxvol.types import Field, Fixed, Spec, UserError
 from tests import toys
 from tests.training import test_loop
@@ -83,7 +83,7 @@ def quick_to_compile():
 def settings(**fields):
     """A config with the adversarial task on 8^3, locked; `a__b=v` sets a.b."""
     config = toys.config().copy_and_resolve_references().unlock()
-    config.task = base.adversarial()
+    config.task = base.task("adversarial")
     config.task.metrics, config.task.spectra, config.checkpoint.best_metric = (
         ("vrmse",),
         False,
@@ -102,7 +102,7 @@ def settings(**fields):
 def start(config, model=Generator(), count=2, spec=SPEC):
     task = adversarial.make(config, spec, model)
     batch = {name: jnp.asarray(x[:count]) for name, x in toys.batch(0, slice(None)).items()}
-    optimizers = components.optimizers(config, ("gen", "disc"), config.total_steps)
+    optimizers = assemble.make_optimizers(config, ("gen", "disc"), config.total_steps)
     state = jax.jit(lambda: step.init(task, optimizers, config.seed, batch))()
     return task, batch, optimizers, state
 

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import interferometry
 from jaxvol import main
-from jaxvol.config import components, physics, validate
+from jaxvol.config import base, components, experiments, validate
 from jaxvol.ops import fringes, laplacian
 from jaxvol.scores import metrics
 from jaxvol.training import loop
 from jaxvol.types import Fixed, UserError
 from tests.training.test_kills import checksums
+
+interferometry = experiments.load("interferometry")
 
 WAVES = (5.0, 5.5, 6.05, 6.655)
 BACKGROUND, MODULATION, CENTRE = 128.0, 100.0, 12.0
@@ -369,7 +370,7 @@ def test_wrong_configs_are_explained():
         assert text in str(error.value)
     with pytest.raises(UserError, match="needs data.name='fringes'"):
         wrong = interferometry.get_config("unet")
-        wrong.data = physics.collocation()
+        wrong.data = base.data("collocation")
         validate.validate(wrong)
     with pytest.raises(UserError, match="wavelengths is .5.0,."):
         components.dataset(config("unet", data__optics__wavelengths=(5.0,)))

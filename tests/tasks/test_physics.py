@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import pinn
 from jaxvol import main, pdes
-from jaxvol.config import base, components, physics, validate
+from jaxvol.config import base, components, experiments, validate
 from jaxvol.data import collocation
-from jaxvol.evaluation import evaluate
+from jaxvol.evaluation import evaluate, loading
 from jaxvol.tasks import physics as task_of
 from jaxvol.training import loop, step
 from jaxvol.types import Fixed, UserError
 from tests.training.test_kills import checksums
 
+pinn = experiments.load("pinn")
+
 
 def config(problem=None, **overrides):
     chosen = pinn.get_config("")
     chosen.phases, chosen.precision = (), "f32"
-    chosen.data.problem = physics.diffusion() if problem is None else problem
+    chosen.data.problem = pdes.fields("diffusion") if problem is None else problem
     chosen.model.widths = (6, 6)
     chosen.total_steps, chosen.log_every, chosen.evaluate.every, chosen.checkpoint.every = (
         12,
@@ -90,7 +91,7 @@ def test_hard_constraints_leave_the_equation_alone_and_keep_the_conditions():
     np.testing.assert_allclose(u[:, 0], grid["target"][0, 0, :, 0], atol=1e-5)
     np.testing.assert_allclose(u[[0, -1]], 0, atol=1e-5)
     with pytest.raises(UserError, match="has no hard constraints"):
-        parts(config(physics.helmholtz(), task__constraints="hard"))
+        parts(config(pdes.fields("helmholtz"), task__constraints="hard"))
 
 
 def test_points_are_functions_of_seed_and_step():
@@ -138,14 +139,12 @@ def test_samplers_fill_the_box_as_they_should(sampler):
 
 
 def test_measurements_are_noisy_and_taken_once():
-    inverse = physics.reaction_diffusion()
+    inverse = pdes.fields("reaction_diffusion")
     inverse.inverse, inverse.noise = True, 0.1
     dataset = components.dataset(config(inverse, data__resample=1, data__points__data=400))
     first, later = dataset.batch(0, slice(0, 1)), dataset.batch(5, slice(0, 1))
     np.testing.assert_array_equal(first["data_target"], later["data_target"])
     assert not np.array_equal(first["points"], later["points"])
-    from jaxvol import pdes
-
     error = first["data_target"][0] - pdes.make(inverse).solution(
         first["data"][0].astype(float), np
     )
@@ -319,7 +318,7 @@ def test_a_run_from_before_the_kind_coordinates_is_read_as_one_of_coordinates(
     monkeypatch.setattr(collocation, "specify", before)
     assert main.do_train(chosen, tmp_path) == 0
     monkeypatch.undo()
-    predict, _, spec = components.load(tmp_path, "final")
+    predict, _, spec = loading.load(tmp_path, "final")
     assert {name: field.kind for name, field in spec.fields.items()} == {
         "input": "coordinates",
         "target": "scalar",
@@ -330,7 +329,7 @@ def test_a_run_from_before_the_kind_coordinates_is_read_as_one_of_coordinates(
     drawn = evaluate.slices(spec, {"input": x[None], "target": u, "prediction": u}, "a")
     assert [a.get_xlabel() for a in drawn.axes if a.images] == ["t"] * 3
     with pytest.raises(UserError, match="holds coordinates"):
-        components.load(tmp_path, "final", transforms="flips")
+        loading.load(tmp_path, "final", transforms="flips")
 
 
 @pytest.mark.slow
@@ -338,7 +337,7 @@ def test_an_inverse_problem_finds_its_coefficient_and_a_forward_one_its_solution
     """Fisher-KPP with an unknown rate, which starts at half its value: Adam and Broyden, less than
     a minute on one core.  (The rate's error was 0.08 after
     150 steps of L-BFGS, the method then, when the bound was set.)"""
-    inverse = physics.reaction_diffusion()
+    inverse = pdes.fields("reaction_diffusion")
     inverse.inverse = True
     chosen = config(
         inverse,
@@ -383,5 +382,5 @@ def test_wrong_configs_are_explained():
         assert text in str(error.value)
     with pytest.raises(UserError, match="data.name='collocation'"):
         wrong = pinn.get_config("")
-        wrong.data = base.cosmology()
+        wrong.data = base.data("cosmology")
         validate.validate(wrong)

@@ -16,7 +16,7 @@ N, SPACING = 16, 4.0
 
 
 def settings(**task):
-    config = ConfigDict({"precision": "f32", "task": base.regression()})
+    config = ConfigDict({"precision": "f32", "task": base.task("regression")})
     config.task.update(task)
     return config.lock()
 

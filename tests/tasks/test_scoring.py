@@ -45,7 +45,7 @@ def test_validation_scores_the_generator_by_reconstruction_alone():
 
 def flat(shape, **task):
     """The regression config and a spec of volumes of `shape`."""
-    config = ConfigDict({"precision": "f32", "task": base.regression()})
+    config = ConfigDict({"precision": "f32", "task": base.task("regression")})
     config.task.update(task)
     return config.lock(), Spec(
         {"input": Field(("x",)), "target": Field(("y",))},

@@ -14,8 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxvol.config import base, components
-from jaxvol.evaluation import report
-from jaxvol.training import sharding
+from jaxvol.training import assemble, sharding
 from jaxvol.training import step as stepping
 from jaxvol.types import Field, Fixed, Spec
 
@@ -55,8 +54,8 @@ def config(**overrides) -> ConfigDict:
     """Two blocks on 16^3, AdamW, gradients clipped to norm 1; dots of overrides are written __."""
     chosen = base.common()
     chosen.model, chosen.task, chosen.data = (
-        base.fno(),
-        base.regression(),
+        base.model("fno"),
+        base.task("regression"),
         ConfigDict({"name": "none"}),
     )
     chosen.model.width, chosen.model.layers, chosen.model.modes = WIDTH, 2, (4, 4, 4)
@@ -90,7 +89,7 @@ def make_mesh(sizes: tuple[int, int, int]):
 
 def abstract(chosen: ConfigDict, mesh, size: int):
     """(task, state, batch) as the compiler sees them."""
-    _, state = components.state_template(chosen, spec(size), chosen.total_steps, mesh)
+    _, state = assemble.state_template(chosen, spec(size), chosen.total_steps, mesh)
     batch = {
         name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding.batch_sharding(mesh, s.ndim))
         for name, s in components.example(chosen, spec(size), chosen.batch_size).items()
@@ -110,7 +109,7 @@ def program(sizes=ONE, size: int = SIZE, **overrides):
     task, state, batch = abstract(chosen, mesh, size)
     update = stepping.make(
         task,
-        components.optimizers(chosen, state.params, chosen.total_steps),
+        assemble.make_optimizers(chosen, state.params, chosen.total_steps),
         chosen.seed,
         chosen.ema_decay,
         chosen.micro_batches,
@@ -130,7 +129,7 @@ def program(sizes=ONE, size: int = SIZE, **overrides):
 @functools.cache
 def initial(**model):
     """The state before the first step, on the host; it does not depend on the grid."""
-    init, _ = components.state_template(config(**model), spec(), 1000, make_mesh(ONE))
+    init, _ = assemble.state_template(config(**model), spec(), 1000, make_mesh(ONE))
     return jax.device_get(jax.jit(init, compiler_options=QUICK)())
 
 
@@ -140,7 +139,7 @@ def trained(steps: int, sizes=ONE, size: int = SIZE, **overrides) -> list:
     start = initial(
         **{name: value for name, value in overrides.items() if name.startswith("model__")}
     )
-    rule = components.optimizers(config(**overrides), {"net"}, 1000)["net"]
+    rule = assemble.make_optimizers(config(**overrides), {"net"}, 1000)["net"]
     now = jax.device_put(
         start.replace(opt={"net": rule.init(start.params["net"])}),
         jax.tree.map(lambda s: s.sharding, state),
@@ -250,7 +249,7 @@ def scored(sizes):
     batch = sharding.put(mesh, {**boxes(100), "_mask": np.ones(BATCH, np.float32)}, BATCH)
     arguments = weights["params"], {"stats": weights["stats"]}, batch, jax.random.key(0)
     with jax.set_mesh(mesh):
-        compiled = report.make(task, mesh).lower(*arguments).compile(compiler_options=QUICK)
+        compiled = assemble.evaluation(task, mesh).lower(*arguments).compile(compiler_options=QUICK)
         rows = {name: np.asarray(values) for name, values in compiled(*arguments).items()}
     metrics = task.summarize({name: values for name, values in rows.items() if name != "_mask"})
     metrics["spectra"].pop("window")
@@ -269,7 +268,7 @@ def test_metrics_and_spectra(sizes):
 
 
 def test_a_state_made_on_the_mesh_is_the_state_of_one_device():
-    init, state = components.state_template(config(), spec(), 1000, make_mesh((2, 2, 2)))
+    init, state = assemble.state_template(config(), spec(), 1000, make_mesh((2, 2, 2)))
     made = jax.jit(
         init, out_shardings=jax.tree.map(lambda s: s.sharding, state), compiler_options=QUICK
     )()
@@ -383,7 +382,7 @@ def test_float64():
             config(precision="f64", model__layers=2, model__modes=(2, 2, 2)),
             make_mesh(ONE),
         )
-        init, state = components.state_template(chosen, spec(8), 1000, mesh)
+        init, state = assemble.state_template(chosen, spec(8), 1000, mesh)
         assert {s.dtype for s in jax.tree.leaves((state.params, state.ema))} == {
             np.dtype(np.float64)
         }

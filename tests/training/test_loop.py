@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxvol.config import components
-from jaxvol.diagnostics import context
+from jaxvol.config import phases
+from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import processes, writer
-from jaxvol.training import checkpoint, loop, sharding, step
+from jaxvol.training import assemble, checkpoint, loop, sharding, step
 from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 from tests import toys
 
@@ -25,7 +25,7 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
     """
     dataset, task = dataset or toys.dataset(), task or toys.regression_task()
     mesh = mesh or sharding.make_mesh(config.mesh)
-    plan = loop.phases(config)
+    plan = phases.plan(config)
     if interrupt_at is not None:
 
         def stream(start, stop, rows, inner=dataset.stream):
@@ -47,7 +47,7 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
             zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in example.items()}
             groups = jax.eval_shape(task.init, jax.random.key(0), example)[0]
             return step.init(
-                task, components.optimizers(phase, groups, stop - start), phase.seed, zeros
+                task, assemble.make_optimizers(phase, groups, stop - start), phase.seed, zeros
             )
 
         shapes = jax.eval_shape(init)
@@ -56,14 +56,14 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
             shapes,
             sharding.state_shardings(mesh, shapes),
         )
-        optimizers = components.optimizers(phase, struct.params, stop - start)
+        optimizers = assemble.make_optimizers(phase, struct.params, stop - start)
         return Parts(
             task,
             dataset,
             optimizers,
             init,
             struct,
-            *context.compiled(phase, mesh, task, optimizers, struct),
+            *assemble.compiled(phase, mesh, task, optimizers, struct),
         )
 
     with jax.set_mesh(mesh), processes.lock(workdir):
@@ -80,6 +80,7 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
             store=checkpoint.open_store(workdir, config.checkpoint.keep),
             writer=log,
             watch=lambda *a: [],
+            score=examples.score,
             meta=meta,
             figures=lambda *a: {},
         )
@@ -237,7 +238,7 @@ def test_eight_devices_train_like_one(tmp_path, shape):
         )
         with jax.set_mesh(mesh):
             groups = jax.eval_shape(task.init, jax.random.key(0), toys.batch(0, slice(None)))[0]
-            optimizers = components.optimizers(config, groups, 5)
+            optimizers = assemble.make_optimizers(config, groups, 5)
             state = step.init(
                 task,
                 optimizers,

@@ -353,5 +353,5 @@ def test_a_waiting_group_is_moved_by_its_own_steps_alone():
             used["clipped_fraction"], 1 - used["clipped_norm"] / norm, rtol=1e-5
         )
         jax.tree.map(np.testing.assert_array_equal, (params, state.inner), (theirs, expected))
-        assert int(optim.waited(state)) == t + 1 - moved
-    assert optim.waited(expected) == 0
+        assert int(optim.skipped(state)) == t + 1 - moved
+    assert optim.skipped(expected) == 0

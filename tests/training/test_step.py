@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.config import components
-from jaxvol.training import step
+from jaxvol.training import assemble, step
 from jaxvol.types import Fixed
 from tests import compiler, toys
 
 
 def start(task, config, batch):
     groups = jax.eval_shape(task.init, jax.random.key(0), batch)[0]
-    optimizers = components.optimizers(config, groups, config.total_steps)
+    optimizers = assemble.make_optimizers(config, groups, config.total_steps)
     return optimizers, step.init(task, optimizers, config.seed, batch)
 
 

@@ -9,7 +9,6 @@ the file, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
@@ -140,14 +139,6 @@ def truth(path: str, shape: tuple[int, int]) -> np.ndarray | None:
             "not scored)"
         )
     return height
-
-
-def fingerprint(images: np.ndarray, height: np.ndarray | None) -> str:
-    """Hexadecimal digest of what was read."""
-    digest = hashlib.blake2b(digest_size=16)
-    for values in (images, *([] if height is None else [height])):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
 
 
 def size(image: np.ndarray) -> str:

@@ -43,6 +43,14 @@ MEANING = {
         "the generator does not move: check its delay, its rate and its terms' weights",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "leak": ("<", 1e-3, 0.02),  # relative
+    "response": (">", 1e-4, 1e-6),  # logits
+    "one_sided": ("<", 0.9, 1.0),  # accuracies
+    "pairs": ("<", 0.0, 0.0),  # wrong or not
+    "generator_moves": (">", 1e-6, 1e-9),  # relative
+}
 
 
 def applies(config) -> bool:

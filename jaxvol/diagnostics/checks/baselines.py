@@ -20,6 +20,11 @@ MEANING = {
         "there is nothing to learn",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "short_run": ("<", 1.0, 2.0),  # of the mean predictor's
+    "best_linear": ("<", 0.999, 1.5),  # of the mean predictor's
+}
 
 
 def applies(config) -> bool:

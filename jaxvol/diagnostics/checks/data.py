@@ -95,6 +95,28 @@ MEANING = {
         "set data.periodic to what the volumes are; crops of a periodic box are not periodic",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "not_finite": ("<", 0.0, 0.0),  # share of values
+    "constant": ("<", 0.0, 0.2),  # share of channels of examples
+    "duplicates": ("<", 0.0, 0.0),  # identical examples
+    "largest": ("<", 50.0, 1e4),  # standard deviations
+    "mean_off": ("<", 0.2, 1.0),  # standard deviations
+    "scale_off": ("<", 0.5, 2.0),  # |log2|
+    "round_trip": ("<", 1e-3, 0.05),  # standard deviations
+    "pairing": (">", 6.0, 3.0),  # standard errors
+    "orientation": (">", 3.0, 0.0),  # standard errors
+    "offset": ("<", 0.15, 0.35),  # voxels
+    "unpaired": ("<", 0.0, 0.2),  # share of examples
+    "augmented_unpaired": ("<", 0.0, 0.2),
+    "augmented_pairing": (">", 6.0, 3.0),
+    "augmented_orientation": (">", 3.0, 0.0),
+    "augmented_offset": ("<", 0.15, 0.35),
+    "augmented_agreement": (">", 0.8, 0.6),  # ratio of correlations
+    "same_batches": ("<", 0.0, 1.0),  # batches
+    "overlap": ("<", 0.0, 0.01),  # share of voxels
+    "wrap": ("<", 1.5, 2.0),  # ratio
+}
 TRAINING = 32  # training examples that are searched for copies of validation voxels
 
 

@@ -37,6 +37,13 @@ MEANING = {
         "jax.devices()",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "disk_saves": (">", 20.0, 3.0),  # checkpoints that still fit on the disk
+    "host_memory": (">", 0.1, 0.02),  # free fraction of the host's memory
+    "writable": (">", 1.0, 1.0),  # the workdir can be written: 1
+    "accelerator_used": (">", 1.0, 1.0),  # a GPU that is there is used by JAX: 1
+}
 PACKAGES = (jax, jaxlib, flax, optax, numpy)
 
 

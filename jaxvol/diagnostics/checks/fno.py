@@ -33,6 +33,13 @@ MEANING = {
         "the model does not represent a function of space: norms over voxels, padding, or aliasing",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "beyond_nyquist": ("<", 0.0, 0.0),  # axes
+    "lost": ("<", 0.5, 0.95),  # share of the variance
+    "shift": ("<", 0.3, 3.0),  # relative
+    "resolution": ("<", 0.3, 3.0),  # relative
+}
 
 
 def applies(config) -> bool:

@@ -61,6 +61,18 @@ MEANING = {
         "this term does nothing: raise its weight or remove it",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "dead": ("<", 0.0, 0.02),  # share of weights
+    "imbalance": ("<", 4.0, 7.0),  # powers of ten
+    "norm_error": ("<", 1e-3, 0.02),  # relative
+    "update_error": ("<", 0.02, 0.1),  # relative
+    "clipped": ("<", 0.9, 0.99),  # share of the norm
+    "frozen": ("<", 0.0, 0.001),  # share of weights
+    "slope_error": ("<", 0.02, 0.1),  # relative, in float32
+    "largest_share": ("<", 0.95, 0.98),  # of the group's gradient
+    "smallest_share": (">", 0.01, 0.0),  # of the group's gradient
+}
 
 
 def applies(config) -> bool:

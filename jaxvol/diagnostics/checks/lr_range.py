@@ -38,6 +38,13 @@ MEANING = {
         "no rate makes the loss fall: look at gradients and structure",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "rate_over_divergence": ("<", 0.5, 1.0),  # fraction
+    "refused": ("<", 0.0, 0.0),  # share of the first updates
+    "rate_over_suggestion": (">", 0.01, 0.0),  # fraction
+    "fall": (">", 0.05, 0.0),  # share of the loss
+}
 
 
 def applies(config) -> bool:

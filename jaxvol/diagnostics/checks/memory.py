@@ -41,6 +41,12 @@ MEANING = {
         "shapes or types change from step to step",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "head_room": (">", 1.2, 1.0),  # multiple of what the step needs
+    "host_head_room": (">", 1.5, 1.0),  # multiple of what the step needs
+    "recompiled": ("<", 0.0, 3.0),  # programs
+}
 
 
 def applies(config) -> bool:

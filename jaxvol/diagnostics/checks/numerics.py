@@ -39,6 +39,14 @@ MEANING = {
         "in the loss",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "bf16": ("<", 0.1, 0.5),  # relative
+    "f64": ("<", 1e-3, 0.05),  # relative
+    "start_loss": ("<", 5.0, 100.0),  # multiple of the mean predictor's
+    "loss_error": ("<", 1e-3, 0.02),  # relative
+    "not_finite": ("<", 0.0, 0.0),  # share of updates
+}
 
 
 def applies(config) -> bool:
@@ -74,7 +82,7 @@ def diagnose(ctx: Context) -> Result:
 
 def cast(ctx: Context, precision: str, params, extra, batch) -> np.ndarray:
     """The prediction of the same weights by the task of another precision."""
-    task = ctx.retask({"precision": precision})
+    task = ctx.rebuild_task({"precision": precision})
     if precision != "f64":
         return np.asarray(
             jax.jit(task.predict, compiler_options=probe.quick())(params, extra, batch), np.float64

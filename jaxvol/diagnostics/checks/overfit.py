@@ -21,6 +21,11 @@ MEANING = {
         "the loss does not fall: look at gradients and the learning rate",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "explained": (">", 0.15, 0.05),  # share of the variance
+    "gain": (">", 0.15, 0.05),  # share of the variance
+}
 
 
 def applies(config) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol import pdes
+from jaxvol.data import measured
 from jaxvol.diagnostics import probe
 from jaxvol.ops import laplacian, normalise
 from jaxvol.plots import figures
@@ -48,6 +49,16 @@ MEANING = {
         "more updates, or it is stuck at u = 0",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "solution_residual": ("<", 1e-9, 1e-6),  # relative
+    "uncovered": ("<", 0.0, 0.0),  # faces
+    "silent": ("<", 0.0, 0.0),  # terms
+    "reach": ("<", 1.001, 2.5),  # half widths of the domain
+    "rank": (">", 0.5, 0.25),  # of the full rank
+    "zero_loss": (">", 1e-3, 1e-8),  # of the loss at the start
+    "progress": ("<", 1.0, 10.0),  # of the loss of u = 0
+}
 
 
 def applies(config) -> bool:
@@ -56,7 +67,7 @@ def applies(config) -> bool:
 
 def diagnose(ctx: Context) -> Result:
     """The solution is read here and in evaluation, never in training."""
-    problem, batch = pdes.make(ctx.config.data.problem), jax.device_get(ctx.batch(0))
+    problem, batch = measured.problem(ctx.config.data.problem), jax.device_get(ctx.batch(0))
     fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
     loss = jax.jit(
         lambda p: ctx.task.loss(p, fixed, ctx.batch(0), jax.random.key(0))[0]["net"],

@@ -44,6 +44,16 @@ MEANING = {
         "what the short run learned has nothing to do with the target",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "variance_ratio": (">", 0.02, 0.001),  # of the target's variance
+    "saturated": ("<", 0.05, 0.3),  # share of the voxels
+    "sharpness": (">", 0.02, 0.0),  # of the target's gradient
+    "roughness": ("<", 3.0, 30.0),  # of the target's gradient
+    "physical": ("<", 0.1, 0.5),  # |log2|
+    "self_score": ("<", 0.05, 0.2),  # of the prediction's variation
+    "correlation": (">", 0.1, 0.0),  # Pearson
+}
 
 
 def applies(config) -> bool:

@@ -46,6 +46,15 @@ MEANING = {
         "a warm-up is for random weights: set optimizer.schedule.warmup_steps=0 with init_from",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "peak": (">", 0.999, 0.9),  # fraction of the config's rate
+    "excess": ("<", 1.001, 1.1),  # multiple of it
+    "dead_share": ("<", 0.2, 0.5),  # share of updates
+    "jump": ("<", 3.0, 1e9),  # factor between neighbours
+    "mismatch": ("<", 1e-4, 1e-2),  # relative
+    "pretrained_start": (">", 0.5, 0.2),  # fraction of the peak, with init_from only
+}
 
 
 def applies(config) -> bool:

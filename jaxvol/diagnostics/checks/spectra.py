@@ -38,6 +38,13 @@ MEANING = {
         "checkerboards: look at transposed convolutions, strides and aliasing",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "octants": ("<", 4.0, 8.0),  # ratio of standard deviations
+    "axes": ("<", 2.0, 5.0),  # ratio of powers
+    "patches": ("<", 5.0, 100.0),  # ratio of powers
+    "high_k": ("<", 10.0, 1000.0),  # ratio of powers
+}
 
 
 def applies(config) -> bool:

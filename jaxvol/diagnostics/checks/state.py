@@ -47,6 +47,16 @@ MEANING = {
         "checkpoint.best_metric",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "not_restored": ("<", 0.0, 0.0),  # leaves
+    "resumed": ("<", 0.0, 1e-4),  # relative; 0 on CPUs, GPUs may add in another order
+    "repeated": ("<", 0.0, 1e-4),  # relative
+    "ema": ("<", 1e-3, 0.02),  # relative to the distance moved
+    "same_noise": ("<", 0.0, 0.0),  # 1 = the same random numbers in every update
+    "validated": ("<", 1e-5, 1e-4),  # relative
+    "selected": ("<", 0.0, 0.0),  # the better of two scores is kept: 0
+}
 
 
 def applies(config) -> bool:

@@ -67,6 +67,21 @@ MEANING = {
         "pretrained weights are initialised again after they were loaded",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "nonlinearity": (">", 0.01, 1e-3),  # relative
+    "idle_blocks": ("<", 0.0, 0.0),  # blocks
+    "weakest_block": (">", 1e-4, 1e-8),  # relative
+    "range_low": ("<", 0.001, 0.02),  # share of the target's voxels
+    "range_high": ("<", 0.001, 0.02),  # share of the target's voxels
+    "idle_weights": ("<", 0.0, 0.001),  # share of the weights
+    "batch_leak": ("<", 1e-4, 1e-2),  # relative
+    "mode_gap": ("<", 1e-5, 1e-3),  # relative
+    # relative; a warning only: augmentation can teach it away
+    "position": ("<", 1.0, 1e9),
+    "reach": (">", 0.01, 1e-6),  # share of the voxels
+    "pretrained_moved": ("<", 1e-6, 1e-3),  # relative, with init_from only
+}
 
 
 def applies(config) -> bool:
@@ -146,7 +161,7 @@ def undropped(ctx: Context, params, extra, batch) -> np.ndarray:
         for name in ctx.config.model
         if "dropout" in name and ctx.config.model[name] > 0
     }
-    forward = jax.jit(ctx.retask(rates).predict) if rates else probe.predict(ctx)
+    forward = jax.jit(ctx.rebuild_task(rates).predict) if rates else probe.predict(ctx)
     return np.asarray(jax.device_get(forward(params, extra, batch)), np.float64)
 
 

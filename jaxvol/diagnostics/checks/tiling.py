@@ -29,6 +29,13 @@ MEANING = {
         "tiles come back at another place than they were cut from",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "identity": ("<", 1e-6, 1e-5),  # relative
+    "uncovered": ("<", 0.0, 0.0),  # voxels
+    "smallest_weight": (">", 1e-4, 1e-12),  # weight; the largest is 1
+    "moved": ("<", 1e-6, 1e-3),  # relative
+}
 
 
 def applies(config) -> bool:

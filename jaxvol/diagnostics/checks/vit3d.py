@@ -32,6 +32,13 @@ MEANING = {
         "the output does not follow the input's place: positions or skips are missing",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "round_trip": ("<", 0.0, 0.0),  # voxels
+    "displacement": ("<", 1.5, 3.0),  # voxels
+    "local": (">", 0.9, 0.5),  # ratio of mean powers
+    "tokens": ("<", 8192.0, 65536.0),  # tokens
+}
 
 
 def applies(config) -> bool:

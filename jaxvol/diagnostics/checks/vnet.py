@@ -31,6 +31,12 @@ MEANING = {
         "wrong numbers",
     ),
 }
+# metric -> (side, warn, fail), see jaxvol/config/limits.py
+LIMITS = {
+    "displacement": ("<", 0.05, 0.25),  # voxels
+    "strided_displacement": ("<", 1.5, 3.0),  # voxels
+    "stats_moved": (">", 1e-4, 1e-7),  # absolute
+}
 
 
 def applies(config) -> bool:

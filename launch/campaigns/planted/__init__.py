@@ -18,10 +18,11 @@ from unittest import mock
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs import healthy
-from jaxvol.config import validate
+from jaxvol.config import experiments, validate
 from jaxvol.diagnostics import context
 from jaxvol.types import Context
+
+healthy = experiments.load("healthy")
 
 
 @dataclasses.dataclass(frozen=True)

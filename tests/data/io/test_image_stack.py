@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxvol.config import components
 from jaxvol import pdes
-from jaxvol.config import components, physics
+from jaxvol.data import measured
 from jaxvol.data.io import image_stack
 from jaxvol.diagnostics.checks import prediction
 from jaxvol.ops import fringes
@@ -159,16 +160,16 @@ def test_users_stacks_reach_both_networks(tmp_path):
     # heights are not needed for training
     assert not alone.batch(0, slice(0, 8))["mask"].any() and alone.hash != dataset.hash
     np.save(tmp_path / "sample_0001/ground_truth.npy", h)
-    block = physics.interferometry()
+    block = pdes.fields("interferometry")
     block.folder, block.sample = str(tmp_path), "sample_0001"
-    problem = pdes.make(block)
+    problem = measured.problem(block)
     np.testing.assert_allclose(problem.solution(problem.mesh, np)[..., 0], h.T)
     assert np.abs(problem.estimates["unwrapping"][..., 0] - h.T).max() < 0.05
     block.sample = "sample_0005"
-    assert np.isnan(pdes.make(block).solution(problem.mesh, np)).all()
+    assert np.isnan(measured.problem(block).solution(problem.mesh, np)).all()
     block.sample = "sample_9999"
     with pytest.raises(UserError, match="sample_0000, sample_0001"):
-        pdes.make(block)
+        measured.problem(block)
 
 
 def test_heights_that_nobody_knows_are_not_scored(tmp_path):

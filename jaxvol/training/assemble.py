@@ -1,0 +1,84 @@
+"""The parts of a run, made once: for the train loop, and for the checks of the pre-flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jaxvol.config import components
+from jaxvol.training import optim, sharding, step
+from jaxvol.types import Batch, Extra, Key, Params, Parts, Rows, Spec, Task, TrainState
+
+
+def parts(config: ConfigDict, mesh: Mesh, steps: int) -> Parts:
+    """Everything that a phase of `steps` updates trains with.  Raises UserError where batch or
+    volumes do not fit the mesh.
+    """
+    dataset = components.dataset(config)
+    for size, what in (
+        (config.batch_size, "config.batch_size"),
+        (config.evaluate.batch_size, "config.evaluate.batch_size"),
+    ):
+        sharding.check(mesh, size, dataset.spec.shape[0], what)
+    task = components.task(config, dataset.spec)
+    init, struct = state_template(config, dataset.spec, steps, mesh)
+    optimizers = make_optimizers(config, struct.params, steps)
+    return Parts(
+        task, dataset, optimizers, init, struct, *compiled(config, mesh, task, optimizers, struct)
+    )
+
+
+def compiled(
+    config: ConfigDict, mesh: Mesh, task: Task, optimizers: dict, state: TrainState
+) -> tuple[Callable, Callable]:
+    """(train step, evaluation) of a task, jitted; `state` says how each leaf is sharded."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    train_step = jax.jit(
+        step.make(task, optimizers, config.seed, config.ema_decay, config.micro_batches),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    return train_step, evaluation(task, mesh)
+
+
+def evaluation(task: Task, mesh: Mesh) -> Callable[[Params, Extra, Batch, Key], Rows]:
+    """Compile `task.evaluate`; rows and the leaves `_mask`, `_index` come back on every process,
+    whole.
+    """
+
+    def rows(params: Params, extra: Extra, batch: Batch, key: Key) -> Rows:
+        return {
+            **task.evaluate(params, extra, batch, key),
+            **{k: v for k, v in batch.items() if k.startswith("_")},
+        }
+
+    return jax.jit(rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def make_optimizers(config: ConfigDict, groups, steps: int) -> dict:
+    """One optimizer per parameter group, for a phase of `steps` updates."""
+    return {group: optim.make(config.optimizer, group, steps) for group in groups}
+
+
+def state_template(config: ConfigDict, spec: Spec, steps: int, mesh) -> tuple[Callable, TrainState]:
+    """(init: zeros batch -> TrainState, its ShapeDtypeStructs with shardings) for the task of
+    `config`.
+    """
+    learned = components.task(config, spec)
+    batch = components.example(config, spec, 1)
+
+    def init() -> TrainState:
+        zeros = {name: jnp.zeros(s.shape, s.dtype) for name, s in batch.items()}
+        groups = jax.eval_shape(learned.init, jax.random.key(0), batch)[0]
+        return step.init(learned, make_optimizers(config, groups, steps), config.seed, zeros)
+
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_shardings(mesh, shapes)
+    struct = jax.tree.map(
+        lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings
+    )
+    return init, struct
