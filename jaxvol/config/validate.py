@@ -7,6 +7,7 @@ anything compiles.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from jaxvol.types import UserError
 
 
 def _positive(config: ConfigDict) -> list[str]:
-    found = []
+    violations = []
     for path in (
         "total_steps",
         "batch_size",
@@ -36,7 +37,7 @@ def _positive(config: ConfigDict) -> list[str]:
         for name in path.split("."):
             value = value[name]
         if value < 1:
-            found.append(f"{path} is {value}; it has to be at least 1.")
+            violations.append(f"{path} is {value}; it has to be at least 1.")
     for path, value, low, high in (
         ("ema_decay", config.ema_decay, 0.0, 1.0),
         ("predict.overlap", config.predict.overlap, 0.0, 0.95),
@@ -44,13 +45,13 @@ def _positive(config: ConfigDict) -> list[str]:
         ("max_hours", config.max_hours, 0.0, math.inf),
     ):
         if not low <= value < high:
-            found.append(f"{path} is {value}; it has to be in [{low}, {high}).")
+            violations.append(f"{path} is {value}; it has to be in [{low}, {high}).")
     if config.batch_size % max(config.micro_batches, 1):
-        found.append(
+        violations.append(
             f"batch_size {config.batch_size} cannot be cut in micro_batches={config.micro_batches} "
             "equal parts."
         )
-    return found
+    return violations
 
 
 def _choices(config: ConfigDict) -> list[str]:
@@ -65,32 +66,34 @@ def _choices(config: ConfigDict) -> list[str]:
         ("optimizer.name", config.optimizer.name, RULES),
         ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES),
     ]
-    found = [
+    violations = [
         f"{path} is {value!r}; it has to be one of {', '.join(known)}."
         for path, value, known in wanted
         if value not in known
     ]
-    for room in ("model", "data", "task"):
-        folder = room if room == "data" else room + "s"
-        block, known = config[room], modules.choices(folder)
-        if block.name not in known:
-            found.append(f"{room}.name is {block.name!r}; jaxvol/{folder}/ has {', '.join(known)}.")
-    return found
+    for room, block in components(config):
+        try:
+            modules.module(room, block.name)
+        except UserError as error:
+            violations.append(str(error).removeprefix("config."))
+    return violations
 
 
 def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) -> list[str]:
-    found = []
+    violations = []
     if not 0 < block.learning_rate < 100:
-        found.append(f"{label}.learning_rate is {block.learning_rate}; it has to be in (0, 100).")
+        violations.append(
+            f"{label}.learning_rate is {block.learning_rate}; it has to be in (0, 100)."
+        )
     if not 0 <= block.schedule.warmup_steps < steps:
-        found.append(
+        violations.append(
             f"{label}.schedule.warmup_steps is {block.schedule.warmup_steps}, not in [0, {steps}) "
             "(the phase's steps)."
         )
     if block.schedule.name == "step" and list(block.schedule.step.boundaries) != sorted(
         set(block.schedule.step.boundaries)
     ):
-        found.append(
+        violations.append(
             f"{label}.schedule.step.boundaries {block.schedule.step.boundaries} have to increase."
         )
     shape = block.schedule
@@ -110,7 +113,7 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
         ),
     ):
         if wrong:
-            found.append(f"{label}.schedule.{what}.")
+            violations.append(f"{label}.schedule.{what}.")
     if block.name in SEARCHED:
         for wrong, what in (
             (block.clip_norm > 0, "clip_norm > 0"),
@@ -119,7 +122,7 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
             (block.schedule.name != "constant", "a schedule"),
         ):
             if wrong:
-                found.append(
+                violations.append(
                     f"{label}.name={block.name!r} does not work with {what}: its line search needs "
                     "the exact objective; "
                     "use clip_norm=0, ema_decay=0, schedule.name='constant', precision f32 or f64."
@@ -128,12 +131,12 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
         f"{g}.{k}" for g, over in block.groups.items() for k in over if k not in block
     ]
     if unknown:
-        found.append(f"{label}.groups sets unknown fields {', '.join(unknown)}.")
-    return found
+        violations.append(f"{label}.groups sets unknown fields {', '.join(unknown)}.")
+    return violations
 
 
 def _phases(config: ConfigDict) -> list[str]:
-    found, total, known = [], 0, identity.flatten(config.to_dict())
+    violations, total, known = [], 0, identity.flatten(config.to_dict())
     for phase in config.phases:
         if (
             len(phase) != 3
@@ -141,59 +144,64 @@ def _phases(config: ConfigDict) -> list[str]:
             or phase[1] < 1
             or not hasattr(phase[2], "items")
         ):
-            found.append(
+            violations.append(
                 f"phases has {phase!r}; a phase is (name, steps >= 1, {{'field.path': value}})."
             )
             continue
         total += phase[1]
-        found += [
+        violations += [
             f"phase {phase[0]!r} overrides {path!r}, which is no config field."
             for path in phase[2]
             if path not in known
         ]
-    if config.phases and not found and total != config.total_steps:
-        found.append(
+    if config.phases and not violations and total != config.total_steps:
+        violations.append(
             f"total_steps is {config.total_steps}, but the phases have {total} steps together; "
             "make them equal."
         )
-    return found
+    return violations
 
 
-def _own_rules(config: ConfigDict) -> list[str]:
+def components(config: ConfigDict) -> tuple[tuple[str, ConfigDict], ...]:
+    """(folder of jaxvol, block of the config) of everything that is chosen by name."""
+    return ("models", config.model), ("tasks", config.task), ("data", config.data)
+
+
+def _component_rules(config: ConfigDict) -> list[str]:
     """What the chosen model, task and dataset ask of the config: their function rules(config),
     where they have one.
     """
-    found = []
-    for room, block in (("models", config.model), ("tasks", config.task), ("data", config.data)):
-        if block.name in modules.choices(room):
+    violations = []
+    for room, block in components(config):
+        with contextlib.suppress(UserError):  # an unknown name, which _choices reports
             module = modules.module(room, block.name)
-            found += module.rules(config) if hasattr(module, "rules") else []
-    return found
+            violations += module.rules(config) if hasattr(module, "rules") else []
+    return violations
 
 
 def _data(config: ConfigDict) -> list[str]:
     if "augment" not in config.data:
         return []
-    found = [
+    violations = [
         f"data.augment has {name!r}; known are {', '.join(KNOWN)}."
         for name in config.data.augment
         if name not in KNOWN
     ]
     if config.data.on_error not in ("stop", "skip"):
-        found.append(f"data.on_error is {config.data.on_error!r}; it has to be stop or skip.")
+        violations.append(f"data.on_error is {config.data.on_error!r}; it has to be stop or skip.")
     if config.data.num_workers < 0 or config.data.max_skips < 0 or config.data.fit_examples < 1:
-        found.append(
+        violations.append(
             "data.num_workers and data.max_skips have to be at least 0, data.fit_examples at least "
             "1."
         )
-    return found
+    return violations
 
 
 def doubts(config: ConfigDict) -> list[str]:
     """Values that are legal and rarely wanted."""
-    found = []
+    warnings = []
     if config.optimizer.name in ("adam", "adamw", "lion") and config.optimizer.learning_rate > 0.02:
-        found.append(
+        warnings.append(
             f"optimizer.learning_rate {config.optimizer.learning_rate} is high for "
             f"{config.optimizer.name}."
         )
@@ -202,26 +210,28 @@ def doubts(config: ConfigDict) -> list[str]:
         and config.total_steps < 3 / (1 - config.ema_decay)
         and config.evaluate.weights == "ema"
     ):
-        found.append(
+        warnings.append(
             f"ema_decay {config.ema_decay} averages over about {1 / (1 - config.ema_decay):.0f} "
             "steps, and there are "
             f"only {config.total_steps}: the averaged weights lag behind."
         )
     cycle = config.optimizer.schedule
     if cycle.name == "cyclic" and cycle.cyclic.period // 2 > config.total_steps:
-        found.append(
+        warnings.append(
             f"optimizer.schedule.cyclic.period is {cycle.cyclic.period}: the peak rate is never "
             "reached in "
             f"{config.total_steps} steps."
         )
     if config.optimizer.clip_norm == 0 and config.optimizer.name not in SEARCHED:
-        found.append("optimizer.clip_norm is 0: a single bad batch can throw the weights far away.")
+        warnings.append(
+            "optimizer.clip_norm is 0: a single bad batch can throw the weights far away."
+        )
     if config.evaluate.every > config.total_steps:
-        found.append(
+        warnings.append(
             "evaluate.every is larger than total_steps: only the first and the last weights are "
             "validated."
         )
-    return found
+    return warnings
 
 
 def validate(config: ConfigDict) -> list[str]:
@@ -232,7 +242,11 @@ def validate(config: ConfigDict) -> list[str]:
             f"The config has no {', '.join(missing)} block; start from one of configs/*.py."
         )
     violated = (
-        _positive(config) + _choices(config) + _phases(config) + _own_rules(config) + _data(config)
+        _positive(config)
+        + _choices(config)
+        + _phases(config)
+        + _component_rules(config)
+        + _data(config)
     )
     if config.optimizer.name in RULES and config.optimizer.schedule.name in SCHEDULES:
         violated += _optimizer(
