@@ -122,7 +122,7 @@ def validate(
     """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split
     "val"; `score` is that of jaxvol/evaluation/evaluators/examples.py.
     """
-    params, extra = stepping.validated(config.evaluate.weights, state)
+    params, extra = stepping.weights_of(state, config.evaluate.weights)
     put, rows, _ = placing(config, mesh)
     return score(
         parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples
@@ -157,15 +157,14 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     )
     run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
     if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
-        pair = stepping.validated(config.evaluate.weights, state)
+        pair = stepping.weights_of(state, config.evaluate.weights)
         run.writer.images(step, run.figures(parts, *pair, *placing(config, run.mesh)))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
     if run.readings:  # not before the first update
         put, rows, size = placing(config, run.mesh)
         shown = put(next(parts.dataset.batches("val", size, rows, size)))
-        run.watch(
-            parts, stepping.validated(config.evaluate.weights, run.state), shown, run.readings, step
-        )
+        pair = stepping.weights_of(run.state, config.evaluate.weights)
+        run.watch(parts, pair, shown, run.readings, step)
     return better
 
 

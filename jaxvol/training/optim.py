@@ -85,7 +85,7 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
     updates. Raises UserError for an unknown rule, schedule or overridden field, and for clipping
     with a line search.
     """
-    config = override(config, group)
+    config = settings(config, group)
     if config.every < 1 or config.delay < 0:
         raise UserError(
             f"config.optimizer has every={config.every} and delay={config.delay} for the group "
@@ -199,9 +199,11 @@ def global_norm(tree: PyTree) -> Array:
     return optax.tree.norm(at_least_float32(tree))
 
 
-def override(config, group: str):
-    """`config` with the fields of `config.groups[group]` in place of its own; the config itself if
-    there are none.
+def settings(config, group: str):
+    """The fields of `config.optimizer` that hold for one parameter group: `config` with those of
+    `config.groups[group]` in place of its own.
+
+    Raises UserError for a field that does not exist and for a value of another type.
     """
     if group not in config.groups:
         return config

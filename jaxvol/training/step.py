@@ -134,10 +134,8 @@ def averaged(params: Params, extra: Extra) -> PyTree:
     return {"params": params, "stats": extra["stats"]}
 
 
-def validated(weights: str, state: TrainState) -> tuple[Params, Extra]:
-    """(params, extra) that validation, selection and pictures use; weights: "ema" | "raw",
-    `config.evaluate.weights`.
-    """
+def weights_of(state: TrainState, weights: str) -> tuple[Params, Extra]:
+    """(params, extra) of a state that a prediction uses; weights: "ema" (the averages) | "raw"."""
     pair = state.ema if weights == "ema" else averaged(state.params, state.extra)
     return pair["params"], {**state.extra, "stats": pair["stats"]}
 
