@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxvol.evaluation import report
+from jaxvol.evaluation import report, tables
 from jaxvol.plots import figures
+from jaxvol.runtime import atomic
 from jaxvol.types import UserError
 
 # fields of a config that do not decide what its run learns; runs equal in all others differ only in
@@ -79,11 +80,11 @@ def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> st
     warnings = doubts(runs)
     folder = Path(out) / "comparison"
     folder.mkdir(parents=True, exist_ok=True)
-    report.write_text(folder / "table.csv", as_csv(lines))
-    report.write_text(
+    atomic.write_text(folder / "table.csv", as_csv(lines))
+    atomic.write_text(
         folder / "table.json", json.dumps(report.plain(as_json(lines, warnings)), indent=1) + "\n"
     )
-    report.write_text(folder / "table.md", as_markdown(lines, suffixes, warnings))
+    atomic.write_text(folder / "table.md", as_markdown(lines, suffixes, warnings))
     columns = list(dict.fromkeys(c for line in lines.values() for c in line.values))
     errors = {who: line.errors for who, line in lines.items()}
     figures.save(figures.comparison(values, errors, columns[:4]), folder / "metrics.png")
@@ -98,7 +99,7 @@ def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> st
         figures.save(figures.spectra(spectra, unit), folder / "spectra.png")
     return "\n".join(
         [
-            report.table(values, ours, suffixes),
+            tables.table(values, ours, suffixes),
             *(f"WARNING: {w}" for w in warnings),
             f"Written to {folder}/.",
         ]
@@ -198,7 +199,7 @@ def doubts(runs: Sequence[Run]) -> list[str]:
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Scalar metrics from JSON, where null means not finite."""
-    return report.scalars(
+    return tables.scalars(
         {
             k: np.nan if v is None else v
             for k, v in metrics.items()
@@ -220,7 +221,7 @@ def models(runs: Sequence[Run]) -> dict[str, Line]:
     for run in runs:
         families.setdefault(run.family, []).append(run)
     names = [
-        report.pretty(
+        tables.pretty(
             str(group[0].scored["name"] if "name" in group[0].scored else group[0].workdir.name)
         )
         for group in families.values()
@@ -265,7 +266,7 @@ def baselines(runs: Sequence[Run]) -> dict[str, Line]:
     """
     lines: dict[str, Line] = {}
     for kind in dict.fromkeys(k for run in runs for k in run.scored["baselines"]):
-        title = report.label(kind, kind)
+        title = tables.label(kind, kind)
         for run in (r for r in runs if kind in r.scored["baselines"]):
             new = line([run.scored["baselines"][kind]], ())
             if not any(who == title or who.startswith(f"{title} [") for who in lines):
@@ -327,7 +328,7 @@ def as_csv(lines: Mapping[str, Line]) -> str:
                 *facts(found).values(),
             ]
         )
-    return report.as_csv(rows)
+    return tables.as_csv(rows)
 
 
 def as_json(lines: Mapping[str, Line], warnings: Sequence[str]) -> dict[str, Any]:
@@ -361,7 +362,7 @@ def cost(found: Line, key: str) -> str:
     )
     if not given:
         return "-"
-    return given[0] if isinstance(given[0], str) else report.number(float(np.mean(given)))
+    return given[0] if isinstance(given[0], str) else tables.number(float(np.mean(given)))
 
 
 def as_markdown(
@@ -371,7 +372,7 @@ def as_markdown(
     columns = list(dict.fromkeys(c for found in lines.values() for c in found.values))
     arrow = {1: " ↑", -1: " ↓", 0: ""}
     best = {
-        c: report.winners({who: found.values for who, found in lines.items()}, c) for c in columns
+        c: tables.winners({who: found.values for who, found in lines.items()}, c) for c in columns
     }
     costs = {
         "parameters": "parameters",
@@ -380,14 +381,14 @@ def as_markdown(
     }
     text = [
         "| model | "
-        + " | ".join([*(c + arrow[report.direction(c)] for c in columns), *costs.values()])
+        + " | ".join([*(c + arrow[tables.direction(c)] for c in columns), *costs.values()])
         + " |",
         "|---|" + "---|" * (len(columns) + len(costs)),
     ]
     for who, found in lines.items():
         cells = []
         for c in columns:
-            cell = report.number(found.values[c]) if c in found.values else "-"
+            cell = tables.number(found.values[c]) if c in found.values else "-"
             cell += suffixes[who][c] if c in suffixes[who] else ""
             cells.append(f"**{cell}**" if who in best[c] else cell)
         cells += [cost(found, key) for key in costs]

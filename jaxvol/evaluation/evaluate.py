@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxvol import pdes
 from jaxvol.config import components
 from jaxvol.data import measured
-from jaxvol.evaluation import loading, predict, report, tta
+from jaxvol.evaluation import loading, predict, report, tables, tta
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.ops import flops, laplacian, normalise
 from jaxvol.plots import figures, solutions
@@ -225,7 +225,7 @@ def evaluate_run(asked: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     text = report.report(folder, scores, dataset.names(asked.split), info) + told
     title = f"{config.model.name}, {asked.split} example {dataset.names(asked.split)[0]}"
     if shown and spec.fields["input"].kind == "coordinates":
-        title = f"{config.data.problem.name.replace('_', ' ')}, {report.pretty(config.model.name)}"
+        title = f"{config.data.problem.name.replace('_', ' ')}, {tables.pretty(config.model.name)}"
         problem = measured.problem(config.data.problem)
         found = solution(
             spec,
@@ -281,8 +281,8 @@ def tta_report(
     gain: per metric, how much better the average is than one prediction, in the metric's own unit;
           negative = worse.
     """
-    one, mean = report.scalars(without), report.scalars(averaged)
-    gain = {k: report.direction(k) * (mean[k] - one[k]) for k in mean if report.direction(k)}
+    one, mean = tables.scalars(without), tables.scalars(averaged)
+    gain = {k: tables.direction(k) * (mean[k] - one[k]) for k in mean if tables.direction(k)}
     found = {
         "transforms": name,
         "views": views,
@@ -291,11 +291,11 @@ def tta_report(
         "time_ratio": cost[1] / cost[0],
         "seconds_per_example": {"without": cost[0], "with": cost[1]},
     }
-    label = report.pretty(model)
+    label = tables.pretty(model)
     lines = {f"{label}, one prediction": one, f"{label}, mean of {views} ({name})": mean}
     return found, (
         f"\n\nTest-time augmentation: the scores above are those of the mean over {views} views.\n"
-        f"{report.table(lines, list(lines)[1:])}\n"
+        f"{tables.table(lines, list(lines)[1:])}\n"
         f"It takes {cost[1] / cost[0]:.3g} times as long: {cost[1]:.3g} instead of {cost[0]:.3g} s "
         "per example."
     )
@@ -326,7 +326,7 @@ def draw(
         folder / "pdf.png",
     )
     found = {
-        report.label(name, config.model.name): metrics["spectra"]
+        tables.label(name, config.model.name): metrics["spectra"]
         for name, (metrics, _) in scores.items()
         if "spectra" in metrics
     }

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxvol.evaluation import report
+from jaxvol.evaluation import report, tables
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.plots import figures
 from jaxvol.training import assemble
@@ -187,10 +187,10 @@ def test_best_follows_the_direction():
         "b": {"vrmse": 2.0, "ssim": 0.3, "odd": 2.0},
         "c": {"vrmse": float("nan"), "ssim": float("inf")},
     }
-    assert [report.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
+    assert [tables.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
     names = ("dice/liver", "hd95_mean", "relative_l2", "psnr", "foo", "ssim_count")
-    assert [report.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
-    shown = report.scalars(
+    assert [tables.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
+    shown = tables.scalars(
         {
             "loss_mse": 1,
             "loss": 2.0,
