@@ -14,11 +14,13 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from logging import Formatter
 from pathlib import Path
 
 import jax
 from absl import flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import command_line, identity, phases, validate
@@ -27,6 +29,7 @@ from jaxvol.evaluation import compare, evaluate
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import errors, monitoring, processes, writer
 from jaxvol.training import assemble, checkpoint, loop, restore, sharding
+from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
 
 UNFINISHED, REFUSED = monitoring.UNFINISHED, 2
@@ -76,82 +79,83 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     def parts_of(index: int) -> Parts:
         if index not in cache:
             cache.clear()  # one phase's dataset and programs at a time
-            _, start, stop, phase = plan[index]
-            cache[index] = assemble.parts(phase, mesh, stop - start)
+            phase = plan[index]
+            cache[index] = assemble.parts(phase.config, mesh, phase.stop - phase.start)
         return cache[index]
 
     with jax.set_mesh(mesh), processes.lock(workdir):
         processes.once(lambda: check_resume(config, workdir))
-        parts = parts_of(0)
-        if (
-            config.preflight.run
-            and not checkpoint.steps(workdir)
-            and not preflight.passed(config, workdir, parts)
-        ):
-            verdict = preflight.run(plan[0][3], workdir, mesh, plan[0][2], parts)
-            if verdict.status in preflight.STOPS:
-                tell(
-                    f"The training was not started. Mend {verdict.first} first, or let it pass "
-                    "with "
-                    f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is "
-                    f"{workdir}/preflight/report.html."
-                )
-                return REFUSED
-        log = writer.open_run(workdir, config, processes.first())
-        meta = {
-            "config": config.to_json(),
-            "config_hash": identity.fingerprint(config),
-            "data_hash": parts.dataset.hash,
-            "versions": writer.versions(),
-        }
-        run = loop.Run(
-            config=config,
-            mesh=mesh,
-            store=checkpoint.open_store(workdir, config.checkpoint.keep),
-            writer=log,
-            meta=meta,
-            score=examples.score,
-            figures=evaluate.example_figure,
-            watch=watch.make(config),
-        )
-        log.text(writer.table(parts.struct.params))
-        try:
-            status = loop.train(
-                run,
-                parts_of,
-                (lambda chosen: restore.initial(chosen, mesh)) if config.init_from else None,
-            )
-        except Exception as error:
-            saved = max(checkpoint.steps(workdir), default=None)
-            told = errors.explain(error, workdir, saved, run.fits)
-            close(
-                run,
-                {"state": "failed", "step": run.saved, "reason": str(told).splitlines()[0][:500]},
-                cache,
-                failed=True,
-            )
-            raise told from error
-        done = status in ("finished", "early_stopped")
-        close(
-            run,
-            {
-                "state": status if done else "saved",
-                "step": run.saved,
-                "reason": "" if done else status,
-            },
-            cache,
-        )
-    if not done:
+        if refused(config, workdir, mesh, plan[0], parts_of(0)):
+            return REFUSED
+        run = open_run(config, workdir, mesh, parts_of(0))
+        status = finish(run, parts_of, cache)
+    if status not in ("finished", "early_stopped"):
         tell(
             f"Stopped: {status}. Everything up to step {run.saved} of {run.total} is saved in "
-            f"{workdir}; "
-            "run the same command again to go on."
+            f"{workdir}; run the same command again to go on."
         )
         return UNFINISHED
     return do_evaluate(config, workdir)
 
 
-def close(run: loop.Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
+def refused(config: ConfigDict, workdir: Path, mesh: Mesh, phase: phases.Phase, parts: Parts):
+    """Whether the pre-flight of a fresh run stops it; a run that goes on is not looked at again."""
+    if not config.preflight.run or checkpoint.steps(workdir):
+        return False
+    if preflight.passed(config, workdir, parts):
+        return False
+    verdict = preflight.run(phase.config, workdir, mesh, phase.stop, parts)
+    if verdict.status not in preflight.STOPS:
+        return False
+    tell(
+        f"The training was not started. Mend {verdict.first} first, or let it pass with "
+        f"--config.preflight.waive=\"('{verdict.first}',)\"; the report is "
+        f"{workdir}/preflight/report.html."
+    )
+    return True
+
+
+def open_run(config: ConfigDict, workdir: Path, mesh: Mesh, parts: Parts) -> Run:
+    """The workdir's files and the checkpoint store, ready for the loop."""
+    log = writer.open_run(workdir, config, processes.first())
+    log.text(writer.table(parts.struct.params))
+    return Run(
+        config=config,
+        mesh=mesh,
+        store=checkpoint.open_store(workdir, config.checkpoint.keep),
+        writer=log,
+        meta={
+            "config": config.to_json(),
+            "config_hash": identity.fingerprint(config),
+            "data_hash": parts.dataset.hash,
+            "versions": writer.versions(),
+        },
+        score=examples.score,
+        figures=evaluate.example_figure,
+        watch=watch.make(config),
+    )
+
+
+def finish(run: Run, parts_of: Callable[[int], Parts], cache: dict[int, Parts]) -> str:
+    """Train until the loop says why it ended; status.json says so too, whatever happens."""
+    config, mesh, workdir = run.config, run.mesh, run.writer.workdir
+    initial = (lambda chosen: restore.initial(chosen, mesh)) if config.init_from else None
+    try:
+        status = loop.train(run, parts_of, initial)
+    except Exception as error:
+        saved = max(checkpoint.steps(workdir), default=None)
+        explained = errors.explain(error, workdir, saved, run.fits)
+        reason = str(explained).splitlines()[0][:500]
+        failure = {"state": "failed", "step": run.saved, "reason": reason}
+        close(run, failure, cache, failed=True)
+        raise explained from error
+    done = status in ("finished", "early_stopped")
+    state, reason = (status, "") if done else ("saved", status)
+    close(run, {"state": state, "step": run.saved, "reason": reason}, cache)
+    return status
+
+
+def close(run: Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
     """The last lines of a training: what was skipped, what came of it, status.json; its files are
     closed.
 
@@ -163,7 +167,7 @@ def close(run: loop.Run, status: dict, cache: dict[int, Parts], failed: bool = F
     workdir, progress = run.writer.workdir, run.progress
     try:
         newest = max(checkpoint.steps(workdir), default=None)
-        found = monitoring.summary(workdir)
+        summary = monitoring.summary(workdir)
         run.writer.status(
             {
                 **status,
@@ -171,11 +175,11 @@ def close(run: loop.Run, status: dict, cache: dict[int, Parts], failed: bool = F
                 "checkpoint": newest,
                 "best": dataclasses.asdict(progress),
                 "skipped": skipped,
-                "summary": {**found._asdict(), "goodput": found.goodput},
+                "summary": {**summary._asdict(), "goodput": summary.goodput},
             }
         )
         best = run.config.checkpoint.best_metric, progress.best_value, progress.best_step
-        tell(monitoring.sentence(found, best, max(run.saved, 0)))
+        tell(monitoring.sentence(summary, best, max(run.saved, 0)))
         run.writer.close()
         # Orbax would wait for a process that may be gone
         if not (failed and processes.several()):
@@ -199,9 +203,9 @@ def do_preflight(config: ConfigDict, workdir: Path) -> int:
     for doubt in validate.validate(config):
         logging.warning("%s", doubt)
     mesh = sharding.make_mesh(config.mesh)
-    _, _, steps, phase = phases.plan(config)[0]
+    phase = phases.plan(config)[0]
     with jax.set_mesh(mesh):
-        verdict = preflight.run(phase, workdir, mesh, steps, None)
+        verdict = preflight.run(phase.config, workdir, mesh, phase.stop, None)
     tell(f"The report is {workdir}/preflight/report.html.")
     return REFUSED if verdict.status in preflight.STOPS else 0
 

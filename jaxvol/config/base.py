@@ -44,6 +44,17 @@ def common() -> ConfigDict:
     config.stall_minutes = 10.0
     # write a profiler trace of updates 10-20 to <workdir>/profile
     config.profile = False
+    machines(config)
+    config.optimizer = optimizer()
+    selection(config)
+    config.evaluate = evaluation()
+    config.preflight = preflight()
+    outputs(config)
+    return config
+
+
+def machines(config: ConfigDict) -> None:
+    """Where a run computes; it may change when a run goes on."""
     config.mesh = ConfigDict(
         {
             # devices over which the batch is split; -1 = all that are left
@@ -64,7 +75,10 @@ def common() -> ConfigDict:
             "heartbeat_seconds": 60,
         }
     )
-    config.optimizer = optimizer()
+
+
+def selection(config: ConfigDict) -> None:
+    """Which weights are kept, and when a run ends early."""
     config.checkpoint = ConfigDict(
         {
             "every": 100,  # updates between saves
@@ -80,7 +94,10 @@ def common() -> ConfigDict:
             "min_delta": 0.0,  # improvement smaller than this counts as none
         }
     )
-    config.evaluate = evaluation()
+
+
+def outputs(config: ConfigDict) -> None:
+    """What other modes read, and where else a run is reported; nothing of it shapes a run."""
     config.predict = ConfigDict(
         {
             "input": "",  # file or glob to predict
@@ -89,7 +106,6 @@ def common() -> ConfigDict:
             "overlap": 0.5,  # fraction of a tile shared with the next one
         }
     )
-    config.preflight = preflight()
     config.compare = ConfigDict(
         {
             "runs": "",  # workdirs to put side by side: a,b,c
@@ -103,7 +119,6 @@ def common() -> ConfigDict:
             "images_every": 5,  # evaluations between pictures
         }
     )
-    return config
 
 
 def model(name: str) -> ConfigDict:

@@ -33,10 +33,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvol.config import base, components, identity, validate
+from jaxvol.training import progress
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
 from jaxvol.runtime import writer
-from jaxvol.training import assemble, checkpoint, loop, sharding, step
+from jaxvol.training import assemble, checkpoint, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]
@@ -124,7 +125,7 @@ def import_run(
         "phase": 0,
         "steps": config.total_steps,
         "spec": dataset.spec.to_json(),
-        "progress": dataclasses.asdict(loop.Progress()),
+        "progress": dataclasses.asdict(progress.Progress()),
     }
     writer.write_config(output, config)
     checkpoint.save(store, state, meta, None)

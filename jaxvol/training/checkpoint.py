@@ -11,7 +11,6 @@ best.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
@@ -20,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvol.runtime import processes
+from jaxvol.training import checksums
 from jaxvol.types import PyTree, TrainState, UserError
 
 
@@ -91,48 +90,6 @@ def steps(workdir: str | Path) -> list[int]:
     )
 
 
-def _words(x: jax.Array) -> jax.Array:
-    """The bits of `x` as uint32, one or two words per element."""
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return _words(jnp.stack([x.real, x.imag], -1))
-    if x.dtype == jnp.bool_:
-        return x.astype(jnp.uint32)
-    width = min(x.dtype.itemsize, 4)
-    return jax.lax.bitcast_convert_type(
-        x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
-    ).astype(jnp.uint32)
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """sum_i bits_i * odd_i mod 2^32, odd_i from the index.  Whole-number sums do not depend on how
-    `x` is sharded, and
-    an odd weight cannot map a changed element to an unchanged sum."""
-    words = _words(x)
-    index = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.sum(words * ((index * jnp.uint32(2654435761)) | jnp.uint32(1)), dtype=jnp.uint32)
-
-
-@functools.cache
-def _checksums_on_device(everywhere):
-    """The jitted checksums, whole on each of several processes (`everywhere`: the sharding that
-    says so, None on one).
-    """
-    return jax.jit(
-        lambda leaves: jnp.stack([_checksum(x) for x in leaves]), out_shardings=everywhere
-    )
-
-
-def checksums(tree: PyTree) -> dict[str, int]:
-    """One 32-bit checksum per leaf, keyed by its path."""
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree))
-    spread = next((x.sharding for x in leaves if not x.is_fully_addressable), None)
-    everywhere = None if spread is None else NamedSharding(spread.mesh, PartitionSpec())
-    values = np.asarray(_checksums_on_device(everywhere)(list(leaves)))
-    return {jax.tree_util.keystr(p): int(v) for p, v in zip(paths, values)}
-
-
 def _seal(meta: dict) -> str:
     return hashlib.sha256(
         json.dumps({k: v for k, v in meta.items() if k != "seal"}, sort_keys=True).encode()
@@ -148,7 +105,7 @@ def save(store: Store, state: TrainState, meta: dict, best: int | None) -> bool:
         return False
     store.keep.best = best
     tree = as_dict(state)
-    meta = json.loads(json.dumps({**meta, "step": step, "checksums": checksums(tree)}))
+    meta = json.loads(json.dumps({**meta, "step": step, "checksums": checksums.checksums(tree)}))
     meta["seal"] = _seal(meta)
     done = store.manager.save(
         step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta))
@@ -182,7 +139,9 @@ def read_state(store: Store, step: int, template: dict, meta: dict) -> dict:
     item = ocp.args.PyTreeRestore(template, restore_args=restore_args, partial_restore=True)
     tree = store.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
     wrong = [
-        path for path, value in checksums(tree).items() if meta["checksums"].get(path) != value
+        path
+        for path, value in checksums.checksums(tree).items()
+        if meta["checksums"].get(path) != value
     ]
     if wrong:
         raise ValueError(
@@ -212,14 +171,14 @@ def restore_newest(store: Store, template: Callable[[dict], dict]) -> tuple[dict
         )
         here = NamedSharding(cpu, PartitionSpec())
         with jax.set_mesh(cpu):
-            found = _newest_sound(
+            newest = _newest_sound(
                 own,
                 lambda meta: jax.tree.map(
                     lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), template(meta)
                 ),
             )
         own.manager.close()
-        return -1 if found is None else found[1]["step"]
+        return -1 if newest is None else newest[1]["step"]
 
     step = processes.once(look)
     step = processes.agree(-1 if step is None else step)
@@ -325,69 +284,3 @@ def weights(store: Store, which: str, template: dict, name: str) -> tuple[PyTree
     if name == "ema":
         return tree["ema"]["params"], tree["ema"]["stats"], meta
     return tree["params"], tree["extra"]["stats"], meta
-
-
-def rename_groups(
-    own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...]
-) -> PyTree:
-    """`given` ({"params" | "stats": {group: tree}}) with its groups called as in `own`; groups:
-    ((own name, its name), ...).
-
-    A group that is not named keeps its name.  Raises UserError for a name that does not exist.
-    """
-    if not groups:
-        return given
-    for name, theirs in groups:
-        if name not in own["params"] or theirs not in given["params"]:
-            raise UserError(
-                f"config.init_groups has {(name, theirs)!r}, but this run has the groups "
-                f"{', '.join(sorted(own['params']))} and {source} has "
-                f"{', '.join(sorted(given['params']))}; expected "
-                "pairs (group of this run, group of that run)."
-            )
-    moved = {theirs for _, theirs in groups}
-    return {
-        part: {name: tree for name, tree in trees.items() if name not in moved}
-        | {name: trees[theirs] for name, theirs in groups if theirs in trees}
-        for part, trees in given.items()
-    }
-
-
-def transfer(
-    own: PyTree, given: PyTree, source: str, groups: tuple[tuple[str, str], ...] = ()
-) -> PyTree:
-    """`own` with the leaves of another run's weights where path and shape agree; tells what did
-    not.  UserError if none does.
-
-    Both are {"params": {group: tree}, "stats": {group: tree}}; `groups` (config.init_groups) pairs
-    groups of different names.
-    """
-    given = rename_groups(own, given, source, groups)
-    offered = dict(jax.tree_util.tree_leaves_with_path(given))
-    kept: list[str] = []
-
-    def take(path, old: jax.Array) -> jax.Array:
-        if path in offered and offered[path].shape == old.shape:
-            # the step donates it: no alias
-            return jax.device_put(jnp.copy(offered[path].astype(old.dtype)), old.sharding)
-        kept.append(jax.tree_util.keystr(path))
-        return old
-
-    found = jax.tree_util.tree_map_with_path(take, own)
-    total = len(jax.tree.leaves(own))
-    used = total - len(kept)
-    if not used:
-        raise UserError(
-            f"config.init_from={source!r}: none of its {len(offered)} weights fits the {total} of "
-            "this model."
-        )
-    logging.info(
-        "init_from %s: %d of %d weights taken, %d new (%s), %d of the source unused",
-        source,
-        used,
-        total,
-        len(kept),
-        ", ".join(kept[:5]) or "none",
-        len(offered) - used,
-    )
-    return found

@@ -9,72 +9,23 @@ same bits.  The loop is handed its parts and imports none of them.
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import phases
 from jaxvol.runtime import errors, monitoring, processes
-from jaxvol.runtime.writer import Writer
-from jaxvol.training import checkpoint, sharding
+from jaxvol.training import checkpoint, sharding, transfer, validation
 from jaxvol.training import step as stepping
-from jaxvol.types import Metrics, NonFiniteError, Params, Parts, PyTree, TrainState, UserError
+from jaxvol.training.progress import Progress, Run
+from jaxvol.types import NonFiniteError, Params, Parts, PyTree, TrainState, UserError
 
 BUDGET = 1000  # what out_of_time agrees on besides the numbers of signals
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the host has to remember between steps; saved with every checkpoint."""
-
-    best_value: float | None = None  # of checkpoint.best_metric, as it was measured
-    best_step: int | None = None
-    bad: int = 0  # evaluations since the last improvement
-    evaluations: int = 0
-    stopped: bool = False  # early stopping has ended the run
-    wandb_id: str | None = None
-    restarts: int = 0
-
-
-@dataclasses.dataclass
-class Run:
-    """The running loop: its surroundings, and the two things that change (state, progress)."""
-
-    config: ConfigDict
-    mesh: Mesh
-    store: checkpoint.Store
-    writer: Writer
-    meta: dict  # constant part of every checkpoint's JSON
-    score: Callable  # of a split, see jaxvol/evaluation/evaluators/examples.py
-    figures: Callable  # (parts, params, extra, put, rows, size) -> {tag: figure}
-    # (parts, (params, extra), batch, readings, step): warns of what is out of its limits
-    watch: Callable
-    state: TrainState | None = None
-    readings: dict = dataclasses.field(default_factory=dict)  # of the newest logged update
-    progress: Progress = dataclasses.field(default_factory=Progress)
-    # step of the newest checkpoint, which may still be on its way to the disk
-    saved: int = -1
-    total: int = 0  # updates of all phases
-    # see faults.explain: what batch would fit, once the train step is known
-    fits: Callable | None = None
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    signal: int = 0
-
-
-def improves(config: ConfigDict, value: float, best: float | None) -> bool:
-    """Whether `value` is better than `best` by more than min_delta; a NaN never is."""
-    if not math.isfinite(value):
-        return False
-    sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
-    return best is None or sign * (best - value) > config.early_stopping.min_delta
 
 
 def check_finite(run: Run, parts: Parts, taken: int) -> None:
@@ -103,69 +54,6 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
         "gradient "
         "(optimizer.clip_norm), or look at the data of that batch."
     )
-
-
-def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
-    """(puts an evaluation batch on the mesh, this process's rows of it, its size)."""
-    size = config.evaluate.batch_size
-    return lambda batch: sharding.put(mesh, batch, size), sharding.rows(mesh, size), size
-
-
-def validate(
-    score: Callable,
-    config: ConfigDict,
-    mesh: Mesh,
-    parts: Parts,
-    state: TrainState,
-    examples: int,
-) -> Metrics:
-    """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split
-    "val"; `score` is that of jaxvol/evaluation/evaluators/examples.py.
-    """
-    params, extra = stepping.weights_of(state, config.evaluate.weights)
-    put, rows, _ = placing(config, mesh)
-    return score(
-        parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples
-    )[0]
-
-
-def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
-    """Validate the averaged weights, log, remember the best.  True if this is the best so far."""
-    config, state = run.config, run.state
-    metrics = validate(run.score, config, run.mesh, parts, state, config.evaluate.max_examples)
-    scalars = {
-        name: float(value)
-        for name, value in metrics.items()
-        if np.ndim(value) == 0 and not isinstance(value, dict)
-    }
-    name = config.checkpoint.best_metric
-    if name not in scalars:
-        raise UserError(
-            f"config.checkpoint.best_metric is {name!r}, but the task reports "
-            f"{', '.join(sorted(scalars))}."
-        )
-    value, progress = scalars[name], run.progress
-    better = improves(config, value, progress.best_value)
-    progress.evaluations += 1
-    progress.bad = 0 if better else progress.bad + 1
-    if better:
-        progress.best_value, progress.best_step = value, step
-    sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
-    monitor = {"value": jnp.float32(sign * value), "count": jnp.int32(progress.evaluations)}
-    run.state = state.replace(
-        extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))}
-    )
-    run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
-    if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
-        pair = stepping.weights_of(state, config.evaluate.weights)
-        run.writer.images(step, run.figures(parts, *pair, *placing(config, run.mesh)))
-    logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
-    if run.readings:  # not before the first update
-        put, rows, size = placing(config, run.mesh)
-        shown = put(next(parts.dataset.batches("val", size, rows, size)))
-        pair = stepping.weights_of(run.state, config.evaluate.weights)
-        run.watch(parts, pair, shown, run.readings, step)
-    return better
 
 
 def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
@@ -239,7 +127,7 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
         for step in range(start, stop + 1):
             end = step == stop and last
             if validated and step != resumed and (step % config.evaluate.every == 0 or end):
-                better = evaluate_now(run, parts, step)
+                better = validation.evaluate_now(run, parts, step)
                 patience = config.early_stopping.patience
                 run.progress.stopped = 0 < patience <= run.progress.bad
                 if better or run.progress.stopped:
@@ -294,7 +182,7 @@ def load_pretrained(
     """`state` with the averaged weights of the run `config.init_from` as parameters and as
     averages.
     """
-    pair = checkpoint.transfer(
+    pair = transfer.transfer(
         stepping.averaged(state.params, state.extra),
         {"params": params, "stats": stats},
         config.init_from,

@@ -220,23 +220,30 @@ def make(
         }
         ema = average(averaged(params, extra), state.ema, ema_decay, updates_done, moved)
         new = TrainState(step=state.step + 1, params=params, extra=extra, opt=opt, ema=ema)
-        watched = (terms, {g: (r["grad_norm"], r["update_norm"]) for g, r in readings.items()})
-        good = (state.step == taken) & jnp.all(
-            jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(watched)])
-        )
+        norms = {g: (r["grad_norm"], r["update_norm"]) for g, r in readings.items()}
+        good = (state.step == taken) & all_finite((terms, norms))
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
-        flat = {
-            f"{group}/{name}": value
-            for group in terms
-            for name, value in {
-                **terms[group],
-                "loss": sum(terms[group].values()),
-                **readings[group],
-            }.items()
-        }
-        return new, {**flat, **metrics}
+        return new, {**logged(terms, readings), **metrics}
 
     return step
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every number of the tree is finite."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+
+
+def logged(terms: dict, readings: dict) -> Metrics:
+    """What is written of one update: <group>/<term>, the sum of a group's terms, its readings."""
+    return {
+        f"{group}/{name}": value
+        for group in terms
+        for name, value in {
+            **terms[group],
+            "loss": sum(terms[group].values()),
+            **readings[group],
+        }.items()
+    }
 
 
 def name_nonfinite(
@@ -249,7 +256,7 @@ def name_nonfinite(
     terms, grads, _, extra = accumulate(
         task.loss, state.params, fixed, batch, key_at(seed, state.step), micro_batches
     )
-    found = []
+    tensors = []
     for label, tree in (
         ("batch", batch),
         ("params", state.params),
@@ -260,5 +267,7 @@ def name_nonfinite(
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
                 count = int((~jnp.isfinite(leaf)).sum())
-                found.append(f"{label}{jax.tree_util.keystr(path)}: {count} of {leaf.size} values")
-    return found
+                tensors.append(
+                    f"{label}{jax.tree_util.keystr(path)}: {count} of {leaf.size} values"
+                )
+    return tensors

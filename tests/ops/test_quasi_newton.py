@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxvol.ops import quasi_newton
+from jaxvol.training import rules
 from jaxvol.training import optim
 from jaxvol.types import UserError
 from tests.training.test_optim import settings
@@ -95,4 +96,4 @@ def test_broyden_keeps_its_curvature_when_the_loss_changes():
 def test_broyden_refuses_a_network_that_is_too_large():
     optimizer = optim.make(settings(name="broyden", clip_norm=0.0), "net", 3)
     with pytest.raises(UserError, match="lbfgs"):
-        jax.eval_shape(optimizer.init, {"x": jnp.zeros(optim.LARGEST + 1)})
+        jax.eval_shape(optimizer.init, {"x": jnp.zeros(rules.LARGEST + 1)})

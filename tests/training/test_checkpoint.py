@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.training import checkpoint, sharding
+from jaxvol.training import checkpoint, checksums, sharding, transfer
 from jaxvol.types import TrainState, UserError
 
 
@@ -83,17 +83,17 @@ def test_round_trip_is_exact_and_another_mesh_reads_it(tmp_path):
         and not tree["params"]["net"]["w"].is_fully_replicated
     )
     # whatever the sharding
-    assert checkpoint.checksums(tree) == checkpoint.checksums(checkpoint.as_dict(state(3)))
+    assert checksums.checksums(tree) == checksums.checksums(checkpoint.as_dict(state(3)))
 
 
 def test_checksum_sees_every_single_bit():
     x = np.random.default_rng(0).normal(size=200).astype(np.float32)
-    reference = checkpoint.checksums({"x": jnp.asarray(x)})
+    reference = checksums.checksums({"x": jnp.asarray(x)})
     bits = x.view(np.uint32)
     for element in range(0, 200, 13):
         for bit in range(0, 32, 5):
             bits[element] ^= np.uint32(1 << bit)
-            assert checkpoint.checksums({"x": jnp.asarray(x)}) != reference
+            assert checksums.checksums({"x": jnp.asarray(x)}) != reference
             bits[element] ^= np.uint32(1 << bit)
 
 
@@ -161,21 +161,21 @@ def test_groups_of_another_name_are_transferred():
         }
 
     own, given = run("gen", "disc", value=1.0), run("net", value=2.0)
-    pair = checkpoint.transfer(own, given, "run", (("gen", "net"),))
+    pair = transfer.transfer(own, given, "run", (("gen", "net"),))
     assert np.all(pair["params"]["gen"]["kernel"] == 2) and np.all(
         pair["stats"]["gen"]["mean"] == 2
     )
     assert np.all(pair["params"]["disc"]["kernel"] == 1)
-    back = checkpoint.transfer(given, own, "run", (("net", "gen"),))
+    back = transfer.transfer(given, own, "run", (("net", "gen"),))
     assert np.all(back["params"]["net"]["kernel"] == 1) and np.all(
         back["stats"]["net"]["mean"] == 1
     )
-    same = checkpoint.transfer(own, run("gen", value=3.0), "run")
+    same = transfer.transfer(own, run("gen", value=3.0), "run")
     assert np.all(same["params"]["gen"]["kernel"] == 3) and np.all(
         same["params"]["disc"]["kernel"] == 1
     )
     for pairs in ((("gen", "disc"),), (("net", "net"),)):
         with pytest.raises(UserError, match="this run has the groups disc, gen and run has net"):
-            checkpoint.transfer(own, given, "run", pairs)
+            transfer.transfer(own, given, "run", pairs)
     with pytest.raises(UserError, match="none of its"):
-        checkpoint.transfer(own, given, "run")
+        transfer.transfer(own, given, "run")

@@ -14,7 +14,16 @@ from jax.sharding import PartitionSpec as P
 from jaxvol.config import phases
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import processes, writer
-from jaxvol.training import assemble, checkpoint, loop, sharding, step
+from jaxvol.training import (
+    assemble,
+    checkpoint,
+    loop,
+    progress,
+    sharding,
+    step,
+    transfer,
+    validation,
+)
 from jaxvol.types import NonFiniteError, Parts, UserError, WorkdirLocked
 from tests import toys
 
@@ -74,7 +83,7 @@ def run_toy(workdir, config, dataset=None, task=None, interrupt_at=None, initial
             "data_hash": dataset.hash,
             "versions": {},
         }
-        run = loop.Run(
+        run = progress.Run(
             config=config,
             mesh=mesh,
             store=checkpoint.open_store(workdir, config.checkpoint.keep),
@@ -192,9 +201,11 @@ def test_a_nan_in_the_data_stops_with_names_and_keeps_the_last_good_checkpoint(t
 
 def test_a_nan_is_never_best_and_min_delta_counts():
     config = toys.config(early_stopping__min_delta=0.1)
-    assert loop.improves(config, 1.0, None) and loop.improves(config, 0.8, 1.0)
-    assert not loop.improves(config, 0.95, 1.0) and not loop.improves(config, float("nan"), None)
-    assert loop.improves(toys.config(checkpoint__best_mode="max"), 2.0, 1.0)
+    assert validation.improves(config, 1.0, None) and validation.improves(config, 0.8, 1.0)
+    assert not validation.improves(config, 0.95, 1.0) and not validation.improves(
+        config, float("nan"), None
+    )
+    assert validation.improves(toys.config(checkpoint__best_mode="max"), 2.0, 1.0)
 
 
 def test_another_process_cannot_train_in_the_same_workdir(tmp_path):
@@ -220,7 +231,7 @@ def test_init_from_takes_matching_weights_into_parameters_and_average(tmp_path):
         run.state.ema["params"]["net"]["b"], pair["params"]["net"]["b"], atol=1e-6
     )
     with pytest.raises(UserError, match="none of its 1 weights fits"):
-        checkpoint.transfer({"w": jnp.zeros(3)}, {"v": jnp.zeros(3)}, "a")
+        transfer.transfer({"w": jnp.zeros(3)}, {"v": jnp.zeros(3)}, "a")
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])

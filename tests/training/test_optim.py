@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxvol.config import base
-from jaxvol.training import optim
+from jaxvol.training import optim, schedules
 from jaxvol.types import UserError
 from tests import compiler
 
@@ -47,7 +47,7 @@ def run(optimizer, steps, params=PARAMS, **extra):
 
 
 def rates(steps, **fields):
-    lr = optim.schedule(settings(learning_rate=2.0, **fields), steps)
+    lr = schedules.schedule(settings(learning_rate=2.0, **fields), steps)
     return np.array(jax.jit(jax.vmap(lr))(jnp.arange(steps + 1)))
 
 
@@ -73,7 +73,7 @@ def test_equals_the_optax_chain(name):
     )
     plain = optax.chain(
         optax.clip_by_global_norm(1.0),
-        rule(optim.schedule(config, 5), {"kernel": True, "bias": False}),
+        rule(schedules.schedule(config, 5), {"kernel": True, "bias": False}),
     )
     ours, history = run(optim.make(config, "net", 5), 5)
     theirs, _ = run(plain, 5)
@@ -98,7 +98,7 @@ def test_readings_are_the_values_used():
         clipped = grads_at(t)["bias"] * 0.5 / norm
         np.testing.assert_allclose(-updates["bias"] / clipped, used["lr"], rtol=1e-5)
         np.testing.assert_allclose(used["update_norm"], 0.5 * used["lr"], rtol=1e-5)
-        np.testing.assert_allclose(used["lr"], optim.schedule(config, 6)(t), rtol=1e-6)
+        np.testing.assert_allclose(used["lr"], schedules.schedule(config, 6)(t), rtol=1e-6)
     _, small = run(optim.make(settings(clip_norm=1e3), "net", 6), 1)
     assert small[0][1]["clipped_norm"] == small[0][1]["grad_norm"]
     _, free = run(optim.make(settings(clip_norm=0.0), "net", 6), 1)
@@ -231,7 +231,7 @@ def test_plateau_counts_evaluations_not_updates():
     assert plateau_rates([0.0] * 12, 1, schedule__plateau__min_factor=0.2)[-1] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("name", optim.RULES)
+@pytest.mark.parametrize("name", base.RULES)
 def test_the_second_step_takes_what_the_first_one_took(name):
     """Shapes and types of the state, weak ones included, or the train step is compiled twice."""
     params = {"x": jnp.ones((3, 2)), "y": jnp.ones(2)}
