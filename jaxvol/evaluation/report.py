@@ -92,8 +92,8 @@ def _versus(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
     for predictor, (_, rows) in scores.items():
         shared = [
             k
-            for k in tables.FIRST
-            if k in model and k in rows and model[k].shape == rows[k].shape and model[k].ndim == 1
+            for k in filter(tables.headline, model)
+            if k in rows and model[k].shape == rows[k].shape and model[k].ndim == 1
         ]
         if predictor != "model" and shared:
             gaps = {

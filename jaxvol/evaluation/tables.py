@@ -1,5 +1,6 @@
-"""Tables of scores as text: which metrics lead, in which direction they are better, how a number,
-a model and a baseline are written, and the sentences about them.
+"""Tables of scores as text: how a number, a model and a baseline are written, and the sentences
+about them.  Which metrics lead, and in which direction they are better, metrics say themselves
+(jaxvol/scores/columns.py).
 """
 
 from __future__ import annotations
@@ -12,37 +13,8 @@ from typing import Any
 
 import numpy as np
 
-HIGHER = (
-    "r_eighth",
-    "r_quarter",
-    "r_half",
-    "pearson",
-    "ssim",
-    "psnr",
-    "ccc",
-    "r2",
-    "dice",
-    "nsd",
-    "iou",
-    "accuracy",
-)
-LOWER = (
-    "transfer_error",
-    "vrmse",
-    "rmse",
-    "mae",
-    "mape",
-    "mse",
-    "relative_l2",
-    "h1",
-    "hd95",
-    "pdf_distance",
-    "wasserstein",
-    "loss",
-)
-# what tables lead with and sentences are about
-FIRST = {"vrmse": "VRMSE", "relative_l2": "relative L2", "dice": "Dice"}
-ORDER = (*FIRST, "rmse", "mae", "pearson", "ssim", "psnr")
+from jaxvol.scores.columns import direction, headline, rank
+
 SPELLED = {
     "vnet": "V-Net",
     "vit3d": "ViT3D",
@@ -51,19 +23,6 @@ SPELLED = {
     "cheb_kan": "Chebyshev KAN",
 }
 TITLES = {"mean": "mean", "identity": "identity", "wiener": "Wiener filter"}
-
-
-def direction(name: str) -> int:
-    """+1 when more is better, -1 when less is, 0 when unknown; `dice/liver` and `dice_mean` count
-    as `dice`.
-    """
-
-    def is_one_of(known: Iterable[str]) -> bool:
-        return not name.endswith("_count") and any(
-            name == k or name.startswith((f"{k}/", f"{k}_")) for k in known
-        )
-
-    return 1 if is_one_of(HIGHER) else -1 if is_one_of(LOWER) else 0
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -79,11 +38,6 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
         and not k.endswith("_count")
     }
     return {k: values[k] for k in sorted(values, key=rank)}
-
-
-def rank(name: str) -> int:
-    """Place of a metric among the columns."""
-    return ORDER.index(name) if name in ORDER else len(ORDER) + name.startswith("loss")
 
 
 def label(predictor: str, name: str) -> str:
@@ -160,7 +114,7 @@ def sentences(
 ) -> list[str]:
     """One sentence per leading metric: the model against the best baseline, in per cent."""
     lines = []
-    for key in (k for k in FIRST if k in metrics["model"]):
+    for key in filter(headline, metrics["model"]):
         baselines = {
             predictor: values[key]
             for predictor, values in metrics.items()
@@ -179,7 +133,7 @@ def sentences(
             else "within 1 % of"
         )
         line = (
-            f"{pretty(name)} {FIRST[key]} {model:.3g} is {text} the {label(rival, name)}'s "
+            f"{pretty(name)} {headline(key)} {model:.3g} is {text} the {label(rival, name)}'s "
             f"{baselines[rival]:.3g}"
         )
         pair = versus[rival][key] if rival in versus and key in versus[rival] else None

@@ -1,64 +1,26 @@
-"""Losses: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in
-           normalised units.
+"""Losses: one value per example, [B], from (pred, target, mask=None) in normalised units.
 
-mask is [B, D, H, W, 1], 1 = observed, or None: means are over the observed voxels, and an example
-without any has loss 0. Everything is computed in at least float32.  A config names these functions
-(`config.task.losses`); adding one here is all it takes.  A loss may declare parameters named like
-fields of the spec (`spacing`, `periodic`); `by_name` fills them in.
+pred and target are [B, D, H, W, C], mask is [B, D, H, W, 1], 1 = observed, or None: means are over
+the observed voxels, and an example without any has loss 0.  Everything is computed in at least
+float32.  A config names these functions (`config.task.losses`); adding one here is all it takes,
+and less of a loss is always better.  A loss may declare parameters named like fields of the spec
+(`spacing`, `periodic`); jaxvol/scores/entries.py fills them in.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxvol.ops import masked, spectra
-from jaxvol.types import Array, Spec, UserError
+from jaxvol.types import Array
 
 # added to variances, and least mean square that a relative loss divides by; normalised fields are
 # of order 1
 EPS = 1e-8
-
-
-def functions(module: ModuleType) -> dict[str, Callable]:
-    """What a config may name: the public functions (pred, target, mask, ...) of a module (losses or
-    metrics).
-    """
-    return {
-        n: f
-        for n, f in vars(module).items()
-        if not n.startswith("_")
-        and inspect.isfunction(f)
-        and list(inspect.signature(f).parameters)[:3] == ["pred", "target", "mask"]
-    }
-
-
-def by_name(
-    module: ModuleType, name: str, spec: Spec
-) -> Callable[[Array, Array, Array | None], Array]:
-    """The function `name(pred, target, mask)` of a module (losses or metrics), its spec-named
-    parameters filled in.
-
-    Raises UserError with the list of known names.
-    """
-    known = functions(module)
-    if name not in known:
-        room = module.__name__.rpartition(".")[2]
-        raise UserError(
-            f"found {name!r} among the names in config.task.{room}: expected one of "
-            f"{', '.join(sorted(known))}; "
-            f"use one of these, or add a function to jaxvol/{room}.py"
-        )
-    given = {
-        p: getattr(spec, p) for p in inspect.signature(known[name]).parameters if hasattr(spec, p)
-    }
-    return functools.partial(known[name], **given) if given else known[name]
 
 
 def mse(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -105,11 +67,11 @@ def h1(
 
 
 def spectral_amplitude(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """Mean over all modes of (|F p| - |F t|)^2, F the orthonormal 3D Fourier transform; blind to
-    phases.
+    """Mean over all modes of (|F p| - |F t|)^2, blind to phases.
 
-    Missing voxels are 0 in both fields.  Source: shared/losses.py of
-    mmingyeong/dm2ics_model_benchmark, whose hybrid loss is mse + alpha * this, alpha = 0.05.
+    F is the orthonormal 3D Fourier transform.  Missing voxels are 0 in both fields.  Source:
+    shared/losses.py of mmingyeong/dm2ics_model_benchmark, whose hybrid loss is mse + alpha * this,
+    alpha = 0.05.
     """
     shape = pred.shape[1:4]
     amplitudes = [jnp.abs(spectra.rfftn(masked.fill(x, mask))) for x in (pred, target)]
@@ -119,16 +81,18 @@ def spectral_amplitude(pred: Array, target: Array, mask: Array | None = None) ->
 
 
 def correlation(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """1 - Pearson's correlation of the voxel values, mean over channels: 0 for any p = a t + b with
-    a > 0.
+    """1 - Pearson's correlation of the voxel values, mean over channels.
+
+    It is 0 for any p = a t + b with a > 0.
     """
     _, covariance, var_pred, var_target = _second_moments(pred, target, mask)
     return jnp.mean(1 - covariance / jnp.sqrt((var_pred + EPS) * (var_target + EPS)), axis=-1)
 
 
 def ccc(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """1 - concordance, 2 cov / (var p + var t + (mean p - mean t)^2), mean over channels (Lin
-    1989).
+    """1 - concordance, mean over channels (Lin 1989).
+
+    concordance = 2 cov / (var p + var t + (mean p - mean t)^2)
     """
     shift, covariance, var_pred, var_target = _second_moments(pred, target, mask)
     return jnp.mean(
@@ -190,8 +154,9 @@ def _sobolev(x: Array, mask: Array | None, spacing: tuple, periodic: tuple) -> A
 
 
 def _combine(x: Array, axis: int, wraps: bool, rule: Callable[[Array, Array, int], Array]) -> Array:
-    """rule(next, previous, cells between them) along an axis; at an end that does not wrap, the
-    voxel itself stands in.
+    """rule(next, previous, cells between them) along an axis.
+
+    At an end that does not wrap, the voxel itself stands in for the neighbour that is missing.
     """
     n = x.shape[axis]
     if wraps:

@@ -1,10 +1,12 @@
-"""Metrics: one value per example, [B], from (pred, target, mask=None), both [B, D, H, W, C] in
-            physical units.
+"""Metrics: one value per example, [B], from (pred, target, mask=None) in physical units.
 
-mask is [B, D, H, W, 1], 1 = observed, or None; only observed voxels count.  A value that is not
-defined (a constant target, no observed voxel) is NaN, never a made-up number.  Channels: rmse, mae,
-mape and relative_l2 pool them, the others average over them.  A config names these functions
-(`config.task.metrics`); adding one here is all it takes.
+pred and target are [B, D, H, W, C], mask is [B, D, H, W, 1], 1 = observed, or None; only observed
+voxels count.  A value that is not defined (a constant target, no observed voxel) is NaN, never a
+made-up number.  Channels: rmse, mae, mape and relative_l2 pool them, the others average over them.
+
+A config names these functions in `config.task.metrics`.  Adding one here is all it takes: the
+function, and below it `direction`, "higher" or "lower", for what is better.  The order of this file
+is that of the columns of tables; sentences are about those that have a `headline`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,43 @@ from jaxvol.types import Array
 SIGMA, RADIUS = 1.5, 5
 K1, K2 = 0.01, 0.03  # SSIM's stabilising constants, as fractions of the data range
 
+# What summaries report beside these functions (jaxvol/tasks/scoring.py, physics.py).
+SUMMARIES = {
+    "r_eighth": "higher",  # r(k) at an eighth, a quarter and half of the Nyquist frequency
+    "r_quarter": "higher",
+    "r_half": "higher",
+    "transfer_error": "lower",  # mean |T(k) - 1| above half of it
+    "loss": "lower",  # and its terms, loss_<term>
+}
+
+
+def vrmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
+    """sqrt(mean (p - t)^2 / var t), var that of this box: 1 = its own mean (Ohana et al. 2024)."""
+    return jnp.mean(
+        jnp.sqrt(_square_error(pred, target, mask) / _positive(_variance(target, mask))), axis=-1
+    )
+
+
+vrmse.direction = "lower"
+vrmse.headline = "VRMSE"
+
+
+def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
+    """||p - t|| / ||t||; NaN for a target that is 0 everywhere."""
+    norm = jnp.mean(masked.mean(jnp.square(masked.fill(target, mask)), mask, jnp.nan), axis=-1)
+    return rmse(pred, target, mask) / jnp.sqrt(_positive(norm))
+
+
+relative_l2.direction = "lower"
+relative_l2.headline = "relative L2"
+
 
 def rmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """sqrt(mean (p - t)^2), in the target's unit."""
     return jnp.sqrt(jnp.mean(_square_error(pred, target, mask), axis=-1))
+
+
+rmse.direction = "lower"
 
 
 def mae(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -33,10 +68,15 @@ def mae(pred: Array, target: Array, mask: Array | None = None) -> Array:
     return jnp.mean(masked.mean(jnp.abs(_difference(pred, target, mask)), mask, jnp.nan), axis=-1)
 
 
+mae.direction = "lower"
+
+
 def mape(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """100 mean |p - t| / max(|t|, s) in per cent, s = a hundredth of max |t|: near t = 0 the error
-    counts relative to s, or one voxel
-    would decide.  NaN for a target that is 0 everywhere."""
+    """100 mean |p - t| / max(|t|, s) in per cent, s = a hundredth of max |t|.
+
+    Near t = 0 the error counts relative to s, or one voxel would decide.  NaN for a target that is
+    0 everywhere.
+    """
     size = jnp.abs(masked.fill(target, mask))
     floor = _positive(jnp.max(size, axis=(1, 2, 3, 4), keepdims=True)) / 100
     return 100 * jnp.mean(
@@ -47,19 +87,7 @@ def mape(pred: Array, target: Array, mask: Array | None = None) -> Array:
     )
 
 
-def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """||p - t|| / ||t||; NaN for a target that is 0 everywhere."""
-    norm = jnp.mean(masked.mean(jnp.square(masked.fill(target, mask)), mask, jnp.nan), axis=-1)
-    return rmse(pred, target, mask) / jnp.sqrt(_positive(norm))
-
-
-def vrmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """sqrt(mean (p - t)^2 / var t), the variance being that of this box: 1 = its own mean (Ohana et
-    al. 2024, The Well).
-    """
-    return jnp.mean(
-        jnp.sqrt(_square_error(pred, target, mask) / _positive(_variance(target, mask))), axis=-1
-    )
+mape.direction = "lower"
 
 
 def pearson(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -72,47 +100,23 @@ def pearson(pred: Array, target: Array, mask: Array | None = None) -> Array:
     )
 
 
-def psnr(
-    pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None
-) -> Array:
-    """10 log10(range^2 / mean (p - t)^2) in dB; range = max - min of the target's observed voxels
-    unless given.
-    """
-    span = _data_range(target, mask, data_range)
-    return jnp.mean(10 * jnp.log10(jnp.square(span) / _square_error(pred, target, mask)), axis=-1)
-
-
-def pdf_distance(pred: Array, target: Array, mask: Array | None = None) -> Array:
-    """Wasserstein-1 distance of the distributions of voxel values, mean |sort(p) - sort(t)|, in the
-    target's unit.
-    """
-    # Both fields miss the same voxels, which +inf sorts to the end.
-    p, t = (
-        jnp.sort(masked.fill(x, mask, jnp.inf).reshape(x.shape[0], -1, x.shape[-1]), axis=1)
-        for x in (pred, target)
-    )
-    n = masked.count(target, mask)
-    seen = (jnp.arange(p.shape[1]) < n)[..., None]
-    distance = jnp.sum(
-        jnp.where(seen, jnp.abs(jnp.where(seen, p, 0) - jnp.where(seen, t, 0)), 0), axis=1
-    )
-    return jnp.mean(distance / _positive(n), axis=-1)
+pearson.direction = "higher"
 
 
 def ssim(
     pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None
 ) -> Array:
-    """Mean structural similarity with a Gaussian window, in 3D, or in 2D when D = 1 (Wang et al.
-    2004).
+    """Mean structural similarity, Gaussian window, in 3D, or in 2D when D = 1 (Wang et al. 2004).
 
-    SSIM = (2 m_p m_t + c1) (2 cov + c2) / ((m_p^2 + m_t^2 + c1) (var_p + var_t + c2)), c_i = (K_i
-    range)^2, the moments being local means under a Gaussian of 1.5 voxels, 11 wide, averaged over
-    the voxels at least 5 from every face: the same as
-    skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False). range = max - min of the target's observed voxels unless given.
-    When an axis is shorter than 11 voxels, the largest odd window that fits the shortest axis is
-    used for all (D = 1 apart).  With a mask, the local moments are those of the observed voxels,
-    and the average is over windows centred on one.
+        SSIM = (2 m_p m_t + c1) (2 cov + c2) / ((m_p^2 + m_t^2 + c1) (var_p + var_t + c2))
+        c_i = (K_i range)^2
+
+    The moments are local means under a Gaussian of 1.5 voxels, 11 wide, averaged over the voxels at
+    least 5 from every face: the same as skimage.metrics.structural_similarity with
+    gaussian_weights=True, sigma=1.5 and use_sample_covariance=False.  range = max - min of the
+    target's observed voxels unless given.  When an axis is shorter than 11 voxels, the largest odd
+    window that fits the shortest axis is used for all (D = 1 apart).  With a mask, the local
+    moments are those of the observed voxels, and the average is over windows centred on one.
     """
     span = jnp.square(_data_range(target, mask, data_range))[:, None, None, None]
     # variances of large numbers would cancel
@@ -143,9 +147,48 @@ def ssim(
     return jnp.mean(masked.mean(similarity, inside, jnp.nan), axis=-1)
 
 
+ssim.direction = "higher"
+
+
+def psnr(
+    pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None
+) -> Array:
+    """10 log10(range^2 / mean (p - t)^2) in dB.
+
+    range = max - min of the target's observed voxels unless given as `data_range`.
+    """
+    span = _data_range(target, mask, data_range)
+    return jnp.mean(10 * jnp.log10(jnp.square(span) / _square_error(pred, target, mask)), axis=-1)
+
+
+psnr.direction = "higher"
+
+
+def pdf_distance(pred: Array, target: Array, mask: Array | None = None) -> Array:
+    """Wasserstein-1 distance of the distributions of voxel values, in the target's unit.
+
+    mean |sort(p) - sort(t)|
+    """
+    # Both fields miss the same voxels, which +inf sorts to the end.
+    p, t = (
+        jnp.sort(masked.fill(x, mask, jnp.inf).reshape(x.shape[0], -1, x.shape[-1]), axis=1)
+        for x in (pred, target)
+    )
+    n = masked.count(target, mask)
+    seen = (jnp.arange(p.shape[1]) < n)[..., None]
+    distance = jnp.sum(
+        jnp.where(seen, jnp.abs(jnp.where(seen, p, 0) - jnp.where(seen, t, 0)), 0), axis=1
+    )
+    return jnp.mean(distance / _positive(n), axis=-1)
+
+
+pdf_distance.direction = "lower"
+
+
 def _smooth(x: Array, axis: int, radius: int) -> Array:
-    """Gaussian mean along one axis of [B, D, H, W, C], only where the window fits; a product with a
-    banded matrix.
+    """Gaussian mean along one axis of [B, D, H, W, C], only where the window fits.
+
+    It is computed as a product with a banded matrix.
     """
     n = x.shape[axis]
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / SIGMA) ** 2)

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.models import discriminator
 from jaxvol.ops import adversarial, masked
+from jaxvol.scores import entries
 from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, PyTree, Spec, Task
 
@@ -115,14 +116,14 @@ def fields() -> ConfigDict:
 
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.task`, for jaxvol/config/validate.py."""
-    task, found = config.task, scoring.rules(config)
+    task, problems = config.task, scoring.rules(config)
     for field, value, known in (
         ("mode", task.mode, adversarial.KINDS),
         ("correlation.kind", task.correlation.kind, adversarial.CORRELATIONS),
         ("correlation.scope", task.correlation.scope, adversarial.SCOPES),
     ):
         if value not in known:
-            found.append(f"task.{field} is {value!r}; it has to be one of {', '.join(known)}.")
+            problems.append(f"task.{field} is {value!r}; it has to be one of {', '.join(known)}.")
     for field, value, low, high in (
         *((f"weights.{name}", task.weights[name], 0, 1e6) for name in task.weights),
         ("r1.weight", task.r1.weight, 0, 1e6),
@@ -137,27 +138,27 @@ def rules(config: ConfigDict) -> list[str]:
         ("correlation.scales", task.correlation.scales, 1, 16),
     ):
         if not low <= value <= high:
-            found.append(f"task.{field} is {value}; it has to be in [{low:g}, {high:g}].")
+            problems.append(f"task.{field} is {value}; it has to be in [{low:g}, {high:g}].")
     if task.mode == "hinge" and task.label_smoothing > 0:
-        found.append("task.label_smoothing > 0 needs mode='lsgan'; the hinge has no labels.")
+        problems.append("task.label_smoothing > 0 needs mode='lsgan'; the hinge has no labels.")
     if (
         task.weights.correlation > 0
         and task.correlation.scope == "batch"
         and config.micro_batches > 1
     ):
-        found.append(
+        problems.append(
             "task.correlation.scope='batch' is no mean over examples, so "
             f"micro_batches={config.micro_batches} would "
             "train something else; use micro_batches=1 or correlation.scope='sample'."
         )
-    if task.weights.correlation > 0 and "correlation" in [
-        entry[0] for entry in task.losses if entry
-    ]:
-        found.append(
-            "task.losses has 'correlation' and weights.correlation is not 0: two terms of one "
+    if not entries.wrong_losses(task.losses):
+        problems += [
+            f"task.losses has {entry.name!r} and weights.{entry.name} is not 0: two terms of one "
             "name; keep one."
-        )
-    return found
+            for entry in map(entries.loss, task.losses)
+            if entry.name in task.weights and task.weights[entry.name] > 0
+        ]
+    return problems
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:

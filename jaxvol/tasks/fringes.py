@@ -22,7 +22,6 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxvol.ops import fringes, normalise
-from jaxvol.scores import losses, metrics
 from jaxvol.tasks import scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task
 
@@ -60,24 +59,14 @@ def fields() -> ConfigDict:
 
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.task`, for jaxvol/config/validate.py."""
-    task, found = config.task, []
+    task, problems = config.task, scoring.wrong_metrics(config)
     if task.start not in STARTS:
-        found.append(f"task.start is {task.start!r}; it has to be one of {', '.join(STARTS)}.")
+        problems.append(f"task.start is {task.start!r}; it has to be one of {', '.join(STARTS)}.")
     if task.scale <= 0:
-        found.append(f"task.scale is {task.scale}; it has to be positive.")
-    if unknown := [name for name in task.metrics if name not in losses.functions(metrics)]:
-        found.append(
-            f"task.metrics has {', '.join(unknown)}; known are "
-            f"{', '.join(sorted(losses.functions(metrics)))}."
-        )
-    if config.checkpoint.best_metric not in (*task.metrics, "loss"):
-        found.append(
-            f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in "
-            "task.metrics nor 'loss'."
-        )
+        problems.append(f"task.scale is {task.scale}; it has to be positive.")
     if config.data.name != "fringes":
-        found.append(f"task.name='fringes' needs data.name='fringes', not {config.data.name!r}.")
-    return found
+        problems.append(f"task.name='fringes' needs data.name='fringes', not {config.data.name!r}.")
+    return problems
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:

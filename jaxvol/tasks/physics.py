@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from jaxvol import pdes
 from jaxvol.data import measured
 from jaxvol.ops import balance, laplacian, normalise, refine, taylor
-from jaxvol.scores import losses, metrics
+from jaxvol.scores import entries
+from jaxvol.tasks import scoring
 from jaxvol.types import (
     Array,
     Batch,
@@ -115,7 +116,7 @@ class Setup:
 
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.task`, for jaxvol/config/validate.py."""
-    task, found = config.task, []
+    task, problems = config.task, scoring.wrong_metrics(config)
     for field, value, known in (
         ("laplacian", task.laplacian, laplacian.METHODS),
         ("constraints", task.constraints, ("soft", "hard")),
@@ -123,36 +124,25 @@ def rules(config: ConfigDict) -> list[str]:
         ("refine.name", task.refine.name, REFINEMENTS),
     ):
         if value not in known:
-            found.append(f"task.{field} is {value!r}; it has to be one of {', '.join(known)}.")
-    unknown = [name for name in task.metrics if name not in losses.functions(metrics)]
-    if unknown:
-        found.append(
-            f"task.metrics has {', '.join(unknown)}; known are "
-            f"{', '.join(sorted(losses.functions(metrics)))}."
-        )
-    if config.checkpoint.best_metric not in (*task.metrics, "loss"):
-        found.append(
-            f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in "
-            "task.metrics nor 'loss'."
-        )
+            problems.append(f"task.{field} is {value!r}; it has to be one of {', '.join(known)}.")
     if config.data.name != "collocation":
-        found.append(
+        problems.append(
             f"task.name='physics' needs data.name='collocation', not {config.data.name!r}."
         )
     if config.micro_batches > 1 and (
         task.refine.name != "none" or task.causal.epsilon > 0 or task.balance.name != "fixed"
     ):
-        found.append(
+        problems.append(
             "micro_batches > 1 needs task.refine.name='none', causal.epsilon=0 and "
             "balance.name='fixed': the others look at "
             "all points at once."
         )
     if task.refine.name != "none" and (task.refine.every < 1 or task.refine.cap < 1):
-        found.append(
+        problems.append(
             f"task.refine has every={task.refine.every} and cap={task.refine.cap}; both have to be "
             "at least 1."
         )
-    return found
+    return problems
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
@@ -166,6 +156,7 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     asked for.
     """
     own = setup(config, spec, model)
+    scores = entries.metric_functions(config.task.metrics, spec)
 
     def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
         dtype = jnp.float64 if config.precision == "f64" else jnp.float32
@@ -205,8 +196,8 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
     def evaluate(params: Params, extra: Extra, batch: Batch, rng: Key) -> Rows:
         pred = predict(params, extra, batch)
         rows = {
-            name: losses.by_name(metrics, name, spec)(pred, batch["target"], None)
-            for name in own.config.metrics
+            name: score(pred, batch["target"], None)
+            for name, score in scores.items()
             if own.problem.known
         }
         for name, weight, r in zip(
@@ -484,6 +475,7 @@ def baselines(
     problem = measured.problem(config.data.problem)
     if not problem.known:
         return {}
+    scores = entries.metric_functions(config.task.metrics, spec)
     first = next(iter(train_batches))
     grid = np.asarray(first["target"])[:1]
 
@@ -495,10 +487,8 @@ def baselines(
 
         def evaluate(params: Params, extra: Extra, batch: Batch, rng: Key) -> Rows:
             return {
-                name: losses.by_name(metrics, name, spec)(
-                    predict(params, extra, batch), batch["target"], None
-                )
-                for name in config.task.metrics
+                name: score(predict(params, extra, batch), batch["target"], None)
+                for name, score in scores.items()
             }
 
         def loss(params: Params, fixed: Fixed, batch: Batch, rng: Key):

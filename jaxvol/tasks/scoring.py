@@ -19,7 +19,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxvol.ops import masked, normalise, spectra, wiener
-from jaxvol.scores import losses, metrics
+from jaxvol.scores import columns, entries, losses
 from jaxvol.types import (
     Array,
     Batch,
@@ -45,36 +45,27 @@ def rules(config: ConfigDict) -> list[str]:
     """Violated rules of what `config.task` says about losses and scores, for
     jaxvol/config/validate.py.
     """
-    found, known = [], {"losses": losses.functions(losses), "metrics": losses.functions(metrics)}
-    for entry in config.task.losses:
-        if len(entry) != 2 or entry[0] not in known["losses"]:
-            found.append(
-                f"task.losses has {entry!r}; an entry is (name, weight) with name one of "
-                f"{', '.join(sorted(known['losses']))}."
-            )
+    problems = entries.wrong_losses(config.task.losses) + wrong_metrics(config)
     if not config.task.losses:
-        found.append("task.losses is empty; name at least one (a weight of 0 only reports it).")
+        problems.append("task.losses is empty; name at least one (a weight of 0 only reports it).")
     if (
         not config.task.resolutions
         or len(set(config.task.resolutions)) < len(config.task.resolutions)
         or any(not isinstance(factor, int) or factor < 1 for factor in config.task.resolutions)
     ):
-        found.append(
+        problems.append(
             f"task.resolutions is {config.task.resolutions!r}; expected different whole numbers >= "
             "1, as in (1, 2, 4)."
         )
-    unknown = [name for name in config.task.metrics if name not in known["metrics"]]
-    if unknown:
-        found.append(
-            f"task.metrics has {', '.join(unknown)}; known are "
-            f"{', '.join(sorted(known['metrics']))}."
-        )
-    if config.checkpoint.best_metric not in (*config.task.metrics, "loss"):
-        found.append(
-            f"checkpoint.best_metric is {config.checkpoint.best_metric!r}, which is neither in "
-            "task.metrics nor 'loss'."
-        )
-    return found
+    return problems
+
+
+def wrong_metrics(config: ConfigDict) -> list[str]:
+    """Violated rules of `config.task.metrics`, and of the one that decides "best" among them."""
+    chosen = config.task.metrics
+    return entries.wrong_metrics(chosen) or columns.wrong_best(
+        config.checkpoint.best_metric, chosen
+    )
 
 
 def baselines(
@@ -171,7 +162,7 @@ def task(
     """The task of `init` and `loss`, scored by `predict` and `terms`; `info` is added to the
     metrics as it is.
     """
-    scores = {name: losses.by_name(metrics, name, spec) for name in config.task.metrics}
+    scores = entries.metric_functions(config.task.metrics, spec)
     has_spectra = (
         config.task.spectra
         and spec.shape[0] > 1
@@ -242,23 +233,20 @@ def terms(config: ConfigDict, spec: Spec) -> Terms:
     pool_r averages the observed voxels of cubes of r^3 (`downsample`); a loss that knows the voxel
     size is told the larger one.
     """
-    if len({name for name, _ in config.task.losses}) < max(len(config.task.losses), 1):
-        raise UserError(
-            f"config.task.losses is {tuple(config.task.losses)}: expected at least one (name, "
-            "weight), "
-            "each name once"
-        )
+    chosen = entries.once(map(entries.loss, config.task.losses), "losses")
+    if not chosen:
+        raise UserError("config.task.losses is empty: expected at least one (name, weight)")
     coarse = {
         factor: dataclasses.replace(spec, spacing=tuple(factor * size for size in spec.spacing))
         for factor in config.task.resolutions
     }
     named = [
         (
-            name,
-            {factor: losses.by_name(losses, name, seen) for factor, seen in coarse.items()},
-            weight,
+            entry.name,
+            {factor: entries.bound(losses, entry, seen) for factor, seen in coarse.items()},
+            entry.weight,
         )
-        for name, weight in config.task.losses
+        for entry in chosen
     ]
 
     def rows(pred: Array, batch: Batch) -> Rows:

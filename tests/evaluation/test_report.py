@@ -188,7 +188,7 @@ def test_best_follows_the_direction():
         "c": {"vrmse": float("nan"), "ssim": float("inf")},
     }
     assert [tables.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
-    names = ("dice/liver", "hd95_mean", "relative_l2", "psnr", "foo", "ssim_count")
+    names = ("pearson/gas", "mae_mean", "relative_l2", "psnr", "foo", "ssim_count")
     assert [tables.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
     shown = tables.scalars(
         {

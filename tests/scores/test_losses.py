@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.scores import losses, metrics
-from jaxvol.types import Field, Spec, UserError
+from jaxvol.scores import entries, losses
+from jaxvol.types import Field, Spec
 from tests import FIXTURES
 
 DATA = FIXTURES
@@ -29,6 +29,10 @@ NAMES = (
     "correlation",
     "ccc",
 )
+
+
+def named(name):
+    return entries.bound(losses, entries.loss((name, 1.0)), SPEC)
 
 
 def pair(shape=(2, 6, 5, 7, 2)):
@@ -154,11 +158,12 @@ def test_gradients_are_finite_where_roots_vanish(start):
     target = pair((1, 4, 4, 4, 1))[1]
     pred = target if start == "perfect" else jnp.zeros_like(target)
 
+    functions = {name: named(name) for name in NAMES}
+
     @jax.jit
     def gradients(p):
         return {
-            n: jax.grad(lambda q, f=losses.by_name(losses, n, SPEC): f(q, target, None)[0])(p)
-            for n in NAMES
+            name: jax.grad(lambda q, f=f: f(q, target, None)[0])(p) for name, f in functions.items()
         }
 
     for name, gradient in gradients(pred).items():
@@ -168,23 +173,9 @@ def test_gradients_are_finite_where_roots_vanish(start):
 def test_half_precision_input_is_scored_in_single():
     pred, target = (x.astype(jnp.bfloat16) for x in pair())
     for name in NAMES:
-        assert losses.by_name(losses, name, SPEC)(pred, target, None).dtype == jnp.float32, name
+        assert named(name)(pred, target, None).dtype == jnp.float32, name
     big, small = (
         jnp.full((1, 4, 4, 4, 1), 256, jnp.bfloat16),
         jnp.full((1, 4, 4, 4, 1), 1 + 2**-7, jnp.bfloat16),
     )
     np.testing.assert_allclose(losses.mse(big, small), (255 - 2**-7) ** 2, rtol=1e-5)
-
-
-def test_names():
-    with pytest.raises(
-        UserError, match="mes.*config.task.losses.*ccc, correlation, h1, huber.*mse"
-    ):
-        losses.by_name(losses, "mes", SPEC)
-    with pytest.raises(UserError, match="config.task.metrics.*vrmse"):
-        losses.by_name(metrics, "by_name", SPEC)
-    pred, target = pair((1, 8, 8, 8, 1))
-    np.testing.assert_array_equal(
-        losses.by_name(losses, "h1", SPEC)(pred, target, None),
-        losses.h1(pred, target, spacing=SPEC.spacing, periodic=SPEC.periodic),
-    )
