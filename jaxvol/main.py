@@ -24,11 +24,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import command_line, identity, phases, validate
+from jaxvol.config.phases import Phase
 from jaxvol.diagnostics import preflight, watch
 from jaxvol.evaluation import compare, evaluate
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import errors, monitoring, processes, writer
-from jaxvol.training import assemble, checkpoint, loop, restore, sharding
+from jaxvol.training import assemble, checkpoint, handover, loop, restore, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
 
@@ -78,13 +79,12 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
 
     def parts_of(index: int) -> Parts:
         if index not in cache:
-            cache.clear()  # one phase's dataset and programs at a time
-            phase = plan[index]
-            cache[index] = assemble.parts(phase.config, mesh, phase.stop - phase.start)
+            cache[index] = phase_parts(plan, index, mesh, cache)
         return cache[index]
 
     with jax.set_mesh(mesh), processes.lock(workdir):
         processes.once(lambda: check_resume(config, workdir))
+        check_phases(plan, parts_of)
         if refused(config, workdir, mesh, plan[0], parts_of(0)):
             return REFUSED
         run = open_run(config, workdir, mesh, parts_of(0))
@@ -98,7 +98,28 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
     return do_evaluate(config, workdir)
 
 
-def refused(config: ConfigDict, workdir: Path, mesh: Mesh, phase: phases.Phase, parts: Parts):
+def phase_parts(plan: list[Phase], index: int, mesh: Mesh, cache: dict[int, Parts]) -> Parts:
+    """The parts of a phase, put in the place of another's in `cache`: one phase's dataset and
+    programs at a time, and the same dataset where both read the same.
+    """
+    phase = plan[index]
+    same = [i for i in cache if phases.same_data(plan[i].config, phase.config)]
+    dataset = cache[same[0]].dataset if same else None
+    cache.clear()
+    steps = plan[-1].stop if phase.config.optimizer.schedule.span == "run" else phase.steps
+    return assemble.parts(phase.config, mesh, steps, dataset)
+
+
+def check_phases(plan: list[Phase], parts_of: Callable[[int], Parts]) -> None:
+    """Every phase is built and traced before the first one trains; UserError names the phase."""
+    for index in range(len(plan) - 1, 0, -1):
+        before, phase = parts_of(index - 1), plan[index]
+        after = parts_of(index)
+        assemble.trace(after, phase.config, f"phase {phase.name!r}")
+        handover.check(before, after, phase, plan[index - 1].name)
+
+
+def refused(config: ConfigDict, workdir: Path, mesh: Mesh, phase: Phase, parts: Parts):
     """Whether the pre-flight of a fresh run stops it; a run that goes on is not looked at again."""
     if not config.preflight.run or checkpoint.steps(workdir):
         return False
@@ -138,10 +159,9 @@ def open_run(config: ConfigDict, workdir: Path, mesh: Mesh, parts: Parts) -> Run
 
 def finish(run: Run, parts_of: Callable[[int], Parts], cache: dict[int, Parts]) -> str:
     """Train until the loop says why it ended; status.json says so too, whatever happens."""
-    config, mesh, workdir = run.config, run.mesh, run.writer.workdir
-    initial = (lambda chosen: restore.initial(chosen, mesh)) if config.init_from else None
+    workdir = run.writer.workdir
     try:
-        status = loop.train(run, parts_of, initial)
+        status = loop.train(run, parts_of, lambda: restore.initial(run.config, run.mesh))
     except Exception as error:
         saved = max(checkpoint.steps(workdir), default=None)
         explained = errors.explain(error, workdir, saved, run.fits)

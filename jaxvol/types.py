@@ -52,12 +52,25 @@ class Interrupted(Exception):
     """
 
 
+class Weights(NamedTuple):
+    """What a prediction needs, under one name: raw | ema (or another average of the run)."""
+
+    params: Params
+    stats: PyTree  # {group: collections}: running statistics of normalisation layers
+
+
 class Fixed(NamedTuple):
     """What a loss may read and never differentiates."""
 
-    step: Array  # number of updates done so far, int32 scalar
+    step: Array  # number of updates done so far in the run, int32 scalar
+    phase_step: Array  # the same in this phase: what ramps and noise schedules count
     extra: Extra
-    ema: PyTree  # {"params": Params, "stats": {group: collections}}
+    averages: dict[str, PyTree]  # name -> {"params": Params, "stats": {group: collections}}
+
+
+def unchanged(batch: Batch, key: Key) -> Batch:
+    """The augmentation of a task that has none."""
+    return batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +78,21 @@ class Task:
     """What is learned and how it is scored, as pure functions (all of them traceable except
     `summarize`).
 
-    init:      (Key, Batch) -> (Params, Extra)
-    loss:      (Params, Fixed, Batch, Key) -> ({group: {term: weighted scalar}}, (Metrics, Extra))
-               Each group descends the sum of ITS terms.  The returned Extra holds only the keys
-               that changed.
-    evaluate:  (Params, Extra, Batch, Key) -> Rows, one entry per example, padding included (the
-               caller drops it)
-    summarize: (Rows as numpy, padding dropped) -> Metrics (floats, or arrays for spectra)
-    predict:   (Params, Extra, Batch) -> Array, in the target's normalised units
+    init:       (Key, Batch) -> (Params, Extra)
+    loss:       (Params, Fixed, Batch, Key) -> ({objective: {term: weighted scalar}},
+                (Metrics, Extra)).  The returned Extra holds only the keys that changed.
+    evaluate:   (Params, Extra, Batch, Key) -> Rows, one entry per example, padding included (the
+                caller drops it)
+    summarize:  (Rows as numpy, padding dropped) -> Metrics (floats, or arrays for spectra)
+    predict:    (Params, Extra, Batch) -> Array, in the target's normalised units
+    objectives: objective -> the parameter groups that descend the sum of its terms.  Empty: every
+                group descends the objective of its own name.  A group that no objective names is
+                frozen: no backward pass, optimizer state or average update.
+    augment:    (Batch, Key) -> Batch, inside the step, once per micro-batch
+    averages:   name -> (number of updates -> decay in [0, 1)): averages of the weights besides
+                "ema", such as a teacher's, which the loss reads as `Fixed.averages[name]`
+    freeze:     groups that are not moved although an objective names them
+    example_mean: the loss is a mean over examples, so that micro-batches may be averaged
     """
 
     init: Callable[[Key, Batch], tuple[Params, Extra]]
@@ -82,6 +102,11 @@ class Task:
     evaluate: Callable[[Params, Extra, Batch, Key], Rows]
     summarize: Callable[[dict[str, np.ndarray]], Metrics]
     predict: Callable[[Params, Extra, Batch], Array]
+    objectives: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    augment: Callable[[Batch, Key], Batch] = unchanged
+    averages: dict[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
+    example_mean: bool = True
 
 
 @struct.dataclass
@@ -93,8 +118,8 @@ class TrainState:
     step: Array  # int32 scalar: updates done
     params: Params
     extra: Extra
-    opt: PyTree  # {group: optimizer state}
-    ema: PyTree  # {"params": Params, "stats": {group: collections}}
+    opt: PyTree  # {group: optimizer state} of the groups that are moved
+    averages: dict[str, PyTree]  # name -> {"params": Params, "stats": {group: collections}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvol.config import base
-from jaxvol.types import Dataset, Field, Spec, Task
+from jaxvol.training import assemble, sharding, step
+from jaxvol.types import Dataset, Field, Parts, Spec, Task
 
 SPEC = Spec(
     fields={"input": Field(("x",)), "target": Field(("y",))},
@@ -119,3 +120,26 @@ def dataset(size: int = 8, hash: str = "toy") -> Dataset:
         hash,
         lambda: [],
     )
+
+
+def parts(config, steps: int, task: Task, dataset: Dataset, mesh) -> Parts:
+    """What a phase of `steps` updates trains with, as jaxvol/training/assemble.py makes it."""
+    example = {
+        k: jax.ShapeDtypeStruct((1, *v.shape[1:]), v.dtype)
+        for k, v in batch(0, slice(None)).items()
+    }
+
+    def init():
+        zeros = {k: jnp.zeros(s.shape, s.dtype) for k, s in example.items()}
+        groups = jax.eval_shape(task.init, jax.random.key(0), example)[0]
+        return step.init(task, assemble.make_optimizers(config, groups, steps), config.seed, zeros)
+
+    shapes = jax.eval_shape(init)
+    struct = jax.tree.map(
+        lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d),
+        shapes,
+        sharding.state_shardings(mesh, shapes),
+    )
+    optimizers = assemble.make_optimizers(config, struct.params, steps)
+    compiled = assemble.compiled(config, mesh, task, optimizers, struct)
+    return Parts(task, dataset, optimizers, init, struct, *compiled)

@@ -37,7 +37,12 @@ def common() -> ConfigDict:
     config.init_checkpoint = "best"  # which of its checkpoints: best | final | <step>
     # ((group of this run, group of that run), ...) where they differ, e.g. (("gen", "net"),)
     config.init_groups = ()
-    # ((name, steps, {"optimizer.learning_rate": 1e-4, ...}), ...); () = one phase
+    # further sources: ((workdir, checkpoint, raw | ema, ((group, group), ...)), ...)
+    config.init_sources = ()
+    # take what fits where the source's groups of weights have other shapes, instead of refusing
+    config.init_partial = False
+    # ((name, steps, {"optimizer.learning_rate": 1e-4, ...}), ...); () = one phase; a fourth entry
+    # {"start": "ema", "from": "best"} says what is taken over (jaxvol/config/phases.py)
     config.phases = ()
     config.log_every = 10  # updates between rows of metrics.csv
     # say so when no batch came for so long; after twice that, save and exit 75; 0 = wait for ever
@@ -218,6 +223,8 @@ def schedule() -> ConfigDict:
         {
             # constant | cosine | exponential | step | onecycle | cyclic | plateau
             "name": "cosine",
+            # of what the shape is stretched over, and what a phase goes on with: phase | run
+            "span": "phase",
             # rate (t + 1) / w of the full one at step t < w; 0 gives the full rate at step 0
             "warmup_steps": 0,
             # floor, as a fraction of the peak

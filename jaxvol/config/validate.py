@@ -12,7 +12,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from jaxvol.config import identity
+from jaxvol.config import phases
 from jaxvol.config.base import RULES, SCHEDULES, TRANSFORMS
 from jaxvol.data.augment import KNOWN
 from jaxvol.ops.quasi_newton import SEARCHED
@@ -60,11 +60,11 @@ def _choices(config: ConfigDict) -> list[str]:
         ("matmul_precision", config.matmul_precision, ("default", "high", "highest")),
         ("resume", config.resume, ("auto", "fresh")),
         ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
-        ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
         ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
         ("evaluate.tta", config.evaluate.tta, TRANSFORMS),
         ("optimizer.name", config.optimizer.name, RULES),
         ("optimizer.schedule.name", config.optimizer.schedule.name, SCHEDULES),
+        ("optimizer.schedule.span", config.optimizer.schedule.span, ("phase", "run")),
     ]
     violations = [
         f"{path} is {value!r}; it has to be one of {', '.join(known)}."
@@ -132,33 +132,6 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
     ]
     if unknown:
         violations.append(f"{label}.groups sets unknown fields {', '.join(unknown)}.")
-    return violations
-
-
-def _phases(config: ConfigDict) -> list[str]:
-    violations, total, known = [], 0, identity.flatten(config.to_dict())
-    for phase in config.phases:
-        if (
-            len(phase) != 3
-            or not isinstance(phase[1], int)
-            or phase[1] < 1
-            or not hasattr(phase[2], "items")
-        ):
-            violations.append(
-                f"phases has {phase!r}; a phase is (name, steps >= 1, {{'field.path': value}})."
-            )
-            continue
-        total += phase[1]
-        violations += [
-            f"phase {phase[0]!r} overrides {path!r}, which is no config field."
-            for path in phase[2]
-            if path not in known
-        ]
-    if config.phases and not violations and total != config.total_steps:
-        violations.append(
-            f"total_steps is {config.total_steps}, but the phases have {total} steps together; "
-            "make them equal."
-        )
     return violations
 
 
@@ -241,20 +214,10 @@ def validate(config: ConfigDict) -> list[str]:
         raise UserError(
             f"The config has no {', '.join(missing)} block; start from one of configs/*.py."
         )
-    violated = (
-        _positive(config)
-        + _choices(config)
-        + _phases(config)
-        + _component_rules(config)
-        + _data(config)
-    )
-    if config.optimizer.name in RULES and config.optimizer.schedule.name in SCHEDULES:
-        violated += _optimizer(
-            config,
-            "optimizer",
-            config.optimizer,
-            config.phases[0][1] if config.phases else config.total_steps,
-        )
+    violated = phases.violations(config)
+    for phase in [] if violated else phases.plan(config):
+        where = f"phase {phase.name!r}: " if phase.name else ""
+        violated += [where + line for line in _of_phase(phase.config)]
     if violated:
         raise UserError(
             "The config breaks "
@@ -263,3 +226,11 @@ def validate(config: ConfigDict) -> list[str]:
             + "\n  - ".join(violated)
         )
     return doubts(config)
+
+
+def _of_phase(config: ConfigDict) -> list[str]:
+    """Violated rules of one phase, whose length is its config's total_steps."""
+    lines = _positive(config) + _choices(config) + _component_rules(config) + _data(config)
+    if config.optimizer.name in RULES and config.optimizer.schedule.name in SCHEDULES:
+        lines += _optimizer(config, "optimizer", config.optimizer, config.total_steps)
+    return lines

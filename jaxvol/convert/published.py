@@ -33,11 +33,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvol.config import base, components, identity, validate
-from jaxvol.training import progress
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
 from jaxvol.runtime import writer
-from jaxvol.training import assemble, checkpoint, sharding, step
+from jaxvol.training import assemble, checkpoint, progress, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]
@@ -163,7 +162,7 @@ def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> Co
 def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
     """The TrainState of step 0 with these weights in the group "net", raw and averaged."""
     _, struct = assemble.state_template(config, spec, config.total_steps, sharding.one_device())
-    own = {"params": struct.ema["params"]["net"], **struct.ema["stats"]["net"]}
+    own = {"params": struct.averages["ema"]["params"]["net"], **struct.averages["ema"]["stats"]["net"]}
     given, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (variables, own))
     text = jax.tree_util.keystr
     names.refuse(

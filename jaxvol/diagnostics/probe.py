@@ -86,7 +86,7 @@ def losses(ctx: Context) -> Callable[[Params, Fixed, Batch, Key], dict[str, dict
 
 def fixed(ctx: Context, step: int = 0) -> Fixed:
     """What the loss of update `step` reads besides the parameters, as at the start."""
-    return Fixed(jnp.int32(step), ctx.state.extra, ctx.state.ema)
+    return Fixed(jnp.int32(step), jnp.int32(step), ctx.state.extra, ctx.state.averages["ema"])
 
 
 def micro(ctx: Context, step: int) -> list[Batch]:
@@ -191,7 +191,7 @@ def pair(state: TrainState, weights: str) -> tuple[Params, dict]:
     """(params, extra) that evaluation uses: the averages, or the raw weights."""
     if weights == "raw":
         return state.params, state.extra
-    return state.ema["params"], {**state.extra, "stats": state.ema["stats"]}
+    return state.averages["ema"]["params"], {**state.extra, "stats": state.averages["ema"]["stats"]}
 
 
 def shapes(ctx: Context, depth: int = 1) -> dict[Path, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -11,14 +11,26 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import components
 from jaxvol.training import optim, sharding, step
-from jaxvol.types import Batch, Extra, Key, Params, Parts, Rows, Spec, Task, TrainState
+from jaxvol.types import (
+    Batch,
+    Dataset,
+    Extra,
+    Key,
+    Params,
+    Parts,
+    Rows,
+    Spec,
+    Task,
+    TrainState,
+    UserError,
+)
 
 
-def parts(config: ConfigDict, mesh: Mesh, steps: int) -> Parts:
-    """Everything that a phase of `steps` updates trains with.  Raises UserError where batch or
-    volumes do not fit the mesh.
+def parts(config: ConfigDict, mesh: Mesh, steps: int, dataset: Dataset | None = None) -> Parts:
+    """Everything that a phase of `steps` updates trains with, with a dataset that exists already
+    where two phases read the same.  Raises UserError where batch or volumes do not fit the mesh.
     """
-    dataset = components.dataset(config)
+    dataset = components.dataset(config) if dataset is None else dataset
     for size, what in (
         (config.batch_size, "config.batch_size"),
         (config.evaluate.batch_size, "config.evaluate.batch_size"),
@@ -26,6 +38,11 @@ def parts(config: ConfigDict, mesh: Mesh, steps: int) -> Parts:
         sharding.check(mesh, size, dataset.spec.shape[0], what)
     task = components.task(config, dataset.spec)
     init, struct = state_template(config, dataset.spec, steps, mesh)
+    if config.evaluate.weights not in ("raw", *struct.averages):
+        raise UserError(
+            f"config.evaluate.weights is {config.evaluate.weights!r}; this run has raw, "
+            f"{', '.join(struct.averages)}."
+        )
     optimizers = make_optimizers(config, struct.params, steps)
     return Parts(
         task, dataset, optimizers, init, struct, *compiled(config, mesh, task, optimizers, struct)
@@ -62,6 +79,30 @@ def evaluation(task: Task, mesh: Mesh) -> Callable[[Params, Extra, Batch, Key], 
 def make_optimizers(config: ConfigDict, groups, steps: int) -> dict:
     """One optimizer per parameter group, for a phase of `steps` updates."""
     return {group: optim.make(config.optimizer, group, steps) for group in groups}
+
+
+def trace(parts: Parts, config: ConfigDict, where: str) -> None:
+    """Trace one train step without compiling it; UserError, named by `where`, if that fails.
+
+    What a loss or a model does not like (a misspelt term, a shape) is found in seconds, before an
+    earlier phase has trained for hours.
+    """
+    batch = components.example(config, parts.dataset.spec, config.batch_size)
+    first = {
+        name: x for name, x in parts.dataset.batch(0, slice(0, 1)).items() if name not in batch
+    }
+    batch |= {
+        name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype)
+        for name, x in first.items()
+    }
+    try:
+        jax.eval_shape(parts.step, parts.struct, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # flax, jax and tasks raise many types
+        raise UserError(
+            f"{where} cannot be trained: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def state_template(config: ConfigDict, spec: Spec, steps: int, mesh) -> tuple[Callable, TrainState]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -26,19 +26,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvol.runtime import processes
 from jaxvol.training import checksums
-from jaxvol.types import PyTree, TrainState, UserError
+from jaxvol.types import TrainState, UserError
+
+# of what is saved: 1 had one average, `ema`, and the run's config; 2 has `averages` and the phase's
+FORMAT = 2
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder is named as the checkpoint of a step is."""
+    return name.isascii() and name.isdecimal()
 
 
 @dataclasses.dataclass
 class Keep:
-    """Preservation policy: the newest `newest` steps and the best one."""
+    """Preservation policy: the newest `newest` steps and the best ones of the phases."""
 
     newest: int
-    best: int | None = None
+    best: frozenset[int] = frozenset()
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         first = len(checkpoints) - self.newest
-        return [i >= first or info.step == self.best for i, info in enumerate(checkpoints)]
+        return [i >= first or info.step in self.best for i, info in enumerate(checkpoints)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +93,7 @@ def open_store(
 
 def steps(workdir: str | Path) -> list[int]:
     """Steps that are saved in a workdir, without opening it."""
-    return sorted(
-        int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if p.name.isdigit()
-    )
+    return sorted(int(p.name) for p in (Path(workdir) / "checkpoints").glob("*") if is_step(p.name))
 
 
 def _seal(meta: dict) -> str:
@@ -96,16 +102,18 @@ def _seal(meta: dict) -> str:
     ).hexdigest()
 
 
-def save(store: Store, state: TrainState, meta: dict, best: int | None) -> bool:
-    """Save `state` under its step, in the background; `best` is the step to preserve.  False if the
+def save(store: Store, state: TrainState, meta: dict, best: Collection[int] = ()) -> bool:
+    """Save `state` under its step, in the background; `best` are steps to preserve.  False if the
     step is there already.
     """
     step = int(state.step)
     if step in store.manager.all_steps():
         return False
-    store.keep.best = best
+    store.keep.best = frozenset(best)
     tree = as_dict(state)
-    meta = json.loads(json.dumps({**meta, "step": step, "checksums": checksums.checksums(tree)}))
+    meta = json.loads(
+        json.dumps({**meta, "format": FORMAT, "step": step, "checksums": checksums.checksums(tree)})
+    )
     meta["seal"] = _seal(meta)
     done = store.manager.save(
         step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(meta))
@@ -128,6 +136,8 @@ def read_meta(store: Store, step: int) -> dict:
     meta = store.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if meta["seal"] != _seal(meta):
         raise ValueError("its JSON was altered after it was written")
+    if meta["step"] != step:
+        raise ValueError(f"its folder is called {step}, but it holds step {meta['step']}")
     return meta
 
 
@@ -203,7 +213,7 @@ def _newest_sound(store: Store, template: Callable[[dict], dict]) -> tuple[dict,
                 "CHECKPOINT %s/%d IS NOT SOUND: %s. Trying the one before it.",
                 store.directory,
                 step,
-                _reason(error),
+                reason_of(error),
             )
             continue
         for bad in (s for s in steps if s > step):
@@ -220,67 +230,5 @@ def _newest_sound(store: Store, template: Callable[[dict], dict]) -> tuple[dict,
     return None
 
 
-def resolve(store: Store, which: str) -> tuple[int, dict]:
-    """(step, meta) of `best`, `final` (the newest) or a step number.  Raises UserError naming what
-    there is.
-    """
-    steps = sorted(store.manager.all_steps())
-    if not steps:
-        raise UserError(
-            f"There is no checkpoint in {store.directory}; train first, or name another --workdir."
-        )
-    newest = _told_meta(store, steps[-1], steps)
-    if which == "final":
-        return steps[-1], newest
-    step = (
-        newest["progress"]["best_step"]
-        if which == "best"
-        else int(which)
-        if which.isdigit()
-        else None
-    )
-    if which == "best" and step is None:
-        return steps[-1], newest  # never evaluated: the newest is all there is
-    if step not in steps:
-        raise UserError(
-            f"Checkpoint {which!r} is not in {store.directory}, which has the steps {steps}; "
-            "use best, final or one of them."
-        )
-    return step, _told_meta(store, step, steps)
-
-
-def _told_meta(store: Store, step: int, steps: list[int]) -> dict:
-    try:
-        return read_meta(store, step)
-    except Exception as error:
-        raise UserError(
-            f"Checkpoint {store.directory}/{step} is not sound: {_reason(error)}. Choose another "
-            f"one of {steps} with "
-            "config.evaluate.checkpoint, or run the training's command again, which sets it aside."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-
-
-def weights(store: Store, which: str, template: dict, name: str) -> tuple[PyTree, PyTree, dict]:
-    """(params, stats, meta) of a checkpoint; name: "ema" (averaged) or "raw".  Verified; never
-    falls back silently.
-    """
-    step, meta = resolve(store, which)
-    part = (
-        {"ema": template["ema"]}
-        if name == "ema"
-        else {"params": template["params"], "extra": template["extra"]}
-    )
-    try:
-        tree = read_state(store, step, part, meta)
-    except Exception as error:
-        raise UserError(
-            f"Checkpoint {store.directory}/{step} cannot be read: {_reason(error)}. "
-            f"Choose another one of {sorted(store.manager.all_steps())}."
-        ) from error
-    if name == "ema":
-        return tree["ema"]["params"], tree["ema"]["stats"], meta
-    return tree["params"], tree["extra"]["stats"], meta

@@ -15,15 +15,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from absl import logging
-from ml_collections import ConfigDict
 
 from jaxvol.config import phases
+from jaxvol.config.phases import Phase
 from jaxvol.runtime import errors, monitoring, processes
-from jaxvol.training import checkpoint, sharding, transfer, validation
+from jaxvol.training import checkpoint, handover, resume, sharding, validation
 from jaxvol.training import step as stepping
-from jaxvol.training.progress import Progress, Run
-from jaxvol.types import NonFiniteError, Params, Parts, PyTree, TrainState, UserError
+from jaxvol.training.progress import Run
+from jaxvol.types import NonFiniteError, Parts
 
 BUDGET = 1000  # what out_of_time agrees on besides the numbers of signals
 
@@ -56,19 +55,24 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
     )
 
 
-def save_now(run: Run, parts: Parts, step: int, phase: int, steps: int) -> None:
-    """Checkpoint the state as it is before update `step`."""
+def save_now(run: Run, parts: Parts, step: int, index: int, phase: Phase) -> None:
+    """Checkpoint the state as it is before update `step`, with its phase's config, data and
+    spec.
+    """
     if run.saved == step:
         return
     check_finite(run, parts, step)
     meta = {
         **run.meta,
-        "phase": phase,
-        "steps": steps,
+        "config": phase.config.to_json(),
+        "data_hash": parts.dataset.hash,
         "spec": parts.dataset.spec.to_json(),
+        "phase": index,
+        "phase_name": phase.name,
+        "steps": phase.steps,
         "progress": dataclasses.asdict(run.progress),
     }
-    checkpoint.save(run.store, run.state, meta, run.progress.best_step)
+    checkpoint.save(run.store, run.state, meta, run.progress.preserved())
     # Orbax let the save before this one finish first: a restart that does not find it knows that it
     # was lost
     run.writer.status(
@@ -106,14 +110,15 @@ def out_of_time(run: Run, step: int) -> str:
     return f"signal {signal.Signals(code).name}"
 
 
-def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: bool) -> str:
-    """Updates `start` .. `stop - 1`.  Returns why the run has to stop before its end,
-    or nothing.
+def run_phase(run: Run, parts: Parts, index: int, phase: Phase) -> str:
+    """The updates of a phase that are still to be done.  Returns why the run has to stop before
+    the phase has ended, or nothing.
     """
     config = run.config
     size, resumed = config.batch_size, run.saved
-    # without a split "val" nothing is selected
-    steps, validated = config.total_steps, parts.dataset.sizes["val"] > 0
+    began_at = run.progress.starts[index]
+    start, stop = max(began_at, run.saved), began_at + phase.steps
+    validated = parts.dataset.sizes["val"] > 0  # without a split "val" nothing is selected
     waited, clock, since, programs = 0.0, time.monotonic(), start, monitoring.programs(parts.step)
     watchdog = monitoring.Watchdog(
         60 * config.stall_minutes,
@@ -125,18 +130,20 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
     batches = parts.dataset.stream(start, stop, sharding.rows(run.mesh, size))
     try:
         for step in range(start, stop + 1):
-            end = step == stop and last
-            if validated and step != resumed and (step % config.evaluate.every == 0 or end):
+            due = step % config.evaluate.every == 0 or step == stop
+            if validated and step != resumed and due:
                 better = validation.evaluate_now(run, parts, step)
                 patience = config.early_stopping.patience
                 run.progress.stopped = 0 < patience <= run.progress.bad
                 if better or run.progress.stopped:
-                    save_now(run, parts, step, phase, steps)
+                    save_now(run, parts, step, index, phase)
             why = out_of_time(run, step)
             if why or step == stop or (step % config.checkpoint.every == 0 and step > start):
-                save_now(run, parts, step, phase, steps)
-            if why or step == stop or run.progress.stopped:
-                return why if step < stop or not last else ""
+                save_now(run, parts, step, index, phase)
+            if step == stop or run.progress.stopped:
+                return ""
+            if why:
+                return why
             began = time.monotonic()
             batch = sharding.put(run.mesh, next(batches), size)
             waited += time.monotonic() - began
@@ -168,83 +175,26 @@ def run_phase(run: Run, parts: Parts, phase: int, start: int, stop: int, last: b
         batches.close()
 
 
-def start(parts: Parts) -> TrainState:
-    """The state of step 0, each leaf where it belongs."""
-    # It runs once: XLA's optimisations would cost ten seconds to compile and save none.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    shardings = jax.tree.map(lambda s: s.sharding, parts.struct)
-    return jax.jit(parts.init, out_shardings=shardings, compiler_options=options)()
+def ended(run: Run, index: int, phase: Phase) -> bool:
+    """Whether the updates of a phase are done, or early stopping has ended it."""
+    return run.progress.stopped or run.saved >= run.progress.starts[index] + phase.steps
 
 
-def load_pretrained(
-    config: ConfigDict, state: TrainState, params: Params, stats: PyTree
-) -> TrainState:
-    """`state` with the averaged weights of the run `config.init_from` as parameters and as
-    averages.
-    """
-    pair = transfer.transfer(
-        stepping.averaged(state.params, state.extra),
-        {"params": params, "stats": stats},
-        config.init_from,
-        config.init_groups,
-    )
-    return state.replace(
-        params=pair["params"],
-        extra={**state.extra, "stats": pair["stats"]},
-        ema=jax.tree.map(jnp.copy, pair),
-    )
+def total_of(run: Run, plan: list[Phase]) -> int:
+    """Updates of the whole run, as far as is known: a phase that ended early was shorter."""
+    starts = run.progress.starts
+    return starts[-1] + sum(phase.steps for phase in plan[len(starts) - 1 :])
 
 
-def restore_or_init(run: Run, plan: list, parts_of: Callable, initial: Callable | None) -> int:
-    """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on
-    with.
-    """
+def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable = list) -> str:
+    """All phases of a run.  Returns "finished", "early_stopped" (in its last phase), or the reason
+    why it was saved unfinished.
 
-    def template(meta: dict):
-        return checkpoint.as_dict(parts_of(meta["phase"]).struct)
-
-    restored = checkpoint.restore_newest(run.store, template)
-    lost = monitoring.recorded(run.writer.workdir)
-    if lost is not None and (restored is None or restored[1]["step"] < lost):
-        told = (
-            f"status.json says that step {lost} was saved, but {run.store.directory} does not "
-            "have it"
-        )
-        if restored is None:
-            raise UserError(
-                f"{told}, nor any other. Put the folder back, or start over with "
-                "--config.resume=fresh."
-            )
-        logging.error("%s: GOING ON FROM STEP %d.", told, restored[1]["step"])
-    if restored is None:
-        parts = parts_of(0)
-        run.state = start(parts)
-        if initial is not None:
-            run.state = load_pretrained(run.config, run.state, *initial(run.config))
-        return 0
-    tree, meta = restored
-    if meta["data_hash"] != run.meta["data_hash"]:
-        raise UserError(
-            f"The data changed since step {meta['step']} was saved (hash {meta['data_hash']} -> "
-            f"{run.meta['data_hash']}). Put the old data back, or start over with "
-            "--config.resume=fresh."
-        )
-    run.state = TrainState(**tree)
-    run.progress = Progress(**meta["progress"])
-    run.progress.restarts += 1
-    run.saved = meta["step"]
-    logging.info("resumed from step %d", run.saved)
-    _, _, end, _ = plan[meta["phase"]]
-    return meta["phase"] + (run.saved >= end and meta["phase"] + 1 < len(plan))
-
-
-def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) -> str:
-    """All phases of a run.  Returns "finished", "early_stopped", or the reason why it was saved
-    unfinished.
+    initial: () -> the weights that a fresh run begins with (`handover.load_pretrained`).
     """
     plan = phases.plan(run.config)
-    run.total = plan[-1][2]
-    first = restore_or_init(run, plan, parts_of, initial)
+    first = resume.restore_or_init(run, plan, parts_of, initial)
+    run.total = total_of(run, plan)
     run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
     run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
     previous = {
@@ -254,19 +204,12 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
     why = ""
     try:
         for index in range(first, len(plan)):
-            name, start, stop, config = plan[index]
-            parts = parts_of(index)
-            fresh = run.saved <= start and index > 0
-            if fresh:  # a phase starts from the last one's weights with an optimizer of its own
-                opt = jax.jit(
-                    lambda p, o=parts.optimizers: {g: o[g].init(p[g]) for g in p},
-                    out_shardings=jax.tree.map(lambda s: s.sharding, parts.struct.opt),
-                )(run.state.params)
-                run.state = run.state.replace(opt=opt)
-            if run.progress.stopped:
-                break
-            run.config = config
-            why = run_phase(run, parts, index, max(start, run.saved), stop, index == len(plan) - 1)
+            phase = plan[index]
+            if index >= len(run.progress.starts):  # a phase that has not begun
+                begin(run, plan, index, parts_of(index))
+            run.config = phase.config
+            if not ended(run, index, phase):
+                why = run_phase(run, parts_of(index), index, phase)
             if why:
                 break
         run.store.manager.wait_until_finished()
@@ -280,3 +223,11 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable | None) 
         for number, handler in previous.items():
             signal.signal(number, handler)
     return why or ("early_stopped" if run.progress.stopped else "finished")
+
+
+def begin(run: Run, plan: list[Phase], index: int, parts: Parts) -> None:
+    """Enter a phase: the weights of the one before, a clock and a best of its own."""
+    before, phase = plan[index - 1], plan[index]
+    run.progress.enter(phase.name, before.name, int(run.state.step))
+    run.state = handover.enter(run, before, phase, parts)
+    run.total = total_of(run, plan)

@@ -18,13 +18,30 @@ from jaxvol.types import TrainState
 class Progress:
     """What the host has to remember between steps; saved with every checkpoint."""
 
-    best_value: float | None = None  # of checkpoint.best_metric, as it was measured
+    # of checkpoint.best_metric in this phase, as it was measured
+    best_value: float | None = None
     best_step: int | None = None
     bad: int = 0  # evaluations since the last improvement
-    evaluations: int = 0
-    stopped: bool = False  # early stopping has ended the run
+    evaluations: int = 0  # in this phase
+    stopped: bool = False  # early stopping has ended the phase
     wandb_id: str | None = None
     restarts: int = 0
+    starts: list[int] = dataclasses.field(default_factory=list)  # first step of each phase so far
+    # phase -> the step of its best checkpoint, of the phases before this one
+    best_steps: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def enter(self, phase: str, before: str | None, step: int) -> None:
+        """Begin a phase: what was best before it stays known under the name of its phase."""
+        if before is not None and self.best_step is not None:
+            self.best_steps[before] = self.best_step
+        self.best_value, self.best_step, self.bad, self.evaluations = None, None, 0, 0
+        self.stopped = False
+        self.starts.append(step)
+
+    def preserved(self) -> set[int]:
+        """Steps whose checkpoints are kept: the best one of every phase."""
+        own = set() if self.best_step is None else {self.best_step}
+        return own | set(self.best_steps.values())
 
 
 @dataclasses.dataclass

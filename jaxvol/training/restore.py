@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import components, identity
-from jaxvol.training import assemble, checkpoint, sharding
-from jaxvol.types import Params, Spec, Task, UserError
+from jaxvol.training import assemble, checkpoint, lookup, sharding
+from jaxvol.types import Params, PyTree, Spec, Task, UserError
 
 
 def restore(
@@ -35,7 +34,7 @@ def restore(
             "nothing was saved yet."
         )
     store = checkpoint.open_store(workdir, read_only=True)
-    _, meta = checkpoint.resolve(store, which)
+    _, meta = lookup.resolve(store, which)
     config = identity.config_from(meta["config"])
     spec = today(config, Spec.from_json(meta["spec"]))
     if config.precision == "f64":
@@ -43,7 +42,7 @@ def restore(
     _, struct = assemble.state_template(
         config, spec, meta["steps"], sharding.one_device() if mesh is None else mesh
     )
-    params, stats, meta = checkpoint.weights(store, which, checkpoint.as_dict(struct), weights)
+    params, stats, meta = lookup.weights(store, which, checkpoint.as_dict(struct), weights)
     store.manager.close()
     return components.task(config, spec, wrap), params, {"stats": stats}, config, spec, meta
 
@@ -63,13 +62,29 @@ def today(config: ConfigDict, spec: Spec) -> Spec:
     )
 
 
-def initial(config: ConfigDict, mesh: Mesh) -> tuple[Params, Any]:
-    """(params, stats) of the averaged weights of the run `config.init_from`."""
-    _, params, extra, _, _, meta = restore(config.init_from, config.init_checkpoint, "ema", mesh)
-    logging.info(
-        "init_from %s, checkpoint %s (step %d), averaged weights",
-        config.init_from,
-        config.init_checkpoint,
-        meta["step"],
-    )
-    return params, extra["stats"]
+class Source(NamedTuple):
+    """Weights that a run or a phase begins with."""
+
+    label: str  # in words, for messages
+    pair: PyTree  # {"params": {group: tree}, "stats": {group: tree}}
+    groups: tuple[tuple[str, str], ...] = ()  # (group of this run, group of that one)
+
+
+def sources(config: ConfigDict) -> tuple[tuple, ...]:
+    """(workdir, checkpoint, weights, groups) of every run whose weights this one begins with.
+
+    `config.init_from` is read with init_checkpoint, averaged weights and init_groups; then come
+    `config.init_sources`, of which later ones win where they overlap.
+    """
+    one = (config.init_from, config.init_checkpoint, "ema", config.init_groups)
+    return ((one,) if config.init_from else ()) + tuple(config.init_sources)
+
+
+def initial(config: ConfigDict, mesh: Mesh) -> list[Source]:
+    """The weights that `config.init_from` names, read from their runs."""
+    loaded = []
+    for workdir, which, weights, groups in sources(config):
+        _, params, extra, _, _, meta = restore(workdir, which, weights, mesh)
+        label = f"init_from {workdir}, checkpoint {which} (step {meta['step']}), {weights} weights"
+        loaded.append(Source(label, {"params": params, "stats": extra["stats"]}, groups))
+    return loaded

@@ -12,8 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxvol.training import sharding
-from jaxvol.training import step as stepping
+from jaxvol.training import averages, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Metrics, Parts, TrainState, UserError
 
@@ -43,7 +42,7 @@ def validate(
     """Metrics of the weights `evaluate.weights` on the first `examples` (0 = all) of the split
     "val"; `score` is that of jaxvol/evaluation/evaluators/examples.py.
     """
-    params, extra = stepping.weights_of(state, config.evaluate.weights)
+    params, extra = averages.weights_of(state, config.evaluate.weights)
     put, rows, _ = placing(config, mesh)
     return score(
         parts.evaluate, parts.task, parts.dataset, config, params, extra, put, rows, "val", examples
@@ -72,18 +71,22 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     if better:
         progress.best_value, progress.best_step = value, step
     sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
-    monitor = {"value": jnp.float32(sign * value), "count": jnp.int32(progress.evaluations)}
+    monitor = {
+        **state.extra["monitor"],
+        "value": jnp.float32(sign * value),
+        "count": jnp.int32(progress.evaluations),
+    }
     run.state = state.replace(
         extra={**state.extra, "monitor": jax.device_put(monitor, sharding.replicated(run.mesh))}
     )
     run.writer.scalars(step, {f"val/{k}": v for k, v in scalars.items()})
     if config.evaluate.figures and (progress.evaluations - 1) % config.wandb.images_every == 0:
-        pair = stepping.weights_of(state, config.evaluate.weights)
+        pair = averages.weights_of(state, config.evaluate.weights)
         run.writer.images(step, run.figures(parts, *pair, *placing(config, run.mesh)))
     logging.info("step %d: val %s = %.5g%s", step, name, value, " (best)" if better else "")
     if run.readings:  # not before the first update
         put, rows, size = placing(config, run.mesh)
         shown = put(next(parts.dataset.batches("val", size, rows, size)))
-        pair = stepping.weights_of(run.state, config.evaluate.weights)
+        pair = averages.weights_of(run.state, config.evaluate.weights)
         run.watch(parts, pair, shown, run.readings, step)
     return better

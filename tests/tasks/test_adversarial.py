@@ -11,6 +11,7 @@ from jaxvol.config import base
 from jaxvol.models.discriminator import discriminator
 from jaxvol.tasks import adversarial
 from jaxvol.training import assemble, optim, step
+from jaxvol.training.gradients import pull_back
 from jaxvol.types import Field, Fixed, Spec, UserError
 from tests import toys
 from tests.training import test_loop
@@ -111,7 +112,7 @@ def terms_at(task, state, batch):
     """step -> (terms, (metrics, changed extra)) of the loss, compiled once."""
     run = jax.jit(
         lambda at: task.loss(
-            state.params, Fixed(at, state.extra, state.ema), batch, jax.random.key(3)
+            state.params, Fixed(at, at, state.extra, state.averages), batch, jax.random.key(3)
         )
     )
     return lambda at: run(jnp.int32(at))
@@ -274,7 +275,7 @@ def test_r1_of_a_linear_discriminator_is_its_squared_weights(monkeypatch, every)
 
     def r1(params, at):
         return task.loss(
-            params, Fixed(jnp.int32(at), state.extra, state.ema), batch, jax.random.key(0)
+            params, Fixed(jnp.int32(at), jnp.int32(at), state.extra, state.averages), batch, jax.random.key(0)
         )[0]["disc"]["r1"]
 
     slope = jax.jit(jax.grad(r1))(state.params, 0)
@@ -303,8 +304,8 @@ def test_head_start_leaves_the_generator_bitwise_unchanged():
     for part in (
         lambda s: s.params["gen"],
         lambda s: s.extra["stats"]["gen"],
-        lambda s: s.ema["params"]["gen"],
-        lambda s: s.ema["stats"]["gen"],
+        lambda s: s.averages["ema"]["params"]["gen"],
+        lambda s: s.averages["ema"]["stats"]["gen"],
         lambda s: s.opt["gen"].inner,
     ):
         jax.tree.map(np.testing.assert_array_equal, part(first), part(jax.device_get(state)))
@@ -319,7 +320,7 @@ def test_head_start_leaves_the_generator_bitwise_unchanged():
     for part in (
         lambda s: s.params["gen"],
         lambda s: s.extra["stats"]["gen"],
-        lambda s: s.ema["params"]["gen"],
+        lambda s: s.averages["ema"]["params"]["gen"],
     ):
         assert all(
             np.any(a != b)
@@ -343,9 +344,9 @@ def test_one_pass_of_the_generator_and_less_than_three_of_the_discriminator(rema
         discriminator(config.task.discriminator, SPEC, "f32"),
     )
     task, batch, _, state = start(config, generator)
-    fixed = Fixed(jnp.int32(0), state.extra, state.ema)
+    fixed = Fixed(jnp.int32(0), jnp.int32(0), state.extra, state.averages)
     total = count(
-        lambda p: step.group_gradients(task.loss, p, fixed, batch, jax.random.key(0))[:2],
+        lambda p: pull_back(task, p, fixed, batch, jax.random.key(0))[:2],
         state.params,
     )
 

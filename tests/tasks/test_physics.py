@@ -15,7 +15,8 @@ from jaxvol.config import base, components, experiments, validate
 from jaxvol.data import collocation
 from jaxvol.evaluation import evaluate, loading
 from jaxvol.tasks import physics as task_of
-from jaxvol.training import loop, step
+from jaxvol.training import loop
+from jaxvol.training.gradients import pull_back
 from jaxvol.types import Fixed, UserError
 from tests.training.test_kills import checksums
 
@@ -50,7 +51,7 @@ def parts(chosen):
 
 def loss_of(learned, params, extra, batch, at=0):
     return jax.jit(learned.loss)(
-        params, Fixed(jnp.int32(at), {"stats": {}, **extra}, None), batch, jax.random.key(1)
+        params, Fixed(jnp.int32(at), jnp.int32(at), {"stats": {}, **extra}, None), batch, jax.random.key(1)
     )
 
 
@@ -192,9 +193,9 @@ def test_self_adaptive_weights_ascend():
     chosen = config(task__balance__name="self_adaptive")
     dataset, learned, batch, params, extra = parts(chosen)
     pull = lambda task, p: jax.jit(
-        lambda p: step.group_gradients(
-            task.loss, p, Fixed(jnp.int32(0), extra, None), batch, jax.random.key(0)
-        )[1]
+        lambda p: pull_back(
+            task, p, Fixed(jnp.int32(0), jnp.int32(0), extra, None), batch, jax.random.key(0)
+        ).grads
     )(p)
     gradients = pull(learned, params)
     assert (np.asarray(gradients["weights"]) < 0).all()  # descent raises them

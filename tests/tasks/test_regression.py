@@ -192,7 +192,7 @@ def test_training_loss_statistics_and_dropout():
     net = Net()
     task = regression.make(config, spec, net)
     params, extra = jax.jit(task.init)(jax.random.key(0), batch)
-    fixed = Fixed(jnp.int32(0), extra, {"params": params, "stats": extra["stats"]})
+    fixed = Fixed(jnp.int32(0), jnp.int32(0), extra, {"params": params, "stats": extra["stats"]})
     loss = jax.jit(task.loss)
     terms, (_, changed) = loss(params, fixed, batch, jax.random.key(1))
     pred, stats = net.apply(

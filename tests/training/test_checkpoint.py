@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.training import checkpoint, checksums, sharding, transfer
+from jaxvol.training import checkpoint, checksums, lookup, sharding, transfer
 from jaxvol.types import TrainState, UserError
 
 
@@ -28,7 +28,7 @@ def state(step: int) -> TrainState:
         params,
         extra,
         {"net": (net["w"] * 2, (jnp.int32(3),))},
-        {"params": params, "stats": {"net": {}}},
+        {"ema": {"params": params, "stats": {"net": {}}}},
     )
 
 
@@ -39,7 +39,7 @@ def fill(workdir, steps, best, newest=2):
             "progress": {"best_step": best if best in steps and step >= best else None},
             "phase": 0,
         }
-        assert checkpoint.save(store, state(step), meta, best if step >= best else None)
+        assert checkpoint.save(store, state(step), meta, [best] if step >= best else [])
         store.manager.wait_until_finished()
     return store
 
@@ -63,12 +63,10 @@ def same(tree, step):
 def test_keeps_newest_and_best_and_resolves_names(tmp_path):
     store = fill(tmp_path, [10, 20, 30, 40, 50], best=20)
     assert sorted(store.manager.all_steps()) == [20, 40, 50]
-    assert (
-        checkpoint.resolve(store, "best")[0] == 20 and checkpoint.resolve(store, "final")[0] == 50
-    )
+    assert lookup.resolve(store, "best")[0] == 20 and lookup.resolve(store, "final")[0] == 50
     with pytest.raises(UserError, match=r"'30' is not in .*\[20, 40, 50\]"):
-        checkpoint.resolve(store, "30")
-    params, stats, meta = checkpoint.weights(store, "40", template(), "ema")
+        lookup.resolve(store, "30")
+    params, stats, meta = lookup.weights(store, "40", template(), "ema")
     np.testing.assert_array_equal(params["net"]["w"], state(40).params["net"]["w"])
     assert meta["step"] == 40
 
@@ -132,7 +130,7 @@ def test_damage_is_noticed_and_the_step_before_is_used(tmp_path, damage):
         and len(list((tmp_path / "corrupt").iterdir())) == 1
     )
     # the number is free again
-    assert checkpoint.save(store, state(20), {"progress": {"best_step": 10}}, 10)
+    assert checkpoint.save(store, state(20), {"progress": {"best_step": 10}}, [10])
     store.manager.wait_until_finished()
 
 
@@ -147,35 +145,51 @@ def test_no_sound_step_is_an_error_and_none_is_a_fresh_start(tmp_path):
     )
 
 
+def weights_of_run(*groups, value=1.0, columns=3):
+    return {
+        "params": {g: {"kernel": jnp.full((2, columns), value)} for g in groups},
+        "stats": {groups[0]: {"mean": jnp.full(3, value)}},
+    }
+
+
 def test_groups_of_another_name_are_transferred():
     """A generator starts from a regression run, and the other way round; everything else stays as
     it is.
     """
-
-    def run(*groups, value=1.0):
-        return {
-            "params": {
-                g: {"kernel": jnp.full((2, 3), value), "own": {g: jnp.zeros(4)}} for g in groups
-            },
-            "stats": {groups[0]: {"mean": jnp.full(3, value)}},
-        }
-
-    own, given = run("gen", "disc", value=1.0), run("net", value=2.0)
-    pair = transfer.transfer(own, given, "run", (("gen", "net"),))
-    assert np.all(pair["params"]["gen"]["kernel"] == 2) and np.all(
-        pair["stats"]["gen"]["mean"] == 2
-    )
+    target, given = weights_of_run("gen", "disc", value=1.0), weights_of_run("net", value=2.0)
+    pair = transfer.transfer(target, given, "run", (("gen", "net"),))
+    assert np.all(pair["params"]["gen"]["kernel"] == 2)
+    assert np.all(pair["stats"]["gen"]["mean"] == 2)
     assert np.all(pair["params"]["disc"]["kernel"] == 1)
-    back = transfer.transfer(given, own, "run", (("net", "gen"),))
-    assert np.all(back["params"]["net"]["kernel"] == 1) and np.all(
-        back["stats"]["net"]["mean"] == 1
-    )
-    same = transfer.transfer(own, run("gen", value=3.0), "run")
-    assert np.all(same["params"]["gen"]["kernel"] == 3) and np.all(
-        same["params"]["disc"]["kernel"] == 1
-    )
+    back = transfer.transfer(given, target, "run", (("net", "gen"),))
+    assert np.all(back["params"]["net"]["kernel"] == 1)
+    assert np.all(back["stats"]["net"]["mean"] == 1)
+    same = transfer.transfer(target, weights_of_run("gen", value=3.0), "run")
+    assert np.all(same["params"]["gen"]["kernel"] == 3)
+    assert np.all(same["params"]["disc"]["kernel"] == 1)
     for pairs in ((("gen", "disc"),), (("net", "net"),)):
-        with pytest.raises(UserError, match="this run has the groups disc, gen and run has net"):
-            transfer.transfer(own, given, "run", pairs)
-    with pytest.raises(UserError, match="none of its"):
-        transfer.transfer(own, given, "run")
+        with pytest.raises(UserError, match="this run has disc, gen and run has net"):
+            transfer.transfer(target, given, "run", pairs)
+    with pytest.raises(UserError, match="none of which is in disc, gen"):
+        transfer.transfer(target, given, "run")
+
+
+def test_a_transfer_never_takes_half_in_silence():
+    target, wider = weights_of_run("net"), weights_of_run("net", value=2.0, columns=4)
+    with pytest.raises(UserError, match=r"params/net/kernel has \[2, 4\], expected \[2, 3\]"):
+        transfer.transfer(target, wider, "run")
+    pair = transfer.transfer(target, wider, "run", partial=True)
+    assert np.all(pair["params"]["net"]["kernel"] == 1)
+    assert np.all(pair["stats"]["net"]["mean"] == 2)
+
+
+def test_a_renamed_folder_is_not_taken_for_the_step_it_is_called(tmp_path):
+    store = fill(tmp_path, [10, 20], best=10)
+    store.manager.close()
+    (tmp_path / "checkpoints" / "20").rename(tmp_path / "checkpoints" / "99")
+    (tmp_path / "checkpoints" / "²").mkdir()
+    assert checkpoint.steps(tmp_path) == [10, 99]
+    store = checkpoint.open_store(tmp_path)
+    tree, meta = checkpoint.restore_newest(store, lambda meta: template())
+    assert meta["step"] == 10
+    same(tree, 10)

@@ -232,7 +232,7 @@ def test_adam_and_its_collectives(sizes):
     if sizes[1] > 1:
         split = [
             [not s.sharding.is_fully_replicated for s in jax.tree.leaves(t)]
-            for t in (state.params, state.ema, state.opt)
+            for t in (state.params, state.averages["ema"], state.opt)
         ]
         # kernels, averages, two moments
         assert [sum(leaves) for leaves in split] == [4, 4, 8] and "all-gather" in found

@@ -29,7 +29,7 @@ def kept_for_backward(precision: str) -> int:
     task, state, batch = abstract(chosen, make_mesh(ONE), 32)
 
     def pullback(params, extra, batch):
-        fixed = Fixed(jnp.int32(0), extra, None)
+        fixed = Fixed(jnp.int32(0), jnp.int32(0), extra, None)
         return jax.vjp(
             lambda p: task.loss(p, fixed, batch, jax.random.key(0))[0]["net"]["mse"], params
         )[1]
@@ -74,7 +74,10 @@ def test_bfloat16_trains_as_well():
             config(**BLOCK, precision=precision, task__metrics=("vrmse",)), spec(8)
         )
         rows = jax.jit(task.evaluate, compiler_options=QUICK)(
-            state.ema["params"], {"stats": state.ema["stats"]}, boxes(100, 8), jax.random.key(0)
+            state.averages["ema"]["params"],
+            {"stats": state.averages["ema"]["stats"]},
+            boxes(100, 8),
+            jax.random.key(0),
         )
         found = jax.tree.leaves((metrics, state, rows))
         assert {leaf.dtype for leaf in found if jnp.issubdtype(leaf.dtype, jnp.inexact)} == {
@@ -96,7 +99,7 @@ def test_float64():
             make_mesh(ONE),
         )
         init, state = assemble.state_template(chosen, spec(8), 1000, mesh)
-        assert {s.dtype for s in jax.tree.leaves((state.params, state.ema))} == {
+        assert {s.dtype for s in jax.tree.leaves((state.params, state.averages["ema"]))} == {
             np.dtype(np.float64)
         }
         task, _, _ = abstract(chosen, mesh, 8)
@@ -107,9 +110,9 @@ def test_float64():
         assert jax.tree.map(lambda x: x.dtype, now) == jax.tree.map(lambda s: s.dtype, state)
 
         def loss(params):
-            return task.loss(params, Fixed(now.step, now.extra, now.ema), batch, jax.random.key(0))[
-                0
-            ]["net"]["mse"]
+            return task.loss(
+                params, Fixed(now.step, now.step, now.extra, now.averages), batch, jax.random.key(0)
+            )[0]["net"]["mse"]
 
         rng = np.random.default_rng(1)
         along = jax.tree.map(lambda p: rng.normal(size=p.shape), now.params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol.training import assemble, step
+from jaxvol.training import assemble, averages, gradients, step
 from jaxvol.types import Fixed
 from tests import compiler, toys
 
@@ -25,9 +25,9 @@ def device_batch(i=0):
 def test_each_player_descends_the_gradient_of_its_own_terms_at_the_same_weights():
     task, batch = toys.game_task(), device_batch()
     params, extra = task.init(jax.random.key(0), batch)
-    fixed = Fixed(jnp.int32(0), extra, None)
+    fixed = Fixed(jnp.int32(0), jnp.int32(0), extra, None)
     for parts in (1, 4):
-        _, grads, _, _ = step.accumulate(task.loss, params, fixed, batch, jax.random.key(1), parts)
+        grads = gradients.accumulate(task, params, fixed, batch, jax.random.key(1), parts).grads
         g, d = 2.0, 3.0
         assert set(grads) == {"gen", "disc"}
         # not + dL_disc/dg
@@ -59,32 +59,37 @@ def test_both_players_move_from_theta_t_and_the_unnamed_group_stays():
 def test_micro_batches_equal_the_full_batch(parts):
     task, batch = toys.regression_task(), device_batch()
     params, extra = task.init(jax.random.key(0), batch)
-    fixed = Fixed(jnp.int32(0), extra, None)
-    whole = step.accumulate(task.loss, params, fixed, batch, jax.random.key(1), 1)
-    cut = step.accumulate(task.loss, params, fixed, batch, jax.random.key(1), parts)
-    for a, b in zip(
-        jax.tree.leaves((whole[0], whole[1], whole[3])), jax.tree.leaves((cut[0], cut[1], cut[3]))
-    ):
+    fixed = Fixed(jnp.int32(0), jnp.int32(0), extra, None)
+    whole = gradients.accumulate(task, params, fixed, batch, jax.random.key(1), 1)
+    cut = gradients.accumulate(task, params, fixed, batch, jax.random.key(1), parts)
+    for a, b in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(cut[:2])):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    # running statistics follow one another: each part goes on from what the one before it left
+    seen = 0.0
+    for part in np.asarray(gradients.split(batch, parts)["input"]):
+        seen = 0.5 * seen + 0.5 * part.mean()
+    np.testing.assert_allclose(cut.extra["stats"]["net"]["seen"], seen, rtol=1e-5)
     keys = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(jax.random.key(1), i), ()))(
         jnp.arange(parts)
     )
     # every part has a key of its own
-    np.testing.assert_allclose(cut[2]["noise"], keys.mean(), rtol=1e-5)
+    np.testing.assert_allclose(cut.metrics["noise"], keys.mean(), rtol=1e-5)
 
 
 def test_ema_follows_its_recursion_over_parameters_and_statistics():
     config, task = toys.config(), toys.regression_task()
     optimizers, state = start(task, config, device_batch())
     run = jax.jit(step.make(task, optimizers, 0, 0.9, 1))
-    expected = jax.tree.map(np.asarray, state.ema)
+    expected = jax.tree.map(np.asarray, state.averages["ema"])
     for i in range(30):
         state, _ = run(state, device_batch(i), i)
         decay = min(0.9, (1 + i) / (10 + i))
-        now = step.averaged(state.params, state.extra)
+        now = averages.averaged(state.params, state.extra)
         expected = jax.tree.map(lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+        state.averages["ema"],
+        expected,
     )
 
 
@@ -93,7 +98,11 @@ def test_without_averaging_the_ema_is_the_weights():
     optimizers, state = start(task, config, device_batch())
     run = jax.jit(step.make(task, optimizers, 0, 0.0, 1), compiler_options=compiler.usual())
     state, _ = run(state, device_batch(), 0)
-    jax.tree.map(np.testing.assert_array_equal, state.ema, step.averaged(state.params, state.extra))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        state.averages["ema"],
+        averages.averaged(state.params, state.extra),
+    )
 
 
 def test_a_non_finite_step_changes_nothing_and_every_later_step_is_refused():
@@ -121,10 +130,23 @@ def test_wrong_groups_and_foreign_extra_are_refused():
     def misnamed(p, f, b, k):
         return {"other": {"mse": jnp.float32(0)}}, ({}, {})
 
-    with pytest.raises(ValueError, match="names the groups .'other'."):
-        step.group_gradients(misnamed, params, Fixed(0, extra, None), batch, jax.random.key(0))
+    def refused(message, **changes):
+        changed = dataclasses.replace(task, **changes)
+        with pytest.raises(ValueError, match=message):
+            fixed = Fixed(0, 0, extra, None)
+            gradients.pull_back(changed, params, fixed, batch, jax.random.key(0))
+
+    refused("names the objectives .'other'.", loss=misnamed)
+    refused("names the groups .'encoder'.", objectives={"fit": ("net", "encoder")})
+    refused("descend two objectives", objectives={"a": ("net",), "b": ("net",)})
     with pytest.raises(ValueError, match="monitor"):
-        step.merge({"stats": {}, "monitor": {}}, {"monitor": {}})
+        gradients.merge({"stats": {}, "monitor": {}}, {"monitor": {}})
+    with pytest.raises(ValueError, match="shapes or types of extra.'queue'."):
+        gradients.merge({"queue": jnp.zeros(3)}, {"queue": jnp.zeros(4)})
+    fixed = Fixed(0, 0, extra, None)
+    with pytest.raises(ValueError, match="micro_batches=1"):
+        summed = dataclasses.replace(task, example_mean=False)
+        gradients.accumulate(summed, params, fixed, batch, jax.random.key(0), 2)
 
 
 def test_lbfgs_gets_the_same_objective_and_solves_least_squares():
@@ -162,11 +184,11 @@ def test_statistics_and_average_of_a_waiting_group_wait_with_it():
     config, task = toys.config(optimizer__every=2), toys.regression_task()
     optimizers, state = start(task, config, device_batch())
     run = jax.jit(step.make(task, optimizers, 0, 0.9, 1))
-    expected, moved = jax.tree.map(np.asarray, state.ema), 0
+    expected, moved = jax.tree.map(np.asarray, state.averages["ema"]), 0
     for i in range(12):
-        before = step.averaged(state.params, state.extra)
+        before = averages.averaged(state.params, state.extra)
         state, _ = run(state, device_batch(i), i)
-        now = step.averaged(state.params, state.extra)
+        now = averages.averaged(state.params, state.extra)
         if i % 2:
             jax.tree.map(np.testing.assert_array_equal, now, before)
         else:
@@ -176,5 +198,7 @@ def test_statistics_and_average_of_a_waiting_group_wait_with_it():
             )
             assert now["stats"]["net"]["seen"] != before["stats"]["net"]["seen"]
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.ema, expected
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
+            state.averages["ema"],
+            expected,
         )

@@ -68,7 +68,7 @@ def applies(config) -> bool:
 def diagnose(ctx: Context) -> Result:
     """The solution is read here and in evaluation, never in training."""
     problem, batch = measured.problem(ctx.config.data.problem), jax.device_get(ctx.batch(0))
-    fixed = Fixed(ctx.state.step, ctx.state.extra, ctx.state.ema)
+    fixed = Fixed(ctx.state.step, ctx.state.step, ctx.state.extra, ctx.state.averages)
     loss = jax.jit(
         lambda p: ctx.task.loss(p, fixed, ctx.batch(0), jax.random.key(0))[0]["net"],
         compiler_options=probe.quick(),

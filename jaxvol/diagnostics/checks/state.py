@@ -164,7 +164,7 @@ def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
             )
             mean, moves = decay * mean + (1 - decay) * value, moves + 1
         found = np.asarray(
-            dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.ema["params"])))[path],
+            dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.averages["ema"]["params"])))[path],
             np.float64,
         )
         wrong += float(((found - mean) ** 2).sum())

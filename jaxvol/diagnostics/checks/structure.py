@@ -275,7 +275,7 @@ def pretrained_moved(ctx: Context) -> float:
     """Largest relative difference between the state's parameters and the averages that were loaded
     with them.
     """
-    pairs = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.state.ema["params"]))
+    pairs = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.state.averages["ema"]["params"]))
     same = max(float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-30)) for a, b in pairs)
     fresh = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.init().params))
     untouched = all(bool((a == b).all()) for a, b in fresh)

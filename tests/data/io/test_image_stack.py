@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvol.config import components
 from jaxvol import pdes
+from jaxvol.config import components
 from jaxvol.data import measured
 from jaxvol.data.io import image_stack
 from jaxvol.diagnostics.checks import prediction

@@ -1,0 +1,84 @@
+"""Where a run goes on: at its newest sound checkpoint, if that is its own, or at step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from absl import logging
+
+from jaxvol.config import identity
+from jaxvol.config.phases import Phase
+from jaxvol.runtime import monitoring
+from jaxvol.training import checkpoint, handover
+from jaxvol.training.progress import Progress, Run
+from jaxvol.types import TrainState, UserError
+
+
+def restore_or_init(run: Run, plan: list[Phase], parts_of: Callable, initial: Callable) -> int:
+    """Restore the newest sound checkpoint, or make the state of step 0.  Returns the phase to go on
+    with.
+    """
+
+    def template(meta: dict):
+        check_belongs(run, plan, meta)
+        return checkpoint.as_dict(parts_of(meta["phase"]).struct)
+
+    restored = checkpoint.restore_newest(run.store, template)
+    lost = monitoring.recorded(run.writer.workdir)
+    if lost is not None and (restored is None or restored[1]["step"] < lost):
+        missing = (
+            f"status.json says that step {lost} was saved, but {run.store.directory} does not "
+            "have it"
+        )
+        if restored is None:
+            raise UserError(
+                f"{missing}, nor any other. Put the folder back, or start over with "
+                "--config.resume=fresh."
+            )
+        logging.error("%s: GOING ON FROM STEP %d.", missing, restored[1]["step"])
+    if restored is None:
+        run.state = handover.start(parts_of(0))
+        run.state = handover.load_pretrained(run.state, initial(), run.config.init_partial)
+        run.progress.starts = [0]
+        return 0
+    tree, meta = restored
+    index = meta["phase"]
+    if meta["data_hash"] != parts_of(index).dataset.hash:
+        raise UserError(
+            f"The data changed since step {meta['step']} was saved (hash {meta['data_hash']} -> "
+            f"{parts_of(index).dataset.hash}). Put the old data back, or start over with "
+            "--config.resume=fresh."
+        )
+    run.state = TrainState(**tree)
+    run.progress = Progress(**meta["progress"])
+    run.progress.restarts += 1
+    run.saved = meta["step"]
+    logging.info("resumed from step %d", run.saved)
+    return index
+
+
+def check_belongs(run: Run, plan: list[Phase], meta: dict) -> None:
+    """UserError for a checkpoint of an earlier format, and for one of another run."""
+    where = f"Checkpoint {run.store.directory}/{meta['step']}"
+    if "format" not in meta or meta["format"] != checkpoint.FORMAT:
+        made_by = meta["versions"]["jaxvol"] if "jaxvol" in meta["versions"] else "an earlier one"
+        raise UserError(
+            f"{where} was saved by jaxvol {made_by} in an earlier format. It can be evaluated, and "
+            "predict with; training cannot go on from it. Start another run from its weights "
+            "(--config.init_from), or start over with --config.resume=fresh."
+        )
+    names = [phase.name for phase in plan]
+    if meta["phase"] >= len(plan) or meta["phase_name"] != names[meta["phase"]]:
+        raise UserError(
+            f"{where} is of phase {meta['phase_name']!r}, but this run has the phases "
+            f"{', '.join(names)}. Use the run's own config, or another --workdir."
+        )
+    expected = plan[meta["phase"]].config
+    changed = identity.differences(identity.config_from(meta["config"]), expected)
+    if changed:
+        raise UserError(
+            f"{where} is of a run with another config:\n  - "
+            + "\n  - ".join(changed)
+            + "\nUse the old values to go on, another --workdir for a new run, or "
+            "--config.resume=fresh to start over."
+        )
