@@ -7,6 +7,7 @@ from tests.training.test_distributed import (
     SGD,
     deviation,
     gathered_fields,
+    gradient,
     program,
     traffic,
     trained,
