@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import command_line, identity, phases, validate
 from jaxvol.diagnostics import preflight, watch
-from jaxvol.evaluation import compare, evaluate
+from jaxvol.evaluation import compare, evaluate, pictures, predict
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import errors, monitoring, processes, writer
 from jaxvol.training import assemble, checkpoint, loop, restore, sharding
@@ -131,7 +131,7 @@ def open_run(config: ConfigDict, workdir: Path, mesh: Mesh, parts: Parts) -> Run
             "versions": writer.versions(),
         },
         score=examples.score,
-        figures=evaluate.example_figure,
+        figures=pictures.example_figure,
         watch=watch.make(config),
     )
 
@@ -223,7 +223,7 @@ def do_evaluate(config: ConfigDict, workdir: Path) -> int:
 def do_predict(config: ConfigDict, workdir: Path) -> int:
     """Predict files with a trained model."""
     with jax.set_mesh(sharding.one_device()):
-        evaluate.predict_run(config, workdir)
+        predict.predict_run(config, workdir)
     return 0
 
 

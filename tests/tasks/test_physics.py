@@ -13,7 +13,7 @@ import pytest
 from jaxvol import main, pdes
 from jaxvol.config import base, components, experiments, validate
 from jaxvol.data import collocation
-from jaxvol.evaluation import evaluate, loading
+from jaxvol.evaluation import loading, pictures
 from jaxvol.tasks import physics as task_of
 from jaxvol.training import loop, step
 from jaxvol.types import Fixed, UserError
@@ -326,7 +326,7 @@ def test_a_run_from_before_the_kind_coordinates_is_read_as_one_of_coordinates(
     x = pdes.make(chosen.data.problem).mesh
     u = predict(x[None, None])[0]
     assert u.shape == (1, *x.shape[:-1], 1)
-    drawn = evaluate.slices(spec, {"input": x[None], "target": u, "prediction": u}, "a")
+    drawn = pictures.slices(spec, {"input": x[None], "target": u, "prediction": u}, "a")
     assert [a.get_xlabel() for a in drawn.axes if a.images] == ["t"] * 3
     with pytest.raises(UserError, match="holds coordinates"):
         loading.load(tmp_path, "final", transforms="flips")
