@@ -83,8 +83,8 @@ def selection(config: ConfigDict) -> None:
         {
             "every": 100,  # updates between saves
             "keep": 2,  # newest checkpoints kept, besides best and final
-            "best_metric": "vrmse",  # validation metric that decides "best" and early stopping
-            "best_mode": "min",  # min | max
+            # validation metric that decides "best" and early stopping, in the direction it states
+            "best_metric": "vrmse",
         }
     )
     config.early_stopping = ConfigDict(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import identity
 from jaxvol.config.base import RULES, SCHEDULES, TRANSFORMS
+from jaxvol.config.components import best_direction
 from jaxvol.data.augment import KNOWN
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.runtime import modules
@@ -59,7 +60,6 @@ def _choices(config: ConfigDict) -> list[str]:
         ("precision", config.precision, ("f32", "bf16", "f64")),
         ("matmul_precision", config.matmul_precision, ("default", "high", "highest")),
         ("resume", config.resume, ("auto", "fresh")),
-        ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
         ("evaluate.weights", config.evaluate.weights, ("ema", "raw")),
         ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
         ("evaluate.tta", config.evaluate.tta, TRANSFORMS),
@@ -70,6 +70,12 @@ def _choices(config: ConfigDict) -> list[str]:
         f"{path} is {value!r}; it has to be one of {', '.join(known)}."
         for path, value, known in wanted
         if value not in known
+    ]
+    fields = identity.flatten(config.to_dict())
+    violations += [
+        f"{path} no longer exists: {instead}. Delete it from your config."
+        for path, instead in identity.RETIRED.items()
+        if path in fields
     ]
     for room, block in components(config):
         try:
@@ -255,6 +261,11 @@ def validate(config: ConfigDict) -> list[str]:
             config.optimizer,
             config.phases[0][1] if config.phases else config.total_steps,
         )
+    if not violated:  # a task's own rules say more about its metrics
+        try:
+            best_direction(config)
+        except UserError as error:
+            violated = [str(error)]
     if violated:
         raise UserError(
             "The config breaks "

@@ -50,7 +50,7 @@ os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 from matplotlib.figure import Figure  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from jaxvol.config import command_line, identity
+from jaxvol.config import command_line, components, identity
 from jaxvol.plots import figures
 from jaxvol.runtime import writer  # noqa: E402
 from jaxvol.types import UserError  # noqa: E402
@@ -273,12 +273,11 @@ def failed(point: Point, code: int, log: Path) -> Outcome:
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Best first; then the unfinished, then the failed, in the order of the sweep."""
-    sign, states = (
-        -1.0 if outcomes[0].point.config.checkpoint.best_mode == "max" else 1.0,
-        ("finished", "unfinished", "failed"),
-    )
+    direction = components.best_direction(outcomes[0].point.config)
+    states = ("finished", "unfinished", "failed")
     return sorted(
-        outcomes, key=lambda o: (states.index(o.state), 0.0 if o.value is None else sign * o.value)
+        outcomes,
+        key=lambda o: (states.index(o.state), 0.0 if o.value is None else -direction * o.value),
     )
 
 
@@ -339,11 +338,12 @@ def report(outcomes: Sequence[Outcome], folder: Path) -> str:
     csv.writer(text, lineterminator="\n").writerows(table)
     writer.replace(folder / "ranking.csv", text.getvalue().encode())
     checkpoint = order[0].point.config.checkpoint
+    mode = "max" if components.best_direction(order[0].point.config) > 0 else "min"
     objective = [
         {
             "objective": o.value,
             "metric": checkpoint.best_metric,
-            "mode": checkpoint.best_mode,
+            "mode": mode,
             "params": o.point.params,
             "state": o.state,
             "reason": o.reason,

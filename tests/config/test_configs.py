@@ -188,7 +188,6 @@ ELSEWHERE = (
     "early_stopping.min_delta",
     "task.correlation.",
     "task.r1.every",
-    "checkpoint.best_mode",
     "matmul_precision",
     "data.pm_steps",
     "data.tracers.",
