@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvol.config import base
-from jaxvol.data import box, galaxies
+from jaxvol.data import box, crops, galaxies, regions
 from jaxvol.types import UserError
 from tests.data.test_volumes import config_of, error, h5
 
@@ -63,7 +63,7 @@ def test_no_voxel_of_an_evaluation_crop_is_in_a_training_crop(
     source = box.source(config)
     train_seen, train_counted = every_training_voxel(source)
     seen = {}
-    cuts = box.slabs(
+    cuts = regions.slabs(
         shape[axis], crop[axis], margin[axis], buffer, config.data.fractions, periodic[axis]
     )
     for split in ("val", "test"):
@@ -102,11 +102,11 @@ def test_slabs_against_every_small_case(periodic):
         if 2 * margin >= crop:
             continue
         try:
-            cuts = box.slabs(length, crop, margin, 0, (0.6, 0.2, 0.2), periodic)
+            cuts = regions.slabs(length, crop, margin, 0, (0.6, 0.2, 0.2), periodic)
         except UserError as fault:
             fits = str(fault).split("that fits along it is ")
             if len(fits) == 2:
-                box.slabs(length, int(fits[1].split(".")[0]), margin, 0, (1, 1, 1), periodic)
+                regions.slabs(length, int(fits[1].split(".")[0]), margin, 0, (1, 1, 1), periodic)
             needed = (
                 3 * (crop - 2 * margin)
                 + (3 if periodic else 2) * crop
@@ -130,7 +130,7 @@ def test_a_whole_periodic_axis_is_periodic_in_the_crop(tmp_path):
     assert source.spec.periodic == (False, True, False) and source.spec.wrap == (True, True, True)
     x = np.arange(24).reshape(2, 3, 4, 1)
     np.testing.assert_array_equal(
-        box.read_wrapped(lambda piece: x[piece], (2, 3, 4), (-1, 2, 3), (2, 3, 2)),
+        crops.read_wrapped(lambda piece: x[piece], (2, 3, 4), (-1, 2, 3), (2, 3, 2)),
         np.roll(x, (1, -2, -3), (0, 1, 2))[:, :, :2],
     )
 

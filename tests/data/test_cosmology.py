@@ -16,6 +16,8 @@ from absl import logging
 
 from jaxvol.config import base
 from jaxvol.data import cosmology as boxes
+from jaxvol.data.simulation import cache
+from jaxvol.data.simulation import cosmology as simulation
 from jaxvol.ops import cosmology, lpt, nbody
 from jaxvol.types import UserError
 from tests.ops.test_lpt import spectra
@@ -122,15 +124,15 @@ def test_tracers_are_poisson_biased_and_squeezed_along_the_line_of_sight(tmp_pat
     wave = np.cos(2 * np.pi * np.arange(n) / n)
     for axis, expected in ((0, 2.0 + growth.f1), (1, 2.0)):
         profile = np.moveaxis(np.broadcast_to(wave[:, None, None], (n,) * 3), 0, axis)
-        moved = boxes._second_order(
+        moved = simulation.second_order(
             jnp.asarray(amplitude * profile, jnp.float32)[None], growth, box_size
         )
-        rate, _ = boxes._tracers(*moved, box_size, 2.0, 0)
+        rate, _ = simulation.tracer_rates(*moved, box_size, 2.0, 0)
         assert float(2 * (np.asarray(rate[0]) * profile).mean()) / amplitude == pytest.approx(
             expected, rel=0.02
         )
     config.data.tracers.redshift_space = False
-    assert boxes._spec(boxes._settings(config.data)).fields["input"].kind == "scalar"
+    assert boxes.specify(boxes.box_settings(config.data)).fields["input"].kind == "scalar"
 
 
 def test_a_box_depends_on_its_seed_split_and_index_only(matter, tmp_path):
@@ -194,7 +196,7 @@ def test_damaged_and_missing_boxes_are_made_again(tmp_path, monkeypatch):
 
 def _save_many(path):
     for value in range(40):
-        boxes._save(
+        cache.save(
             path,
             input=np.full((8, 8, 8), value, np.float32),
             target=np.full((8, 8, 8), value, np.float32),
@@ -207,7 +209,7 @@ def test_a_box_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         writers = [pool.submit(_save_many, path) for _ in range(2)]
         while not all(writer.done() for writer in writers):
-            box = boxes._load(path, 8)
+            box = cache.load(path, 8)
             assert np.ptp(box["input"]) == 0 and np.array_equal(box["input"], box["target"])
         assert [writer.result() for writer in writers] == [None, None]
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
@@ -218,7 +220,7 @@ def test_a_box_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", full_disk)
     with pytest.raises(UserError, match="train-00001.npz cannot be written .*No space left"):
-        boxes._save(tmp_path / "train-00001.npz", input=np.zeros(1), target=np.zeros(1))
+        cache.save(tmp_path / "train-00001.npz", input=np.zeros(1), target=np.zeros(1))
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
 
 
@@ -227,14 +229,14 @@ def test_cache_folder_falls_back_to_the_temporary_folder_and_says_so(tmp_path, m
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert boxes._cache_folder(str(tmp_path / "file" / "cache")) == tmp_path / "jaxvol"
+    assert cache.folder(str(tmp_path / "file" / "cache")) == tmp_path / "jaxvol"
     assert (
         len(warnings) == 1
         and "cannot be written" in warnings[0]
         and str(tmp_path / "jaxvol") in warnings[0]
     )
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert boxes._cache_folder("~/boxes") == tmp_path / "boxes"
+    assert cache.folder("~/boxes") == tmp_path / "boxes"
 
 
 def test_senseless_settings_are_one_error_that_names_them_all(tmp_path):

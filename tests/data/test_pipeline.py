@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxvol.data import pipeline
+from jaxvol.data import pipeline, reading
 from jaxvol.data.augment import augment
+from jaxvol.data.source import Source
 from jaxvol.ops import rotations
 from jaxvol.types import Field, Spec, UserError
 
@@ -22,7 +23,7 @@ SHAPE = (4, 4, 4)
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch):
-    monkeypatch.setattr(pipeline, "BACKOFF_S", (0.001, 0.001))
+    monkeypatch.setattr(reading, "BACKOFF_S", (0.001, 0.001))
 
 
 def make_config(batch_size=4, precision="f32", **data):
@@ -64,7 +65,7 @@ def make_source(read=None, sizes=None, spec=None):
         return {"input": x, "target": x**2 + 1}
 
     sizes = sizes or {"train": 7, "val": 5, "test": 0}
-    return pipeline.Source(
+    return Source(
         spec or make_spec(),
         sizes,
         read or plain,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxvol.config import base
-from jaxvol.data import layout, volumes
+from jaxvol.data import layout, manifest, volumes
 from jaxvol.data.io import files
 from jaxvol.types import UserError
 
@@ -324,4 +324,4 @@ def test_bad_settings_of_volumes(subcubes):
 def test_wildcards_name_the_pairs(tmp_path, pattern, names):
     for i in (1, 2):
         h5(tmp_path / f"p{i}" / f"ct_{i}.h5", x=np.ones(2))
-    assert list(volumes._matches(f"{tmp_path}/{pattern}", "data.input")) == names
+    assert list(manifest.matches(f"{tmp_path}/{pattern}", "data.input")) == names
