@@ -239,13 +239,15 @@ def schedule() -> ConfigDict:
 
 
 def preflight() -> ConfigDict:
-    """The checks before a fresh training; their limits stand in jaxvol/config/limits.py."""
+    """The checks before a fresh training; their limits are LIMITS of each check's file."""
     return ConfigDict(
         {
             # before a fresh --mode=train; a run that was passed or resumed is not checked again
             "run": True,
             # names of the checks to run, e.g. ("data",); () = all that apply
             "only": (),
+            # your own checks, as module paths, e.g. ("mylab.symmetry",); see diagnostics/engine.py
+            "checks": (),
             # checks whose FAIL does not stop the training; stays visible in every report
             "waive": (),
             # checks that stop a training that is under way when a cheap reading turns red
