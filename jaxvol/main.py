@@ -27,7 +27,7 @@ from jaxvol.config import command_line, identity, phases, validate
 from jaxvol.diagnostics import preflight, watch
 from jaxvol.evaluation import compare, evaluate, pictures, predict
 from jaxvol.evaluation.evaluators import examples
-from jaxvol.runtime import errors, monitoring, processes, writer
+from jaxvol.runtime import errors, monitoring, processes, provenance, writer
 from jaxvol.training import assemble, checkpoint, loop, restore, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
@@ -58,7 +58,7 @@ def check_resume(config: ConfigDict, workdir: Path) -> None:
                 aside.mkdir(parents=True, exist_ok=True)
                 shutil.move(str(workdir / name), str(aside / name))
         return
-    changed = identity.differences(writer.read_config(file), config)
+    changed = identity.differences(provenance.read_config(file), config)
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config:\n  - "
@@ -128,7 +128,7 @@ def open_run(config: ConfigDict, workdir: Path, mesh: Mesh, parts: Parts) -> Run
             "config": config.to_json(),
             "config_hash": identity.fingerprint(config),
             "data_hash": parts.dataset.hash,
-            "versions": writer.versions(),
+            "versions": provenance.versions(),
         },
         score=examples.score,
         figures=pictures.example_figure,

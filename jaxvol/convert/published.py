@@ -36,7 +36,7 @@ from jaxvol.config import base, components, identity, validate
 from jaxvol.training import progress
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 from jaxvol.training import assemble, checkpoint, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
@@ -121,13 +121,13 @@ def import_run(
         "config": config.to_json(),
         "config_hash": identity.fingerprint(config),
         "data_hash": dataset.hash,
-        "versions": writer.versions(),
+        "versions": provenance.versions(),
         "phase": 0,
         "steps": config.total_steps,
         "spec": dataset.spec.to_json(),
         "progress": dataclasses.asdict(progress.Progress()),
     }
-    writer.write_config(output, config)
+    provenance.write_config(output, config)
     checkpoint.save(store, state, meta, None)
     store.manager.wait_until_finished()
     store.manager.close()

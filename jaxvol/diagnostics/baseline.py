@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxvol.diagnostics.engine import Verdict
+from jaxvol.runtime import atomic
 from jaxvol.types import UserError
 
 RECORDED = ("loss", "lr", "grad_norm")  # of the short run, per group
@@ -60,7 +61,7 @@ def write(folder: Path, recorded: dict[str, Any]) -> None:
             return [plain(v) for v in value]
         return value if math.isfinite(value) else str(value)
 
-    (folder / "baseline.json").write_text(json.dumps(plain(recorded)), encoding="utf-8")
+    atomic.write_text(folder / "baseline.json", json.dumps(plain(recorded)))
 
 
 def read(workdir: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from jaxvol.config import identity, phases
 from jaxvol.diagnostics import baseline, context, probe, report
 from jaxvol.diagnostics import engine as diagnostics
-from jaxvol.runtime import modules, writer
+from jaxvol.runtime import modules, provenance
 from jaxvol.training import sharding
 from jaxvol.types import Parts, UserError
 
@@ -140,7 +140,7 @@ def run(
         "data_hash": ctx.dataset.hash,
         "complete": not config.preflight.only,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "versions": writer.versions(),
+        "versions": provenance.versions(),
     }
     if jax.process_index() == 0:
         recorded = baseline.record(verdict, *probe.recorded(ctx))

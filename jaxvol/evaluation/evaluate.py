@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxvol.config import components
 from jaxvol.evaluation import costs, loading, pictures, report, tta
 from jaxvol.evaluation.evaluators import examples
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 from jaxvol.training import assemble, sharding
 from jaxvol.types import Dataset, Extra, Params, Spec, Task
 
@@ -48,7 +48,7 @@ def evaluate_run(choice: ConfigDict, workdir: Path, mesh: Mesh) -> str:
     scores = {name: score(*predictor) for name, predictor in predictors.items()}
     batch = put(next(dataset.batches(split, size, rows, 1)))
     info = {
-        **provenance(config, meta, dataset, spec, params),
+        **origin(config, meta, dataset, spec, params),
         "gflop_per_prediction": costs.forward_gflop(task, params, extra, batch, size),
         "steps_per_sec": costs.steps_per_second(workdir),
     }
@@ -78,7 +78,7 @@ def usual(workdir: Path, stored: ConfigDict) -> ConfigDict:
     config.json beside it.
     """
     file = workdir / "config.json"
-    return (writer.read_config(file) if file.exists() else stored).evaluate
+    return (provenance.read_config(file) if file.exists() else stored).evaluate
 
 
 def with_choice(config: ConfigDict, choice: ConfigDict) -> ConfigDict:
@@ -105,7 +105,7 @@ def announce(choice: ConfigDict, meta: dict, dataset: Dataset) -> None:
         )
 
 
-def provenance(
+def origin(
     config: ConfigDict, meta: dict, dataset: Dataset, spec: Spec, params: Params
 ) -> dict[str, Any]:
     """What the scores belong to, for metrics.json: the run, its checkpoint, the split, the data."""

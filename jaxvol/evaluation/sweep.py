@@ -52,7 +52,7 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from jaxvol.config import command_line, components, identity
 from jaxvol.plots import figures
-from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.runtime import atomic, provenance  # noqa: E402
 from jaxvol.types import UserError  # noqa: E402
 
 REASONS = {
@@ -172,7 +172,7 @@ def is_done(point: Point) -> bool:
     # no readable config.json: the training itself says what is wrong
     with contextlib.suppress(UserError):
         return identity.fingerprint(
-            writer.read_config(point.workdir / "config.json")
+            provenance.read_config(point.workdir / "config.json")
         ) == identity.fingerprint(point.config)
     return False
 
@@ -336,7 +336,7 @@ def report(outcomes: Sequence[Outcome], folder: Path) -> str:
     table = rows(order)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
-    writer.replace(folder / "ranking.csv", text.getvalue().encode())
+    atomic.write_text(folder / "ranking.csv", text.getvalue())
     checkpoint = order[0].point.config.checkpoint
     mode = "max" if components.best_direction(order[0].point.config) > 0 else "min"
     objective = [
@@ -352,11 +352,11 @@ def report(outcomes: Sequence[Outcome], folder: Path) -> str:
         }
         for o in order
     ]
-    writer.replace(folder / "objective.json", (json.dumps(objective, indent=1) + "\n").encode())
+    atomic.write_text(folder / "objective.json", json.dumps(objective, indent=1) + "\n")
     (folder / "best.txt").unlink(missing_ok=True)
     if order[0].value is not None:
         flags = " ".join(flag(k, v) for k, v in order[0].point.params.items())
-        writer.replace(folder / "best.txt", (flags + "\n").encode())
+        atomic.write_text(folder / "best.txt", flags + "\n")
         figures.save(figure(order), folder / "ranking.png")
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return "\n".join(

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxvol.config import command_line, validate
 from jaxvol.diagnostics import preflight, report
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 
 
 def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
@@ -32,7 +32,7 @@ def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
         verdicts[Path(name).name] = verdict
         print(f"\n{name}\n{report.text(verdict)}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(report.as_html(verdicts, writer.versions()), encoding="utf-8")
+    output.write_text(report.as_html(verdicts, provenance.versions()), encoding="utf-8")
     print(f"\nThe page is {output}.")
     return not any(verdict.status in preflight.STOPS for verdict in verdicts.values())
 

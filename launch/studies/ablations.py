@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxvol.evaluation import sweep  # noqa: E402
 from jaxvol.plots import figures
-from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.runtime import atomic  # noqa: E402
 
 PERCENTILES = tuple(f"train/net/residual_p{p}" for p in (75, 95, 99))
 
@@ -84,7 +84,7 @@ def main(config: str, folder: str) -> None:
         if (told := refinements(points[0]))
     ]
     print("\n".join(lines))
-    writer.replace(Path(folder) / "ablations.md", ("\n".join(lines) + "\n").encode())
+    atomic.write_text(Path(folder) / "ablations.md", "\n".join(lines) + "\n")
     if not errors:
         return
     figure = figures.canvas(7.5, 1.0 + 0.27 * len(errors))

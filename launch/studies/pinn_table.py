@@ -39,7 +39,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" 
 from jaxvol.config import command_line
 from jaxvol.evaluation import sweep  # noqa: E402
 from jaxvol.plots import figures
-from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.runtime import atomic  # noqa: E402
 
 MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")  # five seeds
 PROBLEMS = (
@@ -103,10 +103,8 @@ def train(one: sweep.Point, running: sweep.Running) -> None:
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     note = one.workdir / "seconds.json"
     if one.workdir.exists() and spent > 0:
-        writer.replace(
-            note,
-            json.dumps((json.loads(note.read_text()) if note.exists() else 0.0) + spent).encode(),
-        )
+        spent += json.loads(note.read_text()) if note.exists() else 0.0
+        atomic.write_text(note, json.dumps(spent))
     if outcome.state == "failed":
         print(f"{one.name}: {outcome.reason}", flush=True)
 
@@ -212,7 +210,7 @@ def write(points: list[sweep.Point], folder: Path) -> str:
         if found:
             results.setdefault((one.params["problem"], one.params["model"]), []).append(found)
     text = table(results)
-    writer.replace(folder / "table.md", (text + "\n").encode())
+    atomic.write_text(folder / "table.md", text + "\n")
     if results:
         figures.save(draw(results), folder / "table.png")
     return text

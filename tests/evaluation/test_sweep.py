@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jaxvol.evaluation import sweep
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 from tests import ROOT
 
 CONFIG = """
@@ -41,7 +41,7 @@ with open(os.path.join(workdir, "calls"), "a") as calls:
     calls.write("x")
 lr, width = config.optimizer.learning_rate, config.model.width
 def leave(state, value):
-    written = {{"format_version": {writer.FORMAT_VERSION}, "config": json.loads(config.to_json())}}
+    written = {{"format_version": {provenance.FORMAT_VERSION}, "config": json.loads(config.to_json())}}
     status = {{"state": state, "best": {{"best_value": value, "best_step": 7}}}}
     for name, content in (("config", written), ("status", status)):
         with open(os.path.join(workdir, name + ".json"), "w") as file:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxvol.data.io import files, weights
-from jaxvol.runtime import writer
+from jaxvol.runtime import memory
 from jaxvol.types import UserError
 from tests import ROOT
 
@@ -173,13 +173,13 @@ def test_a_header_can_promise_anything_and_gets_nothing_for_it(tmp_path, shape, 
         + b"\n"
     )
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0" * stored)
-    before = writer.host_memory()
+    before = memory.host_memory()
     try:
         found = files.read(str(path))
         assert found.nbytes == stored and found.shape == tuple(shape)
     except UserError as error:
         assert str(path) in str(error)
-    assert writer.host_memory() - before < 64 << 20
+    assert memory.host_memory() - before < 64 << 20
 
 
 @QUICK

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import uuid
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from jaxvol.runtime import atomic
 from jaxvol.types import UserError
 
 
@@ -97,15 +96,11 @@ def save(path: Path, **fields: np.ndarray) -> None:
 
     Raises UserError when it cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            np.savez(file, **fields)
-        os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            np.savez(temporary, **fields)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}): free some space or set data.cache_dir to another "
             "folder"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
