@@ -232,7 +232,7 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
     runs = [name.strip() for name in config.compare.runs.split(",") if name.strip()]
     if not runs:
         raise UserError("--mode=compare needs --config.compare.runs=WORKDIR,WORKDIR,...")
-    print(compare.compare(runs, workdir))
+    print(compare.compare(runs, workdir, config.evaluate))
     return 0
 
 

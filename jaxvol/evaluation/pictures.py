@@ -16,7 +16,7 @@ from jaxvol import pdes
 from jaxvol.data import measured
 from jaxvol.evaluation import tables
 from jaxvol.ops import laplacian, normalise
-from jaxvol.plots import figures, solutions
+from jaxvol.plots import curves, figures, solutions, spectra, volumes
 from jaxvol.types import Dataset, Extra, Params, Parts, Spec, Task
 
 # an example as it is drawn: {input, target, prediction}, [D, H, W, C] in physical units
@@ -81,7 +81,7 @@ def slices(spec: Spec, fields: Fields, title: str) -> Figure:
     """
     if spec.fields["input"].kind == "coordinates":
         return solutions.draw(solution(spec, fields), title)
-    return figures.slices(
+    return volumes.slices(
         *(fields[name][..., 0] for name in ("input", "target", "prediction")),
         spacing=spec.spacing,
         length_unit=spec.unit,
@@ -145,8 +145,8 @@ def draw_solution(
     drawn = solution(spec, fields, left, problem.remainder)
     figures.save(solutions.draw(drawn, title), folder / "solution.png")
     solutions.animate(drawn, folder / "solution.gif", title)
-    curves = figures.read_curves(workdir / "metrics.csv")
-    figures.save(solutions.history(curves), folder / "curves.png")
+    history = solutions.history(curves.read(workdir / "metrics.csv"))
+    figures.save(history, folder / "curves.png")
 
 
 def draw_volumes(
@@ -161,14 +161,14 @@ def draw_volumes(
     """Slices, spectra, PDF and loss curves as PNG files."""
     figures.save(slices(spec, fields, title), folder / "slices.png")
     values = {name: fields[name][..., 0] for name in ("target", "prediction")}
-    figures.save(figures.pdf(values, label(spec, "target")), folder / "pdf.png")
-    spectra = {
+    figures.save(volumes.pdf(values, label(spec, "target")), folder / "pdf.png")
+    series = {
         tables.label(name, config.model.name): metrics["spectra"]
         for name, (metrics, _) in scores.items()
         if "spectra" in metrics
     }
-    if spectra:
-        figures.save(figures.spectra(spectra, spec.unit), folder / "spectra.png")
+    if series:
+        figures.save(spectra.draw(series, spec.unit), folder / "spectra.png")
     if (workdir / "metrics.csv").exists():
-        curves = figures.read_curves(workdir / "metrics.csv")
-        figures.save(figures.curves(curves, config.checkpoint.best_metric), folder / "curves.png")
+        rows = curves.read(workdir / "metrics.csv")
+        figures.save(curves.draw(rows, config.checkpoint.best_metric), folder / "curves.png")
