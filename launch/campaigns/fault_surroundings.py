@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from launch.campaigns import fault_plants as plants
-from launch.campaigns.fault_lab import Lab, Try, newest, step_of
+from launch.campaigns.fault_lab import Lab, Try, newest
 
 
 def nan_in_a_gradient(lab: Lab, tries: int) -> Iterator[Try]:
