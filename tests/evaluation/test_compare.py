@@ -116,8 +116,12 @@ def test_doubtful_comparisons_are_refused_or_marked(tmp_path):
     raw = make_run(tmp_path / "raw", weights="raw", non_finite={"model": ["psnr"]})
     text = compare.compare([base, raw], tmp_path, TEST)
     assert "different weights" in text and "not finite: psnr" in text
-    with pytest.raises(UserError, match="--mode=evaluate"):
+    with pytest.raises(UserError, match="nowhere/config.json: No such file"):
         compare.compare([tmp_path / "nowhere"], tmp_path, TEST)
+    trained = make_run(tmp_path / "trained")
+    (trained / "evaluation" / "metrics.json").unlink()
+    with pytest.raises(UserError, match="--mode=evaluate"):
+        compare.compare([trained], tmp_path, TEST)
     (base / "config.json").write_text("{half")
     with pytest.raises(UserError, match="is not JSON"):
         compare.compare([base], tmp_path, TEST)
