@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import command_line, identity, phases, validate
 from jaxvol.diagnostics import preflight, watch
-from jaxvol.evaluation import compare, evaluate, pictures, predict
+from jaxvol.evaluation import compare, evaluate, pictures, predict, sweep
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import errors, monitoring, processes, provenance, writer
 from jaxvol.training import assemble, checkpoint, loop, restore, sharding
@@ -236,6 +236,12 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
+def do_sweep(config: ConfigDict, workdir: Path, argv: list[str]) -> int:
+    """Train every point of the config file's sweep() in a process of its own, and rank them."""
+    command = (sys.executable, "-m", "jaxvol.main")
+    return sweep.sweep(config.sweep, argv[1:], workdir, command)
+
+
 def quiet_libraries() -> None:
     """Show our own messages, without stamps, and of other packages only errors (Orbax tells forty
     lines per save).
@@ -274,6 +280,8 @@ def cli(argv: list[str]) -> int:
     }
     try:
         config, mode, workdir = command_line.parse(argv)
+        if mode == "sweep":  # this process computes nothing: its points need the devices
+            return do_sweep(config, workdir, argv)
         prepare(config)
         return modes[mode](config, workdir)
     except command_line.Help as text:

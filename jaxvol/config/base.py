@@ -111,6 +111,13 @@ def outputs(config: ConfigDict) -> None:
             "runs": "",  # workdirs to put side by side: a,b,c
         }
     )
+    config.sweep = ConfigDict(
+        {
+            "jobs": 1,  # points of the config file's sweep() that are trained at once
+            # print one command per point, for a scheduler, and train nothing
+            "print_only": False,
+        }
+    )
     config.wandb = ConfigDict(
         {
             "project": "",  # Weights & Biases project; "" = off

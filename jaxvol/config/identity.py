@@ -22,6 +22,7 @@ RUN_ONLY = (
     "evaluate",
     "predict",
     "compare",
+    "sweep",
     "wandb",
     "resume",
     "profile",

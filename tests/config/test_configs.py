@@ -178,6 +178,7 @@ ELSEWHERE = (
     "preflight.",
     "predict.",
     "compare.",
+    "sweep.",
     "evaluate.checkpoint",
     "evaluate.split",
     "evaluate.weights",
