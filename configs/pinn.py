@@ -13,8 +13,9 @@ time, seed 0, one core:
     2.7e-2    80 s
     python launch/studies/pinn_table.py                                          all of them, with
     MLPs, unscaled, more seeds
-    python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation             one factor at a
-    time, five seeds each; ablation-elliptic
+    python -m jaxvol.main --config=configs/pinn.py:ablation --mode=sweep
+
+sweep() has one factor at a time, five seeds each; `ablation-elliptic` is the same on Poisson 3D.
 
 `<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none
 leaves the domain as it is.

@@ -26,9 +26,9 @@ from ml_collections import ConfigDict
 from jaxvol.config import command_line, identity, phases, validate
 from jaxvol.config.phases import Phase
 from jaxvol.diagnostics import preflight, watch
-from jaxvol.evaluation import compare, evaluate
+from jaxvol.evaluation import compare, evaluate, pictures, predict, sweep
 from jaxvol.evaluation.evaluators import examples
-from jaxvol.runtime import errors, monitoring, processes, writer
+from jaxvol.runtime import errors, monitoring, processes, provenance, writer
 from jaxvol.training import assemble, checkpoint, handover, loop, restore, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
@@ -59,7 +59,7 @@ def check_resume(config: ConfigDict, workdir: Path) -> None:
                 aside.mkdir(parents=True, exist_ok=True)
                 shutil.move(str(workdir / name), str(aside / name))
         return
-    changed = identity.differences(writer.read_config(file), config)
+    changed = identity.differences(provenance.read_config(file), config)
     if changed:
         raise UserError(
             f"{workdir} holds a run with another config:\n  - "
@@ -149,10 +149,10 @@ def open_run(config: ConfigDict, workdir: Path, mesh: Mesh, parts: Parts) -> Run
             "config": config.to_json(),
             "config_hash": identity.fingerprint(config),
             "data_hash": parts.dataset.hash,
-            "versions": writer.versions(),
+            "versions": provenance.versions(),
         },
         score=examples.score,
-        figures=evaluate.example_figure,
+        figures=pictures.example_figure,
         watch=watch.make(config),
     )
 
@@ -243,7 +243,7 @@ def do_evaluate(config: ConfigDict, workdir: Path) -> int:
 def do_predict(config: ConfigDict, workdir: Path) -> int:
     """Predict files with a trained model."""
     with jax.set_mesh(sharding.one_device()):
-        evaluate.predict_run(config, workdir)
+        predict.predict_run(config, workdir)
     return 0
 
 
@@ -252,8 +252,14 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
     runs = [name.strip() for name in config.compare.runs.split(",") if name.strip()]
     if not runs:
         raise UserError("--mode=compare needs --config.compare.runs=WORKDIR,WORKDIR,...")
-    print(compare.compare(runs, workdir))
+    print(compare.compare(runs, workdir, config.evaluate))
     return 0
+
+
+def do_sweep(config: ConfigDict, workdir: Path, argv: list[str]) -> int:
+    """Train every point of the config file's sweep() in a process of its own, and rank them."""
+    command = (sys.executable, "-m", "jaxvol.main")
+    return sweep.sweep(config.sweep, argv[1:], workdir, command)
 
 
 def quiet_libraries() -> None:
@@ -294,6 +300,8 @@ def cli(argv: list[str]) -> int:
     }
     try:
         config, mode, workdir = command_line.parse(argv)
+        if mode == "sweep":  # this process computes nothing: its points need the devices
+            return do_sweep(config, workdir, argv)
         prepare(config)
         return modes[mode](config, workdir)
     except command_line.Help as text:

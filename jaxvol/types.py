@@ -263,8 +263,11 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a check measured.  `skip`: why there was nothing to measure; `absent`: metrics that this
-    run cannot have.
+    """What a check measured.
+
+    skip:   why there was nothing to measure
+    absent: metrics that this run cannot have; None = those of the check's MEANING that it did not
+            measure
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -272,5 +275,5 @@ class Result:
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     # title -> matplotlib Figure
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
-    absent: tuple[str, ...] = ()
+    absent: tuple[str, ...] | None = None
     skip: str = ""

@@ -194,7 +194,7 @@ def no_other_framework(path: str, text: str) -> list[str]:
     remedy = "the project runs without torch, TensorFlow and clu"
     return (
         []
-        if path in ("launch/benchmarks/bench.py", "launch/benchmarks/rivals.py")
+        if path in ("launch/benchmarks/steps.py", "launch/benchmarks/rivals.py")
         else banned_imports(path, ast.parse(text), OTHER_FRAMEWORKS, remedy)
     )
 

@@ -88,8 +88,8 @@ def selection(config: ConfigDict) -> None:
         {
             "every": 100,  # updates between saves
             "keep": 2,  # newest checkpoints kept, besides best and final
-            "best_metric": "vrmse",  # validation metric that decides "best" and early stopping
-            "best_mode": "min",  # min | max
+            # validation metric that decides "best" and early stopping, in the direction it states
+            "best_metric": "vrmse",
         }
     )
     config.early_stopping = ConfigDict(
@@ -114,6 +114,13 @@ def outputs(config: ConfigDict) -> None:
     config.compare = ConfigDict(
         {
             "runs": "",  # workdirs to put side by side: a,b,c
+        }
+    )
+    config.sweep = ConfigDict(
+        {
+            "jobs": 1,  # points of the config file's sweep() that are trained at once
+            # print one command per point, for a scheduler, and train nothing
+            "print_only": False,
         }
     )
     config.wandb = ConfigDict(
@@ -246,13 +253,15 @@ def schedule() -> ConfigDict:
 
 
 def preflight() -> ConfigDict:
-    """The checks before a fresh training; their limits stand in jaxvol/config/limits.py."""
+    """The checks before a fresh training; their limits are LIMITS of each check's file."""
     return ConfigDict(
         {
             # before a fresh --mode=train; a run that was passed or resumed is not checked again
             "run": True,
             # names of the checks to run, e.g. ("data",); () = all that apply
             "only": (),
+            # your own checks, as module paths, e.g. ("mylab.symmetry",); see diagnostics/engine.py
+            "checks": (),
             # checks whose FAIL does not stop the training; stays visible in every report
             "waive": (),
             # checks that stop a training that is under way when a cheap reading turns red

@@ -41,7 +41,10 @@ def parse(argv: list[str], modes: tuple[str, ...] = MODES) -> tuple[ConfigDict, 
     )
     flags.DEFINE_enum("mode", "train", modes, "what to do", flag_values=values)
     flags.DEFINE_string(
-        "workdir", "", "folder of the run; default runs/<config file>[-variant]", flag_values=values
+        "workdir",
+        "",
+        "folder of the run; default runs/[sweep-]<config file>[-variant]",
+        flag_values=values,
     )
     flags.DEFINE_bool("help", False, "this text", flag_values=values)
     flags.DEFINE_bool("version", False, "the version of jaxvol", flag_values=values)
@@ -62,8 +65,8 @@ def parse(argv: list[str], modes: tuple[str, ...] = MODES) -> tuple[ConfigDict, 
             f"Arguments {' '.join(rest[1:])} are not understood; overrides look like "
             "--config.total_steps=100."
         )
-    stem = Path(file).stem
-    default = Path("runs") / (f"{stem}-{variant}" if variant else stem)
+    name = f"{Path(file).stem}-{variant}" if variant else Path(file).stem
+    default = Path("runs") / (f"sweep-{name}" if values.mode == "sweep" else name)
     return values.config, values.mode, Path(values.workdir or default)
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxvol.runtime import modules
-from jaxvol.types import Dataset, Params, Spec, Task
+from jaxvol.scores import columns
+from jaxvol.types import Dataset, Params, Spec, Task, UserError
 
 FIT_EXAMPLES = 256  # training examples that the trivial predictors are fitted on
 
@@ -50,6 +51,18 @@ def fitted_baselines(
     """`baselines`, fitted on the same training examples wherever they are asked for."""
     batches = data.batches("train", batch_size, slice(0, batch_size), FIT_EXAMPLES)
     return baselines(config, data.spec, batches)
+
+
+def best_direction(config: ConfigDict) -> int:
+    """+1 where more of `config.checkpoint.best_metric` is better, -1 where less is.
+
+    Raises UserError where nobody knows, see jaxvol/scores/columns.py.
+    """
+    best = config.checkpoint.best_metric
+    named = config.task.metrics if "task" in config and "metrics" in config.task else ()
+    if not columns.direction(best, named):
+        raise UserError(columns.undirected(best))
+    return columns.direction(best, named)
 
 
 def example(config: ConfigDict, spec: Spec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

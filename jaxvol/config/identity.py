@@ -22,6 +22,7 @@ RUN_ONLY = (
     "evaluate",
     "predict",
     "compare",
+    "sweep",
     "wandb",
     "resume",
     "profile",
@@ -30,6 +31,11 @@ RUN_ONLY = (
     "data.cache_dir",
     "preflight",
 )
+# Fields that no longer exist, and what took their place.  Configs of old runs have them and those
+# of today do not: that is no difference, and such a run can still be resumed, scored and used.
+RETIRED = {
+    "checkpoint.best_mode": "the direction is the one that checkpoint.best_metric states",
+}
 
 
 def flatten(value, prefix: str = "") -> dict:
@@ -48,7 +54,7 @@ def shaping(config: ConfigDict) -> dict:
     return {
         name: leaf
         for name, leaf in flatten(json.loads(config.to_json())).items()
-        if not any(name == free or name.startswith(free + ".") for free in RUN_ONLY)
+        if not any(name == free or name.startswith(free + ".") for free in (*RUN_ONLY, *RETIRED))
     }
 
 

@@ -15,11 +15,12 @@ from jaxvol.runtime import modules
 CHECKS = "diagnostics/checks"
 
 
-def limits(names: tuple[str, ...] = ()) -> ConfigDict:
-    """Check -> metric -> limit, of all checks of jaxvol and of the user's own modules `names`."""
+def limits() -> ConfigDict:
+    """Check -> metric -> limit, of all checks of jaxvol.
+
+    Those of the user's own checks are added where they are read (diagnostics/engine.py); a config
+    file changes them with `config.preflight.limits.symmetry = {"error": ("<", 0.1, 0.5)}`.
+    """
     return ConfigDict(
-        {
-            name.replace(".", "_"): ConfigDict(modules.module(CHECKS, name).LIMITS)
-            for name in (*modules.choices(CHECKS), *names)
-        }
+        {name: ConfigDict(modules.module(CHECKS, name).LIMITS) for name in modules.choices(CHECKS)}
     )

@@ -12,8 +12,9 @@ import math
 
 from ml_collections import ConfigDict
 
-from jaxvol.config import phases
+from jaxvol.config import identity, phases
 from jaxvol.config.base import RULES, SCHEDULES, TRANSFORMS
+from jaxvol.config.components import best_direction
 from jaxvol.data.augment import KNOWN
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.runtime import modules
@@ -59,7 +60,6 @@ def _choices(config: ConfigDict) -> list[str]:
         ("precision", config.precision, ("f32", "bf16", "f64")),
         ("matmul_precision", config.matmul_precision, ("default", "high", "highest")),
         ("resume", config.resume, ("auto", "fresh")),
-        ("checkpoint.best_mode", config.checkpoint.best_mode, ("min", "max")),
         ("evaluate.split", config.evaluate.split, ("train", "val", "test")),
         ("evaluate.tta", config.evaluate.tta, TRANSFORMS),
         ("optimizer.name", config.optimizer.name, RULES),
@@ -70,6 +70,12 @@ def _choices(config: ConfigDict) -> list[str]:
         f"{path} is {value!r}; it has to be one of {', '.join(known)}."
         for path, value, known in wanted
         if value not in known
+    ]
+    fields = identity.flatten(config.to_dict())
+    violations += [
+        f"{path} no longer exists: {instead}. Delete it from your config."
+        for path, instead in identity.RETIRED.items()
+        if path in fields
     ]
     for room, block in components(config):
         try:
@@ -233,4 +239,9 @@ def _of_phase(config: ConfigDict) -> list[str]:
     lines = _positive(config) + _choices(config) + _component_rules(config) + _data(config)
     if config.optimizer.name in RULES and config.optimizer.schedule.name in SCHEDULES:
         lines += _optimizer(config, "optimizer", config.optimizer, config.total_steps)
+    if not lines:  # a task's own rules say more about its metrics
+        try:
+            best_direction(config)
+        except UserError as error:
+            lines = [str(error)]
     return lines

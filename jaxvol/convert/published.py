@@ -35,7 +35,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxvol.config import base, components, identity, validate
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 from jaxvol.training import assemble, checkpoint, progress, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
@@ -120,14 +120,14 @@ def import_run(
         "config": config.to_json(),
         "config_hash": identity.fingerprint(config),
         "data_hash": dataset.hash,
-        "versions": writer.versions(),
+        "versions": provenance.versions(),
         "phase": 0,
         "steps": config.total_steps,
         "spec": dataset.spec.to_json(),
         "progress": dataclasses.asdict(progress.Progress()),
     }
-    writer.write_config(output, config)
-    checkpoint.save(store, state, meta, None)
+    provenance.write_config(output, config)
+    checkpoint.save(store, state, meta)
     store.manager.wait_until_finished()
     store.manager.close()
     (output / "imported.json").write_text(
@@ -162,7 +162,10 @@ def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> Co
 def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
     """The TrainState of step 0 with these weights in the group "net", raw and averaged."""
     _, struct = assemble.state_template(config, spec, config.total_steps, sharding.one_device())
-    own = {"params": struct.averages["ema"]["params"]["net"], **struct.averages["ema"]["stats"]["net"]}
+    own = {
+        "params": struct.averages["ema"]["params"]["net"],
+        **struct.averages["ema"]["stats"]["net"],
+    }
     given, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (variables, own))
     text = jax.tree_util.keystr
     names.refuse(

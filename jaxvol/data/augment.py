@@ -1,6 +1,4 @@
-"""Random symmetries of training examples: the same rotation and shift for input,
-target and mask.
-"""
+"""Random symmetries of training examples, the same for input, target and mask."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ KNOWN = ("cube", "transpose", "shift")
 
 
 def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
-    """UserError when a name is unknown, a field's kind is (or is not one of volumes), or `shift` is
-    asked for where no axis is periodic.
+    """UserError when a name or a field's kind is unknown, the kind is not one of volumes, or
+    `shift` is named where no axis is periodic.
     """
     if unknown := [name for name in names if name not in KNOWN]:
         raise UserError(
@@ -33,14 +31,12 @@ def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
         if field.kind == rotations.COORDINATES:
             raise UserError(
                 f"the field {name!r} has the kind 'coordinates', which is for points of equations "
-                "(data.name='collocation'): "
-                "expected scalar, vector or line_of_sight=<0, 1 or 2>"
+                "(data.name='collocation'): expected scalar, vector or line_of_sight=<0, 1 or 2>"
             )
         if field.kind == "vector" and len(field.channels) % 3:
             raise UserError(
                 f"the field {name!r} is a vector with {len(field.channels)} channels "
-                f"{field.channels}: "
-                "expected a multiple of 3 (components along d, h, w)"
+                f"{field.channels}: expected a multiple of 3 (components along d, h, w)"
             )
 
 
@@ -51,12 +47,11 @@ def augment(
     ("shift"), for all leaves.
 
     "transpose" takes the exchanges of axes alone: samples at 0, h, 2h, ... of an interval have no
-    mirror image on the grid.
+    mirror image on the grid.  Only periodic axes shift, by whole voxels.
 
     example: leaves [D, H, W, C] in physical units (a vector must not have been normalised per
-             component).  A leaf that is
-    no field of the spec, such as the mask, moves like a scalar.  Only periodic axes shift, by whole
-    voxels.
+             component).  A leaf that is no field of the spec, such as the mask, moves like a
+             scalar.
     """
     if "cube" in names or "transpose" in names:
         group = _group(
@@ -65,9 +60,8 @@ def augment(
             tuple(field.kind for field in spec.fields.values()),
             spec.periodic,
         )
-        group = (
-            group if "cube" in names else [element for element in group if not any(element.flips)]
-        )
+        if "cube" not in names:
+            group = [element for element in group if not any(element.flips)]
         element = group[rng.integers(len(group))]
         example = {
             name: rotations.apply(

@@ -3,9 +3,8 @@ something was measured.
 
 An example is a SET of points, so that a batch is `points` [B, n, d] and, for every condition of the
 problem, `<condition>` [B, n_c, d] with `<condition>_target` [B, n_c, k]; coordinates are physical.
-A set is a function of (seed, draw, example), and
-the draw is the step divided by `resample`: fixed or fresh points, and a run that was stopped goes
-on with those it would have had.
+A set is a function of (seed, draw, example), and the draw is the step divided by `resample`: fixed
+or fresh points, and a run that was stopped goes on with those it would have had.
 
 Validation and test have one example: the grid `input` [D, H, W, d] (normalised coordinates; the
 first axes have length one when d < 3), the solution on it as `target` [D, H, W, m], and a set of
@@ -45,7 +44,7 @@ def fields() -> ConfigDict:
             "problem": pdes.fields("helmholtz"),  # or another equation of jaxvol/pdes/
             "points": ConfigDict(
                 {  # of one set
-                    "interior": 1000,  # where the equation is asked for
+                    "interior": 1000,  # where the equation has to hold
                     "boundary": 100,  # on each face of space; one where a face is a point
                     "initial": 400,  # at the first time
                     "data": 200,  # where the solution of an inverse problem was measured
@@ -61,29 +60,31 @@ def fields() -> ConfigDict:
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.data`, for jaxvol/config/validate.py."""
     data = config.data
-    found = (
-        []
-        if data.sampler in SAMPLERS
-        else [f"data.sampler is {data.sampler!r}; it has to be one of {', '.join(SAMPLERS)}."]
-    )
-    found += [
+    violations = []
+    if data.sampler not in SAMPLERS:
+        violations.append(
+            f"data.sampler is {data.sampler!r}; it has to be one of {', '.join(SAMPLERS)}."
+        )
+    violations += [
         f"data.points.{name} is {data.points[name]}; it has to be at least 1."
         for name in data.points
         if data.points[name] < 1
     ]
     if data.resample < 0:
-        found.append(
+        violations.append(
             f"data.resample is {data.resample}; it has to be 0 (fixed points) or a number of "
             "updates."
         )
-    return found
+    return violations
 
 
 def sample(
     rng: np.random.Generator, n: int, low: np.ndarray, high: np.ndarray, sampler: str
 ) -> np.ndarray:
-    """n points of a box, [n, d] float64: uniform | latin (hypercube) | sobol (scrambled) | grid
-    (the nearest regular one, cut to n).
+    """n points of the box low <= x <= high, [n, d] float64.
+
+    sampler: uniform | latin (hypercube) | sobol (scrambled) | grid (the nearest regular one, cut
+             to n)
     """
     d = len(low)
     if d == 0:
@@ -108,20 +109,20 @@ def on_faces(
     low, high = np.array(problem.low), np.array(problem.high)
     if not faces:
         return sample(rng, n, low, high, sampler)
-    found = []
+    sets = []
     for axis, bound in faces:
         free = np.arange(len(low)) != axis
         points = np.full((n if free.any() else 1, len(low)), float(bound))
         points[:, free] = sample(rng, len(points), low[free], high[free], sampler)
-        found.append(points)
-    return np.concatenate(found)
+        sets.append(points)
+    return np.concatenate(sets)
 
 
 def draw(
     config: ConfigDict, problem: pdes.Problem, number: int, example: int
 ) -> dict[str, np.ndarray]:
-    """The point set of one example of a draw: {"points" [n, d], "<condition>" [n_c, d],
-    "<condition>_target" [n_c, k]}.
+    """The point set of one example of a draw:
+    {"points" [n, d], "<condition>" [n_c, d], "<condition>_target" [n_c, k]}.
     """
     data, dtype = config.data, np.float64 if config.precision == "f64" else np.float32
     rng = np.random.default_rng([config.seed, number, example])
@@ -131,17 +132,18 @@ def draw(
         )
     }
     for condition in problem.conditions:
-        measured = condition.kind == "data"
-        own = np.random.default_rng([config.seed, SENSORS, example]) if measured else rng
+        generator = rng
+        if condition.kind == "data":  # measured once: every draw has the same sensors and noise
+            generator = np.random.default_rng([config.seed, SENSORS, example])
         count = data.points[condition.kind]
         at = (
-            on_faces(own, count, problem, condition.faces, data.sampler)
+            on_faces(generator, count, problem, condition.faces, data.sampler)
             if condition.places is None
             else condition.places[rng.integers(len(condition.places), size=count)]
         )
         target = np.asarray(condition.target(at), np.float64)
         if condition.noise:
-            target = target + condition.noise * target.std() * own.normal(size=target.shape)
+            target = target + condition.noise * target.std() * generator.normal(size=target.shape)
         sets |= {condition.name: at, f"{condition.name}_target": target}
     return {name: values.astype(dtype) for name, values in sets.items()}
 
@@ -205,17 +207,22 @@ def make(config: ConfigDict) -> Dataset:
             "_index": np.zeros(stop - start, np.int32),
         }
 
-    told = json.loads(config.data.to_json()) | (
-        {"problem": problem.fingerprint} if problem.fingerprint else {}
-    )
-    text = json.dumps([told, config.seed, config.precision], sort_keys=True)
     return Dataset(
-        spec,
-        dict.fromkeys(EVALUATION, 1),
-        batch,
-        lambda start, stop, rows: (batch(s, rows) for s in range(start, stop)),
-        batches,
-        lambda split: [config.data.problem.name],
-        hashlib.sha256(text.encode()).hexdigest()[:16],
-        lambda: [],
+        spec=spec,
+        sizes=dict.fromkeys(EVALUATION, 1),
+        batch=batch,
+        stream=lambda start, stop, rows: (batch(s, rows) for s in range(start, stop)),
+        batches=batches,
+        names=lambda split: [config.data.problem.name],
+        hash=_digest(config, problem),
+        skipped=lambda: [],
     )
+
+
+def _digest(config: ConfigDict, problem: pdes.Problem) -> str:
+    """Of the settings; what was measured takes the place of the folder that it came from."""
+    settings = json.loads(config.data.to_json())
+    if problem.fingerprint:
+        settings["problem"] = problem.fingerprint
+    text = json.dumps([settings, config.seed, config.precision], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

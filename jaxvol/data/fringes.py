@@ -1,12 +1,9 @@
 """Stacks of fringe images and the height of the surface, as volumes of depth 1: users' folders
-(jaxvol/data/io/image_stack.py), or simulated.
+(jaxvol/data/io/image_stack.py), or simulated (jaxvol/data/simulation/fringes.py).
 
-`input` [1, H, W, 4 W'] holds the images in grey levels, `target` [1, H, W, 1] the height in um,
-which only scores read.  Simulated: training and validation surfaces are random
-(ops/fringes.smooth), the first test surface is the published one.  A training surface is the same
-in every epoch and its camera noise is another one each time, a function of (seed, step, row) as
-every random choice is. A folder's samples are divided among the splits; those without a ground
-truth are solved and not scored (their mask is 0).
+`input` [1, H, W, 4 w] holds the images of w wavelengths in grey levels, `target` [1, H, W, 1] the
+height in um, which only scores read.  A folder's samples are divided among the splits; those
+without a ground truth are solved and not scored (their mask is 0).
 """
 
 from __future__ import annotations
@@ -17,17 +14,13 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol.data import layout, pipeline
+from jaxvol.data import pipeline, splits
 from jaxvol.data.io import image_stack
-from jaxvol.data.layout import SPLITS
-from jaxvol.data.pipeline import Source
+from jaxvol.data.simulation import fringes as simulation
+from jaxvol.data.source import SPLITS, Source, digest
 from jaxvol.ops import fringes
 from jaxvol.pdes import optics
 from jaxvol.types import Dataset, Field, Spec, UserError
-
-# of the unambiguous range is used by random surfaces: noise would carry heights at its ends to the
-# other one
-INSIDE = 0.9
 
 
 def fields() -> ConfigDict:
@@ -47,16 +40,16 @@ def fields() -> ConfigDict:
 
 def rules(config: ConfigDict) -> list[str]:
     """Violated rules of `config.data`, for jaxvol/config/validate.py."""
-    found = [
+    violations = [
         f"data.surfaces.{split} is {config.data.surfaces[split]}; it has to be at least 1."
         for split in SPLITS
         if config.data.surfaces[split] < 1
     ]
-    return found + (
-        []
-        if config.task.name == "fringes"
-        else [f"data.name='fringes' needs task.name='fringes', not {config.task.name!r}."]
-    )
+    if config.task.name != "fringes":
+        violations.append(
+            f"data.name='fringes' needs task.name='fringes', not {config.task.name!r}."
+        )
+    return violations
 
 
 def make(config: ConfigDict) -> Dataset:
@@ -65,10 +58,9 @@ def make(config: ConfigDict) -> Dataset:
     """
     o = config.data.optics
     fringes.check(o.wavelengths, o.modulation, o.size, o.noise, o.bits)
-    layout.check_fractions(config.data.fractions)
-    return pipeline.dataset(
-        from_folder(config.data) if o.folder else simulated(config.data), config
-    )
+    splits.check_fractions(config.data.fractions)
+    source = from_folder(config.data) if o.folder else simulated(config.data)
+    return pipeline.dataset(source, config)
 
 
 def specify(data: ConfigDict, shape: tuple[int, int]) -> Spec:
@@ -86,23 +78,6 @@ def specify(data: ConfigDict, shape: tuple[int, int]) -> Spec:
 def simulated(data: ConfigDict) -> Source:
     """Random surfaces, and the published one as the first of the split "test"."""
     o, sizes = data.optics, {split: data.surfaces[split] for split in SPLITS}
-    axis, reach = (
-        np.linspace(-1, 1, o.size),
-        INSIDE * fringes.reach(o.wavelengths, fringes.beats(o.wavelengths)[0]),
-    )
-    y, x = np.meshgrid(axis, axis, indexing="ij")  # rows along y, from -1
-    points = np.stack([x, y], -1)
-
-    def read(split: str, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        own = np.random.default_rng([o.simulation_seed, 1 + SPLITS.index(split), index])
-        if split == "test" and index == 0:
-            own, height = np.random.default_rng([o.simulation_seed, 0]), fringes.published(points)
-        else:
-            height = fringes.smooth(own, points, o.centre - reach / 2, o.centre + reach / 2)
-        images = fringes.expose(
-            rng or own, height, o.wavelengths, o.background, o.modulation, o.noise, o.bits
-        )
-        return {"input": images[None], "target": height[None, ..., None]}
 
     def names(split: str) -> list[str]:
         return [
@@ -111,47 +86,47 @@ def simulated(data: ConfigDict) -> Source:
         ]
 
     return Source(
-        specify(data, (o.size, o.size)),
-        sizes,
-        read,
-        names,
-        layout.digest("simulated", settings(o), sizes),
+        spec=specify(data, (o.size, o.size)),
+        sizes=sizes,
+        read=simulation.simulator(o),
+        names=names,
+        hash=digest("simulated", settings(o), sizes),
     )
 
 
 def from_folder(data: ConfigDict) -> Source:
-    """Users' stacks; every file is read once here, so that a bad one is told before anything is
+    """Users' stacks; every file is read once here, so that a bad one is named before anything is
     trained.
     """
     o = data.optics
-    found, count = image_stack.samples(o.folder), len(fringes.STEPS) * len(o.wavelengths)
-    loaded, shape = {}, None
-    for name in found:
+    samples, count = image_stack.samples(o.folder), len(fringes.STEPS) * len(o.wavelengths)
+    stacks, shape = {}, None  # sample -> (images, height)
+    for name in samples:
         images, height = image_stack.read(os.path.join(o.folder, name), count)
         if shape not in (None, images.shape[:2]):
             raise UserError(
                 f"{o.folder}/{name}: found images of {image_stack.size(images)} pixels; expected "
-                f"{shape[1]} x {shape[0]}, as in "
-                f"{found[0]}: crop them alike, or put them into folders of their own"
+                f"{shape[1]} x {shape[0]}, as in {samples[0]}: crop them alike, or put them into "
+                "folders of their own"
             )
         shape = images.shape[:2]
-        loaded[name] = images, height
-    splits = layout.divide(found, data.fractions, o.simulation_seed, "samples")
-    masked = any(height is None for _, height in loaded.values())
+        stacks[name] = images, height
+    parts = splits.divide(samples, data.fractions, o.simulation_seed, "samples")
+    masked = any(height is None for _, height in stacks.values())
 
     def read(split: str, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
-        images, height = loaded[splits[split][index]]
+        images, height = stacks[parts[split][index]]
         known = np.zeros(shape) if height is None else height
         mask = {"mask": np.full((1, *shape, 1), float(height is not None))} if masked else {}
         return {"input": images[None], "target": known[None, ..., None], **mask}
 
-    prints = [(name, fringes.fingerprint(*pair)) for name, pair in loaded.items()]
+    prints = [(name, fringes.fingerprint(*stack)) for name, stack in stacks.items()]
     return Source(
-        specify(data, shape),
-        {split: len(splits[split]) for split in SPLITS},
-        read,
-        lambda split: splits[split],
-        layout.digest(prints, splits, settings(o)),
+        spec=specify(data, shape),
+        sizes={split: len(parts[split]) for split in SPLITS},
+        read=read,
+        names=lambda split: parts[split],
+        hash=digest(prints, parts, settings(o)),
     )
 
 

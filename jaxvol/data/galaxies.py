@@ -1,10 +1,12 @@
 """One random half of the galaxies in a periodic box -> the density of the other half, in crops
-(jaxvol/data/box.py).
+(jaxvol/data/crops.py).
 
-Binomial thinning: every galaxy goes to the input with probability p, to the target otherwise, so
-that input ~ B(counts, p), target = counts - input.  Given the underlying density, the two halves of
-a Poisson sample are
-independent: what can be learned of one from the other is structure, never noise.
+Binomial thinning: every galaxy goes to the input with probability p, to the target otherwise:
+
+    input ~ B(counts, p),   target = counts - input
+
+Given the underlying density, the two halves of a Poisson sample are independent: what can be
+learned of one from the other is structure, never noise.
 """
 
 from __future__ import annotations
@@ -15,18 +17,17 @@ import struct
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxvol.data import box, layout, pipeline
-from jaxvol.data.box import Box
+from jaxvol.data import crops, pipeline
+from jaxvol.data.crops import Box
 from jaxvol.data.io import files
 from jaxvol.data.io.files import FileError
-from jaxvol.data.pipeline import Source
+from jaxvol.data.source import Source, digest
 from jaxvol.types import Dataset, Field, UserError
 
 ORIGIN = (
     "the file theory/tests/data/gals_Mr19.ff of the source distribution of the Python package "
-    "corrfunc (`pip download "
-    "--no-deps --no-binary :all: corrfunc`), or counts [n, n, n] and `boxsize` in an .npz made of "
-    "it"
+    "corrfunc (`pip download --no-deps --no-binary :all: corrfunc`), or counts [n, n, n] and "
+    "`boxsize` in an .npz made of it"
 )
 
 
@@ -34,7 +35,7 @@ def fields() -> ConfigDict:
     """Density of one random half of a galaxy catalogue -> that of the other half
     (jaxvol/data/galaxies.py), periodic box.
     """
-    config = box.crop_fields()
+    config = crops.fields()
     config.name = "galaxies"
     # counts (.npz: counts, boxsize) or a Corrfunc catalogue (.ff)
     config.path = ""
@@ -77,37 +78,33 @@ def source(config) -> Source:
         leaf: (lambda piece, values=values: values[piece]) for leaf, values in densities.items()
     }
     fields = {leaf: Field(channels=("galaxies",), unit="1 + delta") for leaf in densities}
-    identity = layout.digest(
+    identity = digest(
         [(leaf, int(half.sum()), hash_of(half)) for leaf, half in zip(densities, halves)], box_size
     )
-    return box.crops(
-        [Box("galaxies", readers)],
-        counts.shape,
-        (box_size / data.grid,) * 3,
-        fields,
-        data,
-        identity,
-    )
+    spacing = (box_size / data.grid,) * 3
+    return crops.crops([Box("galaxies", readers)], counts.shape, spacing, fields, data, identity)
 
 
 def hash_of(counts: np.ndarray) -> str:
     """Digest of the values of an integer array."""
-    return layout.digest(np.ascontiguousarray(counts, np.int64).tobytes())
+    return digest(np.ascontiguousarray(counts, np.int64).tobytes())
 
 
 def thin(counts: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(kept, rest) of non-negative integer counts, each galaxy kept with probability `fraction`;
-    kept + rest = counts.
+    """(first half, second half) of non-negative integer counts [n, n, n].
+
+    Each galaxy goes to the first half with probability `fraction`; their sum is `counts`.
+    UserError when a half is empty.
     """
     if not 0 < fraction < 1:
         raise UserError(f"data.thinning_fraction={fraction}; expected a number between 0 and 1")
-    kept = np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction)
-    if not 0 < kept.sum() < counts.sum():
+    first = np.random.default_rng(seed).binomial(counts.astype(np.int64), fraction)
+    if not 0 < first.sum() < counts.sum():
         raise UserError(
             f"thinning {counts.sum()} galaxies left one half empty; expected a catalogue with "
             "galaxies"
         )
-    return kept, counts - kept
+    return first, counts - first
 
 
 def read_counts(path: str, grid: int) -> tuple[np.ndarray, float]:
@@ -136,8 +133,8 @@ def read_counts(path: str, grid: int) -> tuple[np.ndarray, float]:
 
 
 def count(positions: np.ndarray, box_size: float, grid: int) -> np.ndarray:
-    """Galaxies per cell (nearest grid point) of positions [n, 3] in the periodic box, [grid, grid,
-    grid].
+    """Galaxies per cell (nearest grid point), [grid, grid, grid], of positions [n, 3] in the
+    periodic box.
     """
     cells = np.floor(positions / box_size * grid).astype(np.int64) % grid
     flat = np.ravel_multi_index(tuple(cells.T), (grid,) * 3)
@@ -149,10 +146,32 @@ def read_fastfood(path: str) -> tuple[np.ndarray, float]:
 
     Fortran records, each between two 4-byte lengths: int32[5] (the second is n), float32[9] (the
     first is the box size), float32[1] (redshift), then x, y and z, float32[n] or float64[n] each;
-    what follows (weights) is not read.
+    what follows (weights) is not read.  FileError where a record or a value does not fit.
     """
     with open(path, "rb") as file:
-        content = file.read()
+        records = fortran_records(path, file.read())
+    sizes = [len(record) for record in records]
+    n = struct.unpack("<5i", records[0])[1] if sizes[:1] == [20] else -1
+    if len(sizes) < 6 or sizes[1] != 36 or n < 1 or sizes[3:6] not in ([4 * n] * 3, [8 * n] * 3):
+        raise FileError(
+            f"{path}: found Fortran records of {sizes[:8]} bytes; expected 20, 36, 4 or 8, and "
+            "three of 4 n or 8 n bytes for n galaxies"
+        )
+    box_size = float(struct.unpack("<9f", records[1])[0])
+    dtype = "<f4" if sizes[3] == 4 * n else "<f8"
+    axes = [np.frombuffer(record, dtype) for record in records[3:6]]
+    positions = np.stack(axes, 1).astype(np.float64)
+    if not 0 < box_size < np.inf or not np.isfinite(positions).all():
+        raise FileError(
+            f"{path}: found box size {box_size} and positions of which "
+            f"{np.isfinite(positions).mean():.1%} are finite; expected a positive size and finite "
+            "positions"
+        )
+    return positions, box_size
+
+
+def fortran_records(path: str, content: bytes) -> list[bytes]:
+    """The records of an unformatted Fortran file; FileError where a length does not close one."""
     records, place = [], 0
     while place < len(content):
         size = int.from_bytes(content[place : place + 4], "little", signed=True)
@@ -160,29 +179,9 @@ def read_fastfood(path: str) -> tuple[np.ndarray, float]:
         if size < 0 or content[end : end + 4] != content[place : place + 4]:
             raise FileError(
                 f"{path}: Fortran record {len(records)} at byte {place} declares {size} bytes and "
-                "is not closed by "
-                f"that length in a file of {len(content)} bytes; the file is truncated or no "
-                "fast-food file"
+                f"is not closed by that length in a file of {len(content)} bytes; the file is "
+                "truncated or no fast-food file"
             )
         records.append(content[place + 4 : end])
         place = end + 4
-    sizes = [len(record) for record in records]
-    n = struct.unpack("<5i", records[0])[1] if sizes[:1] == [20] else -1
-    if len(sizes) < 6 or sizes[1] != 36 or n < 1 or sizes[3:6] not in ([4 * n] * 3, [8 * n] * 3):
-        raise FileError(
-            f"{path}: found Fortran records of {sizes[:8]} bytes; expected 20, 36, 4 or 8, and "
-            "three of 4 n or 8 n "
-            "bytes for n galaxies"
-        )
-    box_size = float(struct.unpack("<9f", records[1])[0])
-    values = "<f4" if sizes[3] == 4 * n else "<f8"
-    positions = np.stack([np.frombuffer(record, values) for record in records[3:6]], 1).astype(
-        np.float64
-    )
-    if not 0 < box_size < np.inf or not np.isfinite(positions).all():
-        raise FileError(
-            f"{path}: found box size {box_size} and positions of which "
-            f"{np.isfinite(positions).mean():.1%} are "
-            "finite; expected a positive size and finite positions"
-        )
-    return positions, box_size
+    return records

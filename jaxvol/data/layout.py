@@ -1,11 +1,7 @@
-"""What the datasets that read the users' files share: where the axes lie in an array, what its
-channels are, who goes where.
-"""
+"""Where the axes lie in an array of the users' files, and what its channels are."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,12 +10,10 @@ import numpy as np
 from jaxvol.data.io import files
 from jaxvol.types import Field, UserError
 
-SPLITS = ("train", "val", "test")
-
 
 class Axes(NamedTuple):
-    """Where the example, channel and spatial axes of one stored array lie: [N if stacked, 1..., C?,
-    D, H, W, C?].
+    """Where the example, channel and spatial axes of one stored array lie:
+    [N if stacked, 1..., C?, D, H, W, C?].
     """
 
     examples: int  # N, or 1 where the array is one example
@@ -37,6 +31,8 @@ def axes(shape: tuple[int, ...], ndim: int, channel_axis: int, stacked: bool) ->
     ndim:         spatial axes stored, 3 or 2 (a 2D field becomes D = 1)
     channel_axis: 0 = before, -1 = behind the spatial axes; without a channel axis there is one
                   channel
+    stacked:      the first axis counts examples
+
     Leading axes of length 1 beyond those (as in (1, 1, 128, 128, 128)) are dropped.  ValueError
     when the shape does not fit.
     """
@@ -45,8 +41,7 @@ def axes(shape: tuple[int, ...], ndim: int, channel_axis: int, stacked: bool) ->
     if lead < 0 or any(n != 1 for n in shape[stacked : stacked + dropped]):
         raise ValueError(
             f"found shape {shape}; expected {'an example axis, ' if stacked else ''}{ndim} spatial "
-            "axes "
-            f"(data.ndim) and at most one channel axis (data.channel_axis={channel_axis})"
+            f"axes (data.ndim) and at most one channel axis (data.channel_axis={channel_axis})"
         )
     inner = shape[stacked + dropped :]
     channels = 1 if lead == 0 else inner[channel_axis]
@@ -62,17 +57,13 @@ def axes(shape: tuple[int, ...], ndim: int, channel_axis: int, stacked: bool) ->
         )
 
     def arrange(values: np.ndarray) -> np.ndarray:
-        values = (
-            values[..., None]
-            if lead == 0
-            else np.moveaxis(values, 0, -1)
-            if channel_axis == 0
-            else values
-        )
+        if lead == 0:
+            values = values[..., None]
+        elif channel_axis == 0:
+            values = np.moveaxis(values, 0, -1)
         values = values[None] if ndim == 2 else values
-        return np.ascontiguousarray(
-            values, np.float64 if values.dtype == np.float64 else np.float32
-        )
+        dtype = np.float64 if values.dtype == np.float64 else np.float32
+        return np.ascontiguousarray(values, dtype)
 
     return Axes(
         shape[0] if stacked else 1,
@@ -93,73 +84,16 @@ def check_shape_fields(data) -> None:
     if data.ndim not in (2, 3) or data.channel_axis not in (0, -1):
         raise UserError(
             f"data.ndim={data.ndim} and data.channel_axis={data.channel_axis}; expected ndim 2 or "
-            "3 and channel_axis "
-            "0 (before) or -1 (behind the spatial axes)"
+            "3 and channel_axis 0 (before) or -1 (behind the spatial axes)"
         )
 
 
-def spacing(asked: Sequence[float], path: str, key: str) -> tuple[float, float, float]:
-    """The voxel size asked for, else the one stored in the file, else 1."""
-    if asked and (len(asked) != 3 or min(asked) <= 0):
+def spacing(configured: Sequence[float], path: str, key: str) -> tuple[float, float, float]:
+    """The voxel size (D, H, W) of the config, else the one stored in the file, else 1."""
+    if configured and (len(configured) != 3 or min(configured) <= 0):
         raise UserError(
-            f"data.spacing={tuple(asked)}; expected three positive numbers (D, H, W), or () to "
-            "take the file's"
+            f"data.spacing={tuple(configured)}; expected three positive numbers (D, H, W), or () "
+            "to take the file's"
         )
-    return tuple(float(s) for s in asked or files.metadata(path, key)["spacing"] or (1.0, 1.0, 1.0))
-
-
-def divide(
-    names: Sequence[str], fractions: Sequence[float], seed: int, what: str
-) -> dict[str, list[str]]:
-    """Each name in one split, by a permutation of the sorted names that depends on the seed only.
-
-    Every split with a positive fraction gets at least one name; a split with fraction 0 stays
-    empty.
-    """
-    fractions = check_fractions(fractions)
-    wanted = [split for split, fraction in zip(SPLITS, fractions) if fraction > 0]
-    if len(names) < len(wanted):
-        raise UserError(
-            f"found {len(names)} {what} for the {len(wanted)} splits {', '.join(wanted)}; expected "
-            "at least one "
-            "each: add data, set a fraction to 0, or divide by something smaller"
-        )
-    order = np.random.default_rng(seed).permutation(len(names))
-    counts = {split: int(fraction > 0) for split, fraction in zip(SPLITS, fractions)}
-    shares = dict(zip(SPLITS, fractions))
-    while sum(counts.values()) < len(names):  # the split that lacks most gets the next one
-        counts[max(wanted, key=lambda split: shares[split] * len(names) - counts[split])] += 1
-    ordered, start, result = sorted(names, key=natural), 0, {}
-    for split in SPLITS:
-        result[split] = [ordered[i] for i in sorted(order[start : start + counts[split]])]
-        start += counts[split]
-    return result
-
-
-def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
-    """Fractions for train, val and test, scaled to sum to 1."""
-    if (
-        len(fractions) != 3
-        or min(fractions) < 0
-        or fractions[0] <= 0
-        or not np.isfinite(sum(fractions))
-    ):
-        raise UserError(
-            f"fractions {tuple(fractions)}; expected three numbers for train, val and test, none "
-            "negative, train "
-            "positive"
-        )
-    return tuple(float(f) / sum(fractions) for f in fractions)
-
-
-def natural(text: str) -> list:
-    """Sorting key by which "box_10" comes behind "box_9"."""
-    return [
-        (0, int(part), "") if part[0] in "0123456789" else (1, 0, part)
-        for part in re.findall(r"[0-9]+|[^0-9]+", text)
-    ]
-
-
-def digest(*items) -> str:
-    """Hexadecimal digest of the items' texts."""
-    return hashlib.blake2b(repr(items).encode(), digest_size=16).hexdigest()
+    sizes = configured or files.metadata(path, key)["spacing"] or (1.0, 1.0, 1.0)
+    return tuple(float(size) for size in sizes)

@@ -1,7 +1,7 @@
 """What a pre-flight recorded, and what moved since: record one before you change anything.
 
-`preflight/baseline.json` holds every metric of every check, and losses, learning rates and gradient
-norms of the short run.
+`preflight/baseline.json` holds every metric of every check, the losses, learning rates and gradient
+norms of the short run, and some voxels of example predictions.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from jaxvol.diagnostics.engine import Verdict
+from jaxvol.runtime import atomic
 from jaxvol.types import UserError
 
-KEPT = ("loss", "lr", "grad_norm")  # of the short run, per group
+RECORDED = ("loss", "lr", "grad_norm")  # of the short run, per group
 MOVED = 0.02  # relative change that is worth a line
+# metrics of the machine, which differ from one pre-flight to the next
 MACHINE = {
     "disk_saves",
     "host_memory",
@@ -31,25 +33,25 @@ MACHINE = {
 def record(
     verdict: Verdict, history: list[dict[str, float]], examples: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Plain numbers: {"metrics": {check: {metric: value}}, "history": {name: [...]}, "examples":
-    {name: [...]}}.
+    """Plain numbers: {"metrics": {check: {metric: value}}, "history": {name: [one per update]},
+    "examples": {name: [voxels]}}.
     """
-    kept = {
+    curves = {
         name: [row[name] for row in history]
         for name in (history[0] if history else {})
-        if name.split("/")[-1] in KEPT
+        if name.split("/")[-1] in RECORDED
     }
     return {
         "metrics": {
             o.name: {k: float(v) for k, v in o.result.metrics.items() if k not in MACHINE}
             for o in verdict.outcomes
         },
-        "history": kept,
+        "history": curves,
         "examples": examples,
     }
 
 
-def write(folder: Path, found: dict[str, Any]) -> None:
+def write(folder: Path, recorded: dict[str, Any]) -> None:
     """JSON; NaN and infinities as words."""
 
     def plain(value: Any) -> Any:
@@ -59,7 +61,7 @@ def write(folder: Path, found: dict[str, Any]) -> None:
             return [plain(v) for v in value]
         return value if math.isfinite(value) else str(value)
 
-    (folder / "baseline.json").write_text(json.dumps(plain(found)), encoding="utf-8")
+    atomic.write_text(folder / "baseline.json", json.dumps(plain(recorded)))
 
 
 def read(workdir: str) -> dict[str, Any]:

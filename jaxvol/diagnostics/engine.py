@@ -1,16 +1,20 @@
-"""The pre-flight: run the checks in order, hold what they measured against the limits of the
-config, give one verdict.
+"""The pre-flight: run the checks in order, hold what they measured against limits, give a verdict.
 
-A check is a file of this folder with
+A check is a file of jaxvol/diagnostics/checks, or a module of the user's own that the config names
+in `preflight.checks`, with
+
     RANK             its place: what causes trouble comes before what suffers from it, and the first
-    red check is the cause applies(config)  whether it has anything to measure in this run
+                     red check is the cause
+    applies(config)  whether it has anything to measure in this run
     diagnose(ctx)    Context -> Result
     prepare(ctx)     optional: compiles what takes long, on another thread while earlier checks run;
-    whatever it raises is the check's
+                     an error that it raises counts as the check's
     MEANING          {metric: (what it means when it is out of its limit, what to do)}
-and limits `config.preflight.limits.<name>.<metric> = (">" or "<", warn, fail)`: the metric has to
-be on that side of `warn` for PASS and of `fail` for not FAIL.  A metric that is not a number, and a
-check that raises, stop the run as well.
+    LIMITS           {metric: (">" or "<", warn, fail)}: the metric has to be on that side of `warn`
+                     for PASS and of `fail` for not FAIL; `config.preflight.limits.<name>` overrides
+
+A metric that is not a number, and a check that raises, stop the run as well.  So does a check that
+measures nothing that has a limit, unless its Result says why (`skip`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +37,9 @@ PASS, WARN, FAIL, SKIP, ERROR = "PASS", "WARN", "FAIL", "SKIP", "ERROR"
 WORST = (PASS, WARN, FAIL, ERROR)  # in this order
 RED = (FAIL, ERROR)
 SIGN = {"<": "≤", ">": "≥"}
-# whose cheap readings are looked at while training (watch.py)
+# checks whose cheap readings are looked at while training (watch.py)
 WATCHED = ("gradients", "prediction", "adversarial")
+Limits = dict[str, tuple[str, float, float]]  # metric -> (side, warn, fail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Outcome:
     name: str
     status: str
     result: Result
-    limits: dict[str, tuple[str, float, float]]
+    limits: Limits
     reason: str = ""
     remedy: str = ""
     seconds: float = 0.0
@@ -52,7 +57,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """PASS, WARN, FAIL or ERROR, the check that explains it, and what every check found."""
+    """PASS, WARN, FAIL or ERROR, the check that explains it, and the outcome of every check."""
 
     status: str
     first: str
@@ -61,9 +66,7 @@ class Verdict:
 
 
 def judge(value: float, limit: tuple[str, float, float]) -> str:
-    """Status of one metric; what is not finite fails, unless it lies infinitely far on the right
-    side.
-    """
+    """Status of one metric; NaN fails, an infinity only on the wrong side of the limit."""
     side, warn, fail = limit
     if math.isnan(value):
         return FAIL
@@ -77,61 +80,60 @@ def number(value: float) -> str:
 
 
 def outcome(
-    name: str,
-    module: ModuleType,
-    result: Result,
-    limits: dict[str, tuple[str, float, float]],
-    seconds: float,
+    name: str, module: ModuleType, result: Result, limits: Limits, seconds: float
 ) -> Outcome:
     """Hold the metrics of one check against its limits."""
     if result.skip:
-        return Outcome(name, SKIP, result, limits, reason=result.skip, seconds=seconds)
-    silent = sorted(set(limits) - set(result.metrics) - set(result.absent))
-    if silent:
-        return Outcome(
-            name,
-            ERROR,
-            result,
-            limits,
-            seconds=seconds,
-            remedy="mend the check, or remove the limit",
-            reason=f"the check has limits for {', '.join(silent)} and measured none of them",
-        )
-    found = {
+        return Outcome(name, SKIP, result, limits, result.skip, seconds=seconds)
+    if reason := unmeasured(module, result, limits):
+        remedy = "mend the check, or remove the limit"
+        return Outcome(name, ERROR, result, limits, reason, remedy, seconds)
+    statuses = {
         metric: judge(float(result.metrics[metric]), limit)
         for metric, limit in limits.items()
         if metric in result.metrics
     }
-    status = max(found.values(), key=WORST.index, default=PASS)
-    bad = sorted((m for m, s in found.items() if s != PASS), key=lambda m: -WORST.index(found[m]))
-    reasons = [
-        f"{metric} is {number(result.metrics[metric])}, expected {SIGN[limits[metric][0]]} "
-        f"{number(limits[metric][1 if found[metric] == WARN else 2])}: {module.MEANING[metric][0]}"
-        for metric in bad
-    ]
-    return Outcome(
-        name,
-        status,
-        result,
-        limits,
-        "; ".join(reasons),
-        "; ".join(dict.fromkeys(module.MEANING[m][1] for m in bad)),
-        seconds,
-    )
+    status = max(statuses.values(), key=WORST.index)
+    bad = [metric for metric in sorted(statuses) if statuses[metric] != PASS]
+    bad.sort(key=lambda metric: WORST.index(statuses[metric]), reverse=True)
+    reasons = []
+    for metric in bad:
+        side, warn, fail = limits[metric]
+        expected = f"{SIGN[side]} {number(warn if statuses[metric] == WARN else fail)}"
+        meaning = module.MEANING[metric][0]
+        value = number(result.metrics[metric])
+        reasons.append(f"{metric} is {value}, expected {expected}: {meaning}")
+    remedies = dict.fromkeys(module.MEANING[metric][1] for metric in bad)
+    return Outcome(name, status, result, limits, "; ".join(reasons), "; ".join(remedies), seconds)
 
 
-def limits_of(config: Any, name: str) -> dict[str, tuple[str, float, float]]:
-    """The limits of one check, as a plain dict."""
+def unmeasured(module: ModuleType, result: Result, limits: Limits) -> str:
+    """Why limits without a measurement are an error; "" where they are none.
+
+    A metric may be absent from a run; a Result without `absent` leaves out whatever it did not
+    measure of MEANING.
+    """
+    absent = module.MEANING if result.absent is None else result.absent
+    if missing := sorted(set(limits) - set(result.metrics) - set(absent)):
+        return f"the check has limits for {', '.join(missing)} and did not measure them"
+    if not set(limits) & set(result.metrics):
+        return "the check measured nothing that has a limit, and did not say why"
+    return ""
+
+
+def limits_of(config: Any, name: str, module: ModuleType) -> Limits:
+    """Metric -> limit of one check: its own LIMITS, and what the config has instead of them."""
     block = config.preflight.limits
-    return {metric: tuple(limit) for metric, limit in block[name].items()} if name in block else {}
+    changed = block[name].items() if name in block else ()
+    return {**module.LIMITS, **{metric: tuple(limit) for metric, limit in changed}}
 
 
 def order(config: Any, checks: dict[str, ModuleType]) -> list[str]:
     """Names of the checks to run, by rank.  UserError when `only` or `waive` names one that does
     not exist.
     """
-    asked = set(config.preflight.only) | set(config.preflight.waive)
-    if unknown := sorted(asked - set(checks)):
+    named = set(config.preflight.only) | set(config.preflight.waive)
+    if unknown := sorted(named - set(checks)):
         raise UserError(
             f"config.preflight names the check(s) {', '.join(unknown)}; there are "
             f"{', '.join(sorted(checks))}."
@@ -152,40 +154,39 @@ def run(context: Context, checks: dict[str, ModuleType]) -> Verdict:
     config, outcomes = context.config, []
     names = order(config, checks)
     with ThreadPoolExecutor(1) as beside:
-        begun = {
+        preparations = {
             name: beside.submit(prepared, checks[name].prepare, context)
             for name in names
             if hasattr(checks[name], "prepare")
         }
         for i, name in enumerate(names):
             logging.info("pre-flight %d/%d: %s", i + 1, len(names), name)
-            began, limits = time.monotonic(), limits_of(config, name)
-            try:
-                if name in begun:
-                    begun[name].result()
-                result = checks[name].diagnose(context)
-                outcomes.append(
-                    outcome(name, checks[name], result, limits, time.monotonic() - began)
-                )
-            except Exception as error:  # whatever it is, it is a reason not to start
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                what = (
-                    f"{type(error).__name__}: {error}"
-                    if not isinstance(error, UserError)
-                    else str(error)
-                )
-                outcomes.append(
-                    Outcome(
-                        name,
-                        ERROR,
-                        Result(),
-                        limits,
-                        f"it raised {what} ({where.name}, line {where.lineno})",
-                        "mend what it says; if the check itself is wrong, waive it",
-                        time.monotonic() - began,
-                    )
-                )
+            outcomes.append(examined(context, name, checks[name], preparations.get(name)))
     return verdict(outcomes, tuple(config.preflight.waive))
+
+
+def examined(
+    context: Context, name: str, module: ModuleType, preparation: Future | None
+) -> Outcome:
+    """The outcome of one check, whatever happens in it."""
+    began, limits = time.monotonic(), limits_of(context.config, name, module)
+    try:
+        if preparation is not None:
+            preparation.result()
+        result = module.diagnose(context)
+        return outcome(name, module, result, limits, time.monotonic() - began)
+    except Exception as error:  # whatever it is, it is a reason not to start
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return Outcome(
+            name,
+            ERROR,
+            Result(),
+            limits,
+            f"it raised {kind}{error} ({where.name}, line {where.lineno})",
+            "mend what it says; if the check itself is wrong, waive it",
+            time.monotonic() - began,
+        )
 
 
 def prepared(prepare: Callable[[Context], None], context: Context) -> None:
@@ -198,12 +199,11 @@ def prepared(prepare: Callable[[Context], None], context: Context) -> None:
 
 
 def verdict(outcomes: list[Outcome], waived: tuple[str, ...]) -> Verdict:
-    """The worst status of what was not waived; the first red check, or the first WARN,
+    """The worst status of what was not waived; the first red check, or else the first WARN,
     explains it.
     """
     counted = [o for o in outcomes if o.name not in waived and o.status != SKIP]
     status = max((o.status for o in counted), key=WORST.index, default=PASS)
-    red = [o.name for o in counted if o.status in RED] or [
-        o.name for o in counted if o.status == WARN
-    ]
-    return Verdict(status, red[0] if red else "", tuple(outcomes), waived)
+    red = [o.name for o in counted if o.status in RED]
+    warned = [o.name for o in counted if o.status == WARN]
+    return Verdict(status, (red or warned or [""])[0], tuple(outcomes), waived)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import jax
 from absl import logging
@@ -17,19 +18,59 @@ from ml_collections import ConfigDict
 from jaxvol.config import identity, phases
 from jaxvol.diagnostics import baseline, context, probe, report
 from jaxvol.diagnostics import engine as diagnostics
-from jaxvol.runtime import modules, writer
+from jaxvol.runtime import modules, provenance
 from jaxvol.training import sharding
-from jaxvol.types import Parts
+from jaxvol.types import Parts, UserError
 
 STOPS = diagnostics.RED  # verdicts with which a training does not start
+CHECKS = "diagnostics/checks"
+# what a check defines besides diagnose(), and an example of each
+DEFINED = {
+    "RANK": "RANK = 90",
+    "MEANING": 'MEANING = {"error": ("what it means when it is too large", "what to do")}',
+    "LIMITS": 'LIMITS = {"error": ("<", 0.1, 0.5)}, which is WARN above 0.1 and FAIL above 0.5',
+    "applies": "def applies(config): return True",
+}
 
 
-def checks() -> dict:
-    """Name -> module of every check."""
-    return {
-        name: modules.module("diagnostics/checks", name)
-        for name in modules.choices("diagnostics/checks")
-    }
+def checks(own: tuple[str, ...] = ()) -> dict[str, ModuleType]:
+    """Name -> module of every check: those of jaxvol, and the user's own, given as module paths
+    (`config.preflight.checks`).  A check has the name of its file.
+
+    Raises UserError for a module that does not exist, that is no complete check, or whose name is
+    taken.
+    """
+    modules_of = {name: modules.module(CHECKS, name) for name in modules.choices(CHECKS)}
+    for path in own:
+        name, module = path.rpartition(".")[2], modules.module(CHECKS, path)
+        if name in modules_of:
+            raise UserError(
+                f"config.preflight.checks names {path!r}, and there is a check {name!r} already, "
+                f"{modules_of[name].__file__}. Give the file another name."
+            )
+        complete(path, module)
+        modules_of[name] = module
+    return modules_of
+
+
+def complete(path: str, module: ModuleType) -> None:
+    """Raise UserError where the user's check lacks something: without limits it could only PASS."""
+    lacking = [
+        example
+        for name, example in DEFINED.items()
+        if not hasattr(module, name) or name == "LIMITS" and not module.LIMITS
+    ]
+    if lacking:
+        raise UserError(
+            f"config.preflight.checks names {path!r}, and {module.__file__} is no complete check. "
+            f"Add to it, for example: {'; '.join(lacking)}."
+        )
+    if unexplained := sorted(set(module.LIMITS) - set(module.MEANING)):
+        raise UserError(
+            f"config.preflight.checks names {path!r}, and {module.__file__} has limits for "
+            f"{', '.join(unexplained)} without saying what they mean. Add to its MEANING a pair "
+            "(what it means, what to do) for each."
+        )
 
 
 def passed(config: ConfigDict, workdir: Path, parts: Parts) -> bool:
@@ -52,8 +93,8 @@ def passed(config: ConfigDict, workdir: Path, parts: Parts) -> bool:
 
 @contextlib.contextmanager
 def compilation_cache():
-    """Programs that several checks compile, kept in a folder that is deleted afterwards; the user's
-    own cache, if there is one.
+    """Keeps programs that several checks compile in a folder that is deleted afterwards, or in the
+    user's own cache, if there is one.
     """
     if jax.config.jax_compilation_cache_dir:
         yield
@@ -72,7 +113,7 @@ def look(config: ConfigDict, only: tuple[str, ...] = ()) -> diagnostics.Verdict:
     """The checks `only` (() = all that apply) of a config, for notebooks and scripts: a Verdict
     with tables and figures, no files.
     """
-    known, mesh = checks(), sharding.make_mesh(config.mesh)
+    known, mesh = checks(config.preflight.checks), sharding.make_mesh(config.mesh)
     if only:
         known = {name: known[name] for name in only}
     _, _, steps, phase = phases.plan(config)[0]
@@ -84,32 +125,32 @@ def run(
     config: ConfigDict, workdir: Path, mesh: Mesh, steps: int, parts: Parts | None
 ) -> diagnostics.Verdict:
     """Run the checks, print the table and write `<workdir>/preflight/`."""
-    known = checks()
+    known = checks(config.preflight.checks)
     # a check that does not exist is named before anything is compiled
     diagnostics.order(config, known)
     with compilation_cache():
-        seen = context.make(config, mesh, workdir, steps, parts)
-        verdict = diagnostics.run(seen, known)
+        ctx = context.make(config, mesh, workdir, steps, parts)
+        verdict = diagnostics.run(ctx, known)
     for name in verdict.waived:
         logging.warning(
-            "pre-flight: %s is waived; whatever it finds does not stop the training", name
+            "pre-flight: %s is waived; whatever it measures does not stop the training", name
         )
     info = {
         "config_hash": identity.fingerprint(config),
-        "data_hash": seen.dataset.hash,
+        "data_hash": ctx.dataset.hash,
         "complete": not config.preflight.only,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "versions": writer.versions(),
+        "versions": provenance.versions(),
     }
     if jax.process_index() == 0:
-        found = baseline.record(verdict, *probe.recorded(seen))
+        recorded = baseline.record(verdict, *probe.recorded(ctx))
         changes = (
-            baseline.moved(baseline.read(config.preflight.baseline), found)
+            baseline.moved(baseline.read(config.preflight.baseline), recorded)
             if config.preflight.baseline
             else None
         )
         report.write(workdir / "preflight", verdict, info, workdir.name, changes)
-        baseline.write(workdir / "preflight", found)
+        baseline.write(workdir / "preflight", recorded)
         print(report.text(verdict))
         if changes is not None:
             print(report.text_of_changes(changes, config.preflight.baseline))

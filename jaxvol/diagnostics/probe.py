@@ -1,5 +1,5 @@
-"""What several checks measure with: short runs of the real step, and forward passes with some
-blocks taken out.
+"""What several checks measure with: short runs of the real step, predictions, gradients of single
+loss terms, and forward passes with some blocks taken out.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxvol.types import Array, Batch, Context, Fixed, Key, Params, TrainState
+from jaxvol.training import averages
+from jaxvol.types import Array, Batch, Context, Extra, Fixed, Key, Params, TrainState
 
 Path = tuple[str, ...]
 
 
 def quick() -> dict[str, int] | None:
     """Compiler options of what is called once or twice: optimising it takes longer than it saves.
-    (No constant: asking for the
-    backend at import would start it before the processes of a run have found each other.)"""
+
+    No constant: asking for the backend at import would start it before the processes of a run have
+    found each other.
+    """
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
@@ -32,8 +35,8 @@ def copy(tree):
 def run(
     ctx: Context, steps: int, batch: Callable[[int], Batch] | None = None
 ) -> tuple[TrainState, list[dict[str, float]]]:
-    """`steps` updates of the real compiled step from the start, and the metrics of each; on the
-    run's own batches or others.
+    """`steps` updates of the real compiled step from the start, on the run's batches or others: the
+    state that they reach, and the metrics of each.
     """
     state, batch, history = copy(ctx.state), batch or ctx.batch, []
     for step in range(steps):
@@ -57,22 +60,35 @@ def recorded(ctx: Context) -> tuple[list[dict[str, float]], dict[str, list[float
     if short_run.cache_info().currsize == 0:
         return [], {}
     state, history = short_run(ctx)
-    host = ctx.batches(
-        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
-    )[0]
-    batch = {name: v for name, v in ctx.put(host).items() if name[0] != "_"}
-    y = np.asarray(jax.device_get(predict(ctx)(*pair(state, "raw"), batch)), np.float64).reshape(
-        len(next(iter(batch.values()))), -1
-    )
-    return history, {
-        f"example {i}": row[:: max(row.size // 16, 1)].tolist() for i, row in enumerate(y[:2])
-    }
+    y = prediction(ctx, averages.weights_of(state, "raw"), ctx.put(examples(ctx)))[:2]
+    voxels = [row[:: max(row.size // 16, 1)].tolist() for row in y.reshape(len(y), -1)]
+    return history, {f"example {i}": values for i, values in enumerate(voxels)}
+
+
+def split(ctx: Context) -> str:
+    """The split whose examples checks look at: validation, or training where there is none."""
+    return "val" if ctx.dataset.sizes["val"] else "train"
+
+
+def examples(ctx: Context) -> dict[str, np.ndarray]:
+    """The first evaluation batch of that split, on the host, padding marked by `_mask`."""
+    return ctx.batches(split(ctx), ctx.config.evaluate.batch_size)[0]
+
+
+def unmarked(batch: Batch) -> Batch:
+    """What a model may see of an evaluation batch: not the marks `_mask` and `_index`."""
+    return {name: leaf for name, leaf in batch.items() if not name.startswith("_")}
 
 
 @functools.lru_cache(maxsize=2)
 def predict(ctx: Context) -> Callable[[Params, dict, Batch], Array]:
     """The compiled prediction in normalised units."""
     return jax.jit(ctx.task.predict)
+
+
+def prediction(ctx: Context, weights: tuple[Params, Extra], batch: Batch) -> np.ndarray:
+    """The prediction for a batch in normalised units, float64 on the host."""
+    return np.asarray(jax.device_get(predict(ctx)(*weights, unmarked(batch))), np.float64)
 
 
 @functools.lru_cache(maxsize=2)
@@ -113,17 +129,17 @@ def jacobian(ctx: Context) -> Callable[[Params, Fixed, Batch, Key], Params]:
             terms, _ = ctx.task.loss(p, fixed, batch, key)
             return jnp.stack([terms[group][name] for group, name in names])
 
-        found, pull = jax.vjp(values, params)
+        stacked, pull = jax.vjp(values, params)
         # one after the other: a batch of them holds all in memory, and CPUs have no batched
         # products of bfloat16
-        return jax.lax.map(lambda one: pull(one)[0], jnp.eye(len(names), dtype=found.dtype))
+        return jax.lax.map(lambda one: pull(one)[0], jnp.eye(len(names), dtype=stacked.dtype))
 
     return jax.jit(gradients)
 
 
 def term_gradients(ctx: Context) -> list[Params]:
-    """Gradients of all terms at the start, [terms, ...] per leaf, of every micro-batch
-    of update 0.
+    """Gradients of all terms at the start, [terms, ...] per leaf; one tree per micro-batch of
+    update 0.
     """
     return [
         jax.device_get(jacobian(ctx)(ctx.state.params, fixed(ctx), part, key(ctx, i)))
@@ -131,15 +147,17 @@ def term_gradients(ctx: Context) -> list[Params]:
     ]
 
 
-def group_gradients(found: Params, terms: list[tuple[str, str]]) -> Params:
-    """group -> gradient of the sum of its own terms, by its own parameters; `found` as `jacobian`
-    gives it.
+def group_gradients(gradients: Params, terms: list[tuple[str, str]]) -> Params:
+    """group -> gradient of the sum of its own terms by its own parameters; `gradients` are those of
+    all terms, as `jacobian` gives them.
     """
+    rows = {
+        group: [j for j, (owner, _) in enumerate(terms) if owner == group]
+        for group in sorted({owner for owner, _ in terms})
+    }
     return {
-        g: jax.tree.map(
-            lambda v: sum(v[j] for j, (group, _) in enumerate(terms) if group == g), found[g]
-        )
-        for g in sorted({group for group, _ in terms})
+        group: jax.tree.map(lambda v, rows=own: sum(v[j] for j in rows), gradients[group])
+        for group, own in rows.items()
     }
 
 
@@ -149,61 +167,46 @@ def key(ctx: Context, part: int = 0) -> Key:
 
 
 def against_itself(
-    ctx: Context, params: Params, extra: dict, batch: Batch, noise: float = 0.0
+    ctx: Context, params: Params, extra: Extra, batch: Batch, noise: float = 0.0
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """(rows of evaluation where the target is the prediction itself, plus noise of that many
-    standard deviations; the prediction).
+    """(rows of evaluation where the target is the prediction itself plus noise of so many of its
+    standard deviations, the prediction), without padding.
     """
-    clean = {name: v for name, v in batch.items() if name[0] != "_"}
-    y = predict(ctx)(params, extra, clean).astype(batch["target"].dtype)
-    moved = (
-        y + noise * y.std() * jax.random.normal(jax.random.key(0), y.shape, y.dtype) if noise else y
-    )
-    rows, real = (
-        ctx.evaluate(params, extra, {**batch, "target": moved}, jax.random.key(0)),
-        np.asarray(batch["_mask"]) > 0,
-    )
+    y = predict(ctx)(params, extra, unmarked(batch)).astype(batch["target"].dtype)
+    target = y
+    if noise:
+        target = y + noise * y.std() * jax.random.normal(jax.random.key(0), y.shape, y.dtype)
+    rows = ctx.evaluate(params, extra, {**batch, "target": target}, jax.random.key(0))
+    real = np.asarray(batch["_mask"]) > 0
     return {name: np.asarray(v)[real] for name, v in rows.items()}, np.asarray(y)[real]
 
 
-def weights_of(ctx: Context) -> dict[str, float]:
+def loss_weights(ctx: Context) -> dict[str, float]:
     """Named voxel loss of the config -> its weight."""
-    return (
-        {name: weight for name, weight in ctx.config.task.losses}
-        if "losses" in ctx.config.task
-        else {}
-    )
+    return dict(ctx.config.task.losses) if "losses" in ctx.config.task else {}
 
 
 def learner(ctx: Context) -> str:
-    """The parameter group that has the named losses: the network itself, where there are players
-    beside it.
+    """The parameter group that has the named losses: the network itself, where there are other
+    players beside it.
     """
     terms = jax.eval_shape(
         ctx.task.loss, ctx.state.params, fixed(ctx), ctx.batch(0), jax.random.key(0)
     )[0]
-    return next(
-        (group for group in terms if set(terms[group]) & set(weights_of(ctx))), next(iter(terms))
-    )
-
-
-def pair(state: TrainState, weights: str) -> tuple[Params, dict]:
-    """(params, extra) that evaluation uses: the averages, or the raw weights."""
-    if weights == "raw":
-        return state.params, state.extra
-    return state.averages["ema"]["params"], {**state.extra, "stats": state.averages["ema"]["stats"]}
+    named = set(loss_weights(ctx))
+    return next((group for group in terms if set(terms[group]) & named), next(iter(terms)))
 
 
 def shapes(ctx: Context, depth: int = 1) -> dict[Path, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Submodules that a prediction calls, down to `depth` names below the model, in order: path ->
-    shapes of first input and output.
+    """Submodules that a prediction calls, in order and down to `depth` names below the model:
+    path -> (shape of the first input, shape of the first output).
     """
-    found: dict[Path, tuple] = {}
+    shapes_of: dict[Path, tuple] = {}
 
     def note(call, arguments, keywords, context):
         y, path = call(*arguments, **keywords), context.module.path
         if context.method_name == "__call__" and 0 < len(path) <= depth:
-            found.setdefault(path, (np.shape(arguments[0]), np.shape(jax.tree.leaves(y)[0])))
+            shapes_of.setdefault(path, (np.shape(arguments[0]), np.shape(jax.tree.leaves(y)[0])))
         return y
 
     # a new function every time: a cached trace would call nothing
@@ -212,7 +215,7 @@ def shapes(ctx: Context, depth: int = 1) -> dict[Path, tuple[tuple[int, ...], tu
             return ctx.task.predict(params, extra, batch)
 
     jax.eval_shape(traced, ctx.state.params, ctx.state.extra, ctx.batch(0))
-    return found
+    return shapes_of
 
 
 def modules(ctx: Context, depth: int = 1) -> list[Path]:
@@ -223,10 +226,12 @@ def modules(ctx: Context, depth: int = 1) -> list[Path]:
 def gated(
     ctx: Context, paths: list[Path], often: bool = False
 ) -> Callable[[Params, dict, Batch, Array], Array]:
-    """The prediction with a gate per submodule, compiled once: gates [n] of 1 change nothing, a
-    gate of 0 replaces the output of its submodule by its input where the shapes agree, and by zero
-    where they do not.  often: called so many times that compiling it
-    as a whole pays."""
+    """The prediction with a gate per submodule, compiled once: (params, extra, batch, gates [n]).
+
+    Gates of 1 change nothing; a gate of 0 replaces the output of its submodule by its input where
+    the shapes agree, and by zero where they do not.
+    often: it is called so many times that optimising the program pays.
+    """
 
     def forward(params, extra, batch, gates):
         def replace(call, arguments, keywords, context):
@@ -249,16 +254,12 @@ def gated(
 
 
 def explained(prediction: Array, target: Array, mask: Array | None = None) -> float:
-    """1 - residual variance / variance of the target, over all examples and voxels (1 = perfect, 0
-    = the mean).
+    """1 - sum (prediction - target)^2 / sum (target - its mean)^2 over all examples and voxels that
+    the mask leaves: 1 = perfect, 0 = the mean.
     """
-    weight = (
-        np.ones_like(target)
-        if mask is None
-        else np.broadcast_to(np.asarray(mask) > 0, np.shape(target)).astype(np.float32)
-    )
-    total = max(float(weight.sum()), 1.0)
-    mean = float((weight * target).sum()) / total
-    return 1.0 - float((weight * (prediction - target) ** 2).sum()) / max(
-        float((weight * (target - mean) ** 2).sum()), 1e-30
-    )
+    weight = np.ones_like(target)
+    if mask is not None:
+        weight = np.broadcast_to(np.asarray(mask) > 0, np.shape(target)).astype(np.float32)
+    mean = float((weight * target).sum()) / max(float(weight.sum()), 1.0)
+    residual = float((weight * (prediction - target) ** 2).sum())
+    return 1.0 - residual / max(float((weight * (target - mean) ** 2).sum()), 1e-30)

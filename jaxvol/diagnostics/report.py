@@ -1,5 +1,5 @@
-"""A verdict as a table on the console, report.json, report.csv and one HTML file that needs nothing
-else.
+"""A verdict as a table on the console, as report.json and report.csv, and as one HTML file that
+needs nothing else.
 
 All text that comes from files, configs or errors is escaped; pictures are embedded.
 """
@@ -73,19 +73,19 @@ def plain(value: Any) -> float | str:
 
 
 def text(verdict: Verdict) -> str:
-    """The table for the console: one line per check, the reason and the remedy below what is not
-    PASS.
+    """The table for the console: one line per check, and below it the reason and the remedy where
+    it is not PASS.
     """
     width = max((len(o.name) for o in verdict.outcomes), default=5)
     lines = [f"{'check':{width}}  status  seconds  what was measured"]
     for o in verdict.outcomes:
-        shown = "  ".join(
+        measured = "  ".join(
             f"{name} {number(o.result.metrics[name])}"
             for name in o.limits
             if name in o.result.metrics
         )
         mark = f"{o.status} (waived)" if o.name in verdict.waived else o.status
-        lines.append(f"{o.name:{width}}  {mark:6}  {o.seconds:7.1f}  {shown[:150]}".rstrip())
+        lines.append(f"{o.name:{width}}  {mark:6}  {o.seconds:7.1f}  {measured[:150]}".rstrip())
         if o.status != PASS:
             lines.append(f"{'':{width}}    {o.reason}")
         if o.remedy:
@@ -96,11 +96,11 @@ def text(verdict: Verdict) -> str:
 
 def rows(verdict: Verdict) -> list[dict[str, Any]]:
     """One row per metric: check, status, metric, value, side, warn, fail."""
-    found = []
+    table = []
     for o in verdict.outcomes:
         for metric, value in (o.result.metrics or {"": math.nan}).items():
             side, warn, fail = o.limits.get(metric, ("", "", "")) if metric else ("", "", "")
-            found.append(
+            table.append(
                 {
                     "check": o.name,
                     "status": o.status,
@@ -111,7 +111,7 @@ def rows(verdict: Verdict) -> list[dict[str, Any]]:
                     "fail": fail,
                 }
             )
-    return found
+    return table
 
 
 def as_csv(table: list[dict[str, Any]]) -> str:
@@ -199,10 +199,10 @@ def as_html(verdicts: dict[str, Verdict], info: dict[str, Any]) -> str:
     for name in names:
         cells = []
         for run, v in verdicts.items():
-            found = [o for o in v.outcomes if o.name == name]
+            statuses = [o.status for o in v.outcomes if o.name == name]
             link = html.escape(f"#{run}-{name}", quote=True)
             cells.append(
-                f'<td><a href="{link}">{badge(found[0].status)}</a></td>' if found else "<td></td>"
+                f'<td><a href="{link}">{badge(statuses[0])}</a></td>' if statuses else "<td></td>"
             )
         lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>")
     firsts = "".join(
@@ -274,8 +274,8 @@ def write(
 
 
 def tensorboard(folder: Path, verdict: Verdict) -> None:
-    """preflight/<check>/<metric> as scalars, the table as text; text is escaped, TensorBoard shows
-    it as Markdown.
+    """preflight/<check>/<metric> as scalars, and the table as text, escaped because TensorBoard
+    shows it as Markdown.
     """
     with SummaryWriter(str(folder)) as board:
         for o in verdict.outcomes:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from jaxvol.diagnostics import engine
+from jaxvol.diagnostics import engine, probe
 from jaxvol.diagnostics.checks import adversarial, gradients, prediction
 from jaxvol.types import Alarm, Parts, Result
 
@@ -25,47 +25,44 @@ MODULES = dict(zip(engine.WATCHED, (gradients, prediction, adversarial)))
 def measure(
     readings: dict[str, float], y: np.ndarray | None, target: np.ndarray | None
 ) -> dict[str, dict[str, float]]:
-    """check -> metric -> value, from the values that the last update reported and predictions next
-    to their targets.
+    """check -> metric -> value, from the values that the last update reported and from predictions
+    next to their targets.
     """
-    found: dict[str, dict[str, float]] = {"gradients": {}, "prediction": {}, "adversarial": {}}
+    metrics: dict[str, dict[str, float]] = {name: {} for name in MODULES}
     lost = [
         1 - readings[f"{name.removesuffix('/grad_norm')}/clipped_norm"] / value
         for name, value in readings.items()
         if name.endswith("/grad_norm") and value > 0
     ]
     if lost:
-        found["gradients"]["clipped"] = max(lost)
+        metrics["gradients"]["clipped"] = max(lost)
     shares = [value for name, value in readings.items() if "/share_" in name]
     if len(shares) > 1:
-        found["gradients"]["largest_share"] = max(shares)
+        metrics["gradients"]["largest_share"] = max(shares)
     if "disc/accuracy_real" in readings:
-        found["adversarial"] = {
+        metrics["adversarial"] = {
             "one_sided": abs(readings["disc/accuracy_real"] - readings["disc/accuracy_fake"]),
             "response": abs(readings["disc/D_real"] - readings["disc/D_fake"]),
         }
     if y is not None and target is not None:
-        found["prediction"] = prediction.shape(y, target)
-    return {check: metrics for check, metrics in found.items() if metrics}
+        metrics["prediction"] = prediction.shape(y, target)
+    return {check: values for check, values in metrics.items() if values}
 
 
 def judge(config: Any, measured: dict[str, dict[str, float]]) -> list[engine.Outcome]:
     """What is out of its limits."""
-    found = []
+    outcomes = []
     for check, metrics in measured.items():
-        limits = {
-            name: limit
-            for name, limit in engine.limits_of(config, check).items()
-            if name in metrics
-        }
-        found.append(engine.outcome(check, MODULES[check], Result(metrics), limits, 0.0))
-    return [o for o in found if o.status != engine.PASS]
+        limits = engine.limits_of(config, check, MODULES[check])
+        outcomes.append(engine.outcome(check, MODULES[check], Result(metrics), limits, 0.0))
+    return [o for o in outcomes if o.status != engine.PASS]
 
 
 def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
     """(parts, params and extra that are validated, evaluation batch, readings of the last update,
-    step): warn of what is out of its
-    limits.  Raises Alarm where `preflight.stop_on` names the check."""
+    step): warn of what is out of its limits.  It raises Alarm where `preflight.stop_on` names the
+    check that is red.
+    """
 
     @functools.lru_cache(maxsize=1)
     def forward(task):
@@ -76,24 +73,18 @@ def make(config: Any) -> Callable[[Parts, tuple, dict, dict, int], None]:
         # no process sees the whole of the others' volumes
         if "target" in batch and "input" in batch and jax.process_count() == 1:
             real = prediction.known(batch)
-            shown = {name: v for name, v in batch.items() if not name.startswith("_")}
             if real.any():
-                y = np.asarray(jax.device_get(forward(parts.task)(*pair, shown)), np.float64)[real]
+                y = forward(parts.task)(*pair, probe.unmarked(batch))
+                y = np.asarray(jax.device_get(y), np.float64)[real]
                 target = np.asarray(batch["target"], np.float64)[real]
-        for found in judge(config, measure(readings, y, target)):
+        for o in judge(config, measure(readings, y, target)):
             logging.warning(
-                "step %d: %s is %s: %s (%s)",
-                step,
-                found.name,
-                found.status,
-                found.reason,
-                found.remedy,
+                "step %d: %s is %s: %s (%s)", step, o.name, o.status, o.reason, o.remedy
             )
-            if found.status == engine.FAIL and found.name in config.preflight.stop_on:
+            if o.status == engine.FAIL and o.name in config.preflight.stop_on:
                 raise Alarm(
-                    f"Stopped at step {step}: {found.name} is red, and config.preflight.stop_on "
-                    f"names it. {found.reason}. "
-                    f"{found.remedy}. The newest checkpoint is kept."
+                    f"Stopped at step {step}: {o.name} is red, and config.preflight.stop_on names "
+                    f"it. {o.reason}. {o.remedy}. The newest checkpoint is kept."
                 )
 
     return look

@@ -14,38 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxvol.evaluation import report, tables
-from jaxvol.plots import figures
+from jaxvol.evaluation import report, scored_runs, tables
+from jaxvol.evaluation.scored_runs import Run
+from jaxvol.plots import comparison, figures, spectra
 from jaxvol.runtime import atomic
 from jaxvol.types import UserError
-
-# fields of a config that do not decide what its run learns; runs equal in all others differ only in
-# their seed
-FREE = (
-    "seed",
-    "evaluate",
-    "predict",
-    "compare",
-    "wandb",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "mesh",
-    "log_every",
-    "resume",
-    "max_hours",
-    "profile",
-    "data.num_workers",
-)
-
-
-class Run(NamedTuple):
-    """What is known of one evaluated workdir."""
-
-    workdir: Path
-    scored: dict[str, Any]  # evaluation/metrics.json
-    family: str  # equal for runs that differ only in their seed
-    seed: int
 
 
 class Line(NamedTuple):
@@ -57,10 +32,13 @@ class Line(NamedTuple):
     spectra: dict[str, np.ndarray]
 
 
-def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> str:
+def compare(
+    workdirs: Sequence[str | os.PathLike], out: str | os.PathLike, choice: ConfigDict
+) -> str:
     """Write <out>/comparison/{table.csv, table.json, table.md, metrics.png, spectra.png}; return
     the table, ready to print.
 
+    choice: a `config.evaluate`; its split and checkpoint are compared.
     UserError: no run, a workdir without evaluation, or runs scored on different data, splits or
                numbers of examples.
     """
@@ -69,132 +47,38 @@ def compare(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> st
         raise UserError(
             "there is nothing to compare; name workdirs with --config.compare.runs=runs/a,runs/b"
         )
-    runs = [read(folder) for folder in folders]
-    check_same_data(runs)
-    lines = models(runs) | baselines(runs)
-    values = {who: line.values for who, line in lines.items()}
-    ours = [who for who, line in lines.items() if line.runs]
+    runs = [scored_runs.read(folder, choice.split, choice.checkpoint) for folder in folders]
+    scored_runs.check_same_data(runs)
+    lines, warnings = models(runs) | baselines(runs), scored_runs.doubts(runs)
     suffixes = {
-        who: {c: f" ± {e:.2g}" for c, e in line.errors.items()} for who, line in lines.items()
+        title: {c: f" ± {e:.2g}" for c, e in line.errors.items()} for title, line in lines.items()
     }
-    warnings = doubts(runs)
     folder = Path(out) / "comparison"
-    folder.mkdir(parents=True, exist_ok=True)
+    data = json.dumps(report.plain(as_json(lines, warnings)), indent=1)
     atomic.write_text(folder / "table.csv", as_csv(lines))
-    atomic.write_text(
-        folder / "table.json", json.dumps(report.plain(as_json(lines, warnings)), indent=1) + "\n"
-    )
+    atomic.write_text(folder / "table.json", data + "\n")
     atomic.write_text(folder / "table.md", as_markdown(lines, suffixes, warnings))
-    columns = list(dict.fromkeys(c for line in lines.values() for c in line.values))
-    errors = {who: line.errors for who, line in lines.items()}
-    figures.save(figures.comparison(values, errors, columns[:4]), folder / "metrics.png")
-    spectra = {who: line.spectra for who, line in lines.items() if line.spectra}
-    if spectra:
-        taper = runs[0].scored["model"]["spectra"]
-        spectra = {
-            who: {**s, "window": taper["window"] if "window" in taper else "none"}
-            for who, s in spectra.items()
-        }
-        unit = runs[0].scored["unit"] if "unit" in runs[0].scored else ""
-        figures.save(figures.spectra(spectra, unit), folder / "spectra.png")
-    return "\n".join(
-        [
-            tables.table(values, ours, suffixes),
-            *(f"WARNING: {w}" for w in warnings),
-            f"Written to {folder}/.",
-        ]
-    )
+    draw(lines, runs[0].scores, folder)
+    values = {title: line.values for title, line in lines.items()}
+    table = tables.table(values, [title for title, line in lines.items() if line.runs], suffixes)
+    return "\n".join([table, *(f"WARNING: {w}" for w in warnings), f"Written to {folder}/."])
 
 
-def read(workdir: Path) -> Run:
-    """The evaluation and the config of one workdir."""
-    scored = read_json(
-        workdir / "evaluation" / "metrics.json",
-        f"score the run first: python -m jaxvol.main --config=... --workdir={workdir} "
-        "--mode=evaluate",
-    )
-    if "model" not in scored or "baselines" not in scored:
-        raise UserError(
-            f"{workdir / 'evaluation' / 'metrics.json'}: keys {sorted(scored)}; expected model and "
-            "baselines"
-        )
-    config = read_json(
-        workdir / "config.json", "it is written when a run starts; is this the workdir of a run?"
-    )
-    config = config["config"] if "config" in config else config
-    config = json.loads(config) if isinstance(config, str) else config
-    leaves = {
-        k: v
-        for k, v in flatten(config).items()
-        if not any(k == f or k.startswith(f + ".") for f in FREE)
-    }
-    return Run(workdir, scored, json.dumps(leaves, sort_keys=True), int(config["seed"]))
-
-
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file; UserError naming the file otherwise."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {remedy}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); {remedy}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}; expected an object; {remedy}")
-    return found
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": leaf} of nested dicts."""
-    if isinstance(value, dict) and value:
-        return {
-            k: v
-            for name, item in value.items()
-            for k, v in flatten(item, f"{prefix}.{name}".lstrip(".")).items()
-        }
-    return {prefix: value}
-
-
-def check_same_data(runs: Sequence[Run]) -> None:
-    """UserError unless every run was scored on the same examples."""
-    groups: dict[tuple, list[str]] = {}
-    for run in runs:
-        where = tuple(
-            run.scored[k] if k in run.scored else None for k in ("data_hash", "split", "examples")
-        )
-        groups.setdefault(where, []).append(str(run.workdir))
-    if len(groups) > 1:
-        listed = "".join(
-            f"\n  data {h}, split {s}, {n} examples: {', '.join(names)}"
-            for (h, s, n), names in groups.items()
-        )
-        raise UserError(
-            "these runs were scored on different examples, so their numbers cannot be "
-            f"compared:{listed}\n"
-            "Compare each group on its own, or evaluate all of them on the same data and split."
-        )
-
-
-def doubts(runs: Sequence[Run]) -> list[str]:
-    """What makes the runs less comparable than the table looks."""
-    found = []
-    for key in ("weights", "checkpoint"):
-        values = {str(run.scored[key]) if key in run.scored else "unknown" for run in runs}
-        if len(values) > 1:
-            found.append(
-                f"the runs were scored with different {key}: "
-                + ", ".join(
-                    f"{run.workdir} {run.scored[key] if key in run.scored else 'unknown'}"
-                    for run in runs
-                )
-            )
-    for run in runs:
-        if "non_finite" in run.scored and "model" in run.scored["non_finite"]:
-            found.append(
-                f"{run.workdir} has values that are not finite: "
-                f"{', '.join(run.scored['non_finite']['model'])}"
-            )
-    return found
+def draw(lines: Mapping[str, Line], scores: Mapping[str, Any], folder: Path) -> None:
+    """The leading metrics as bars, and the spectra where there are any; `scores` are those of one
+    run, which name the unit and the window that all have.
+    """
+    values = {title: line.values for title, line in lines.items()}
+    errors = {title: line.errors for title, line in lines.items()}
+    metrics = columns(lines)[:4]
+    figures.save(comparison.bars(values, errors, metrics), folder / "metrics.png")
+    drawn = {title: line.spectra for title, line in lines.items() if line.spectra}
+    if drawn:
+        shared = scores["model"]["spectra"]
+        window = shared["window"] if "window" in shared else "none"
+        drawn = {title: {**s, "window": window} for title, s in drawn.items()}
+        unit = scores["unit"] if "unit" in scores else ""
+        figures.save(spectra.draw(drawn, unit), folder / "spectra.png")
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -212,7 +96,7 @@ def spectrum(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The spectra in JSON metrics (of several channels the first), null as NaN; {} where there are
     none.
     """
-    return figures.series(metrics["spectra"]) if "spectra" in metrics else {}
+    return spectra.series(metrics["spectra"]) if "spectra" in metrics else {}
 
 
 def models(runs: Sequence[Run]) -> dict[str, Line]:
@@ -222,18 +106,21 @@ def models(runs: Sequence[Run]) -> dict[str, Line]:
         families.setdefault(run.family, []).append(run)
     names = [
         tables.pretty(
-            str(group[0].scored["name"] if "name" in group[0].scored else group[0].workdir.name)
+            str(group[0].scores["name"] if "name" in group[0].scores else group[0].workdir.name)
         )
         for group in families.values()
     ]
     lines: dict[str, Line] = {}
-    for name, group in zip(names, families.values()):
-        who = name if names.count(name) == 1 else f"{name} [{shared_name(group)}]"
+    for name, group in zip(names, families.values(), strict=True):
+        title = name if names.count(name) == 1 else f"{name} [{shared_name(group)}]"
         seeds = len({run.seed for run in group})
-        who += f", {seeds} seeds" if seeds > 1 else f", {len(group)} runs" if len(group) > 1 else ""
-        while who in lines:
-            who += "'"
-        lines[who] = line([run.scored["model"] for run in group], tuple(group))
+        if seeds > 1:
+            title += f", {seeds} seeds"
+        elif len(group) > 1:
+            title += f", {len(group)} runs"
+        while title in lines:
+            title += "'"
+        lines[title] = line([run.scores["model"] for run in group], tuple(group))
     return lines
 
 
@@ -243,20 +130,21 @@ def shared_name(group: Sequence[Run]) -> str:
     return (os.path.commonprefix(names).rstrip("-_. ") if len(names) > 1 else names[0]) or names[0]
 
 
-def line(found: Sequence[Mapping[str, Any]], runs: tuple[Run, ...]) -> Line:
-    """Mean over runs of every metric and spectrum; the scatter is the sample standard deviation (n
-    - 1).
+def line(metrics: Sequence[Mapping[str, Any]], runs: tuple[Run, ...]) -> Line:
+    """Mean over runs of every metric and spectrum; the scatter is the sample standard deviation
+    (n - 1).
     """
-    scores = [numbers(metrics) for metrics in found]
-    columns = [c for c in scores[0] if all(c in s for s in scores)]
-    stacked = {c: np.array([s[c] for s in scores]) for c in columns}
+    scores = [numbers(one) for one in metrics]
+    stacked = {
+        c: np.array([s[c] for s in scores]) for c in scores[0] if all(c in s for s in scores)
+    }
     errors = {c: float(np.std(v, ddof=1)) for c, v in stacked.items()} if len(scores) > 1 else {}
-    shapes = [spectrum(metrics) for metrics in found]
-    same = all(
-        s.keys() == shapes[0].keys() and all(s[k].shape == shapes[0][k].shape for k in s)
-        for s in shapes
+    series = [spectrum(one) for one in metrics]
+    alike = all(
+        s.keys() == series[0].keys() and all(s[k].shape == series[0][k].shape for k in s)
+        for s in series
     )
-    mean = {k: np.mean([s[k] for s in shapes], axis=0) for k in shapes[0]} if same else {}
+    mean = {k: np.mean([s[k] for s in series], axis=0) for k in series[0]} if alike else {}
     return Line({c: float(v.mean()) for c, v in stacked.items()}, errors, runs, mean)
 
 
@@ -265,16 +153,15 @@ def baselines(runs: Sequence[Run]) -> dict[str, Line]:
     variant, named by its run.
     """
     lines: dict[str, Line] = {}
-    for kind in dict.fromkeys(k for run in runs for k in run.scored["baselines"]):
-        title = tables.label(kind, kind)
-        for run in (r for r in runs if kind in r.scored["baselines"]):
-            new = line([run.scored["baselines"][kind]], ())
-            if not any(who == title or who.startswith(f"{title} [") for who in lines):
-                lines[title] = new
-            elif not any(
-                equal(old.values, new.values) for who, old in lines.items() if who.startswith(title)
-            ):
-                lines[f"{title} [{run.workdir.resolve().name}]"] = new
+    for name in dict.fromkeys(k for run in runs for k in run.scores["baselines"]):
+        label = tables.label(name, name)
+        variants: list[Line] = []
+        for run in (r for r in runs if name in r.scores["baselines"]):
+            new = line([run.scores["baselines"][name]], ())
+            if any(equal(old.values, new.values) for old in variants):
+                continue
+            lines[f"{label} [{run.workdir.resolve().name}]" if variants else label] = new
+            variants.append(new)
     return lines
 
 
@@ -285,47 +172,45 @@ def equal(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
     )
 
 
-def facts(found: Line) -> dict[str, Any]:
+def columns(lines: Mapping[str, Line]) -> list[str]:
+    """The metrics that any line has, in their order."""
+    return list(dict.fromkeys(c for line in lines.values() for c in line.values))
+
+
+def facts(runs: Sequence[Run]) -> dict[str, str]:
     """What a line of the written tables says besides the metrics."""
-
-    def listed(key: str) -> str:
-        return " ".join(
-            dict.fromkeys(str(run.scored[key]) for run in found.runs if key in run.scored)
-        )
-
+    shared = (
+        "parameters",
+        "gflop_per_prediction",
+        "steps_per_sec",
+        "checkpoint",
+        "weights",
+        "step",
+        "split",
+        "data_hash",
+    )
     return {
-        "seeds": " ".join(str(run.seed) for run in found.runs),
-        "runs": " ".join(str(run.workdir) for run in found.runs),
+        "seeds": " ".join(str(run.seed) for run in runs),
+        "runs": " ".join(str(run.workdir) for run in runs),
         **{
-            key: listed(key)
-            for key in (
-                "parameters",
-                "gflop_per_prediction",
-                "steps_per_sec",
-                "checkpoint",
-                "weights",
-                "step",
-                "split",
-                "data_hash",
-            )
+            key: " ".join(dict.fromkeys(str(r.scores[key]) for r in runs if key in r.scores))
+            for key in shared
         },
     }
 
 
 def as_csv(lines: Mapping[str, Line]) -> str:
     """CSV text: metrics, their scatter over seeds, and the facts."""
-    columns = list(dict.fromkeys(c for found in lines.values() for c in found.values))
-    scattered = [c for c in columns if any(c in found.errors for found in lines.values())]
-    rows: list[list[Any]] = [
-        ["model", *columns, *(f"{c}_std" for c in scattered), *facts(Line({}, {}, (), {}))]
-    ]
-    for who, found in lines.items():
+    metrics = columns(lines)
+    scattered = [c for c in metrics if any(c in line.errors for line in lines.values())]
+    rows: list[list[Any]] = [["model", *metrics, *(f"{c}_std" for c in scattered), *facts(())]]
+    for title, line in lines.items():
         rows.append(
             [
-                who,
-                *(repr(found.values[c]) if c in found.values else "" for c in columns),
-                *(repr(found.errors[c]) if c in found.errors else "" for c in scattered),
-                *facts(found).values(),
+                title,
+                *(repr(line.values[c]) if c in line.values else "" for c in metrics),
+                *(repr(line.errors[c]) if c in line.errors else "" for c in scattered),
+                *facts(line.runs).values(),
             ]
         )
     return tables.as_csv(rows)
@@ -333,64 +218,53 @@ def as_csv(lines: Mapping[str, Line]) -> str:
 
 def as_json(lines: Mapping[str, Line], warnings: Sequence[str]) -> dict[str, Any]:
     """The table as data, spectra included."""
-
-    def entry(found: Line) -> dict[str, Any]:
-        return {
-            "metrics": found.values,
-            "std_over_seeds": found.errors,
-            "spectra": found.spectra,
-            **facts(found),
+    entries = {
+        title: {
+            "metrics": line.values,
+            "std_over_seeds": line.errors,
+            "spectra": line.spectra,
+            **facts(line.runs),
         }
-
+        for title, line in lines.items()
+    }
     return {
-        "models": {who: entry(found) for who, found in lines.items() if found.runs},
-        "baselines": {who: entry(found) for who, found in lines.items() if not found.runs},
+        "models": {title: entry for title, entry in entries.items() if lines[title].runs},
+        "baselines": {title: entry for title, entry in entries.items() if not lines[title].runs},
         "warnings": list(warnings),
     }
 
 
-def cost(found: Line, key: str) -> str:
+def cost(runs: Sequence[Run], key: str) -> str:
     """A fact that runs of one line share, or the mean of numbers that differ; "-" where no run has
     it.
     """
-    given = list(
-        dict.fromkeys(
-            run.scored[key]
-            for run in found.runs
-            if key in run.scored and run.scored[key] is not None
-        )
-    )
-    if not given:
+    values = [r.scores[key] for r in runs if key in r.scores and r.scores[key] is not None]
+    values = list(dict.fromkeys(values))
+    if not values:
         return "-"
-    return given[0] if isinstance(given[0], str) else tables.number(float(np.mean(given)))
+    return values[0] if isinstance(values[0], str) else tables.number(float(np.mean(values)))
 
 
 def as_markdown(
     lines: Mapping[str, Line], suffixes: Mapping[str, Mapping[str, str]], warnings: Sequence[str]
 ) -> str:
     """A table for a README: the best of each column in bold."""
-    columns = list(dict.fromkeys(c for found in lines.values() for c in found.values))
-    arrow = {1: " ↑", -1: " ↓", 0: ""}
-    best = {
-        c: tables.winners({who: found.values for who, found in lines.items()}, c) for c in columns
-    }
+    metrics, arrow = columns(lines), {1: " ↑", -1: " ↓", 0: ""}
+    values = {title: line.values for title, line in lines.items()}
+    best = {c: tables.winners(values, c) for c in metrics}
     costs = {
         "parameters": "parameters",
         "gflop_per_prediction": "GFLOP per prediction",
         "steps_per_sec": "steps/s",
     }
-    text = [
-        "| model | "
-        + " | ".join([*(c + arrow[tables.direction(c)] for c in columns), *costs.values()])
-        + " |",
-        "|---|" + "---|" * (len(columns) + len(costs)),
-    ]
-    for who, found in lines.items():
+    headings = [*(c + arrow[tables.direction(c)] for c in metrics), *costs.values()]
+    text = ["| model | " + " | ".join(headings) + " |", "|---|" + "---|" * len(headings)]
+    for title, line in lines.items():
         cells = []
-        for c in columns:
-            cell = tables.number(found.values[c]) if c in found.values else "-"
-            cell += suffixes[who][c] if c in suffixes[who] else ""
-            cells.append(f"**{cell}**" if who in best[c] else cell)
-        cells += [cost(found, key) for key in costs]
-        text.append(f"| {who} | " + " | ".join(cells) + " |")
+        for c in metrics:
+            cell = tables.number(line.values[c]) if c in line.values else "-"
+            cell += suffixes[title][c] if c in suffixes[title] else ""
+            cells.append(f"**{cell}**" if title in best[c] else cell)
+        cells += [cost(line.runs, key) for key in costs]
+        text.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join([*text, *(f"\nWarning: {w}" for w in warnings)]) + "\n"

@@ -1,8 +1,8 @@
-"""Pictures of fields over coordinates: exact solution, network, error and residual; animated where
-there is time.
+"""Pictures of fields over coordinates: exact solution, network, error and residual.
 
-x [*grid, d] are the coordinates of a grid in the order of `coordinates`, the others [*grid, m] with
-one channel per field; axes of length one come first and are left out.
+Where there is time, they are animated.  x [*grid, d] are the coordinates of a grid in the order of
+`coordinates`, the others [*grid, m] with one channel per field; axes of length one come first and
+are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-from jaxvol.plots.figures import COLOURS, DASHES, TRUTH, canvas, limits
+from jaxvol.plots.figures import COLOURS, TRUTH, canvas, limits, style
 
 FRAMES = 40  # of an animation, at most
 RATE = 10  # frames per second
@@ -61,64 +61,53 @@ class Solution(NamedTuple):
         )
 
     def columns(self, i: int) -> list[tuple[str, np.ndarray]]:
-        """(heading, values) of field i: exact, network, error and the equation's residual, those
-        that there are.
-        """
-        name, found = self.fields[i], [("network", self.network)]
+        """(heading, values) of field i: exact, network, error, residual, those that there are."""
+        name, drawn = self.fields[i], [("network", self.network)]
         if self.exact is not None:
-            found = list(zip(HEADS, (self.exact, self.network, self.network - self.exact)))
-        shown = [(f"{name}, {head}", values[..., i]) for head, values in found]
+            drawn = list(zip(HEADS, (self.exact, self.network, self.network - self.exact)))
+        columns = [(f"{name}, {head}", values[..., i]) for head, values in drawn]
         if self.residual is not None and i < self.residual.shape[-1]:
-            shown.append(
-                (
-                    f"{self.remainder} {i + 1}" if len(self.fields) > 1 else self.remainder,
-                    self.residual[..., i],
-                )
-            )
-        return shown
+            head = f"{self.remainder} {i + 1}" if len(self.fields) > 1 else self.remainder
+            columns.append((head, self.residual[..., i]))
+        return columns
 
 
-def draw(found: Solution, title: str = "") -> Figure:
-    """Curves over one coordinate, pictures over two, and of three the middle slice
-    across the last.
-    """
-    found = found.squeezed()
-    if len(found.coordinates) == 3:
-        index = found.x.shape[2] // 2
-        name, value = found.coordinates[2], found.x[0, 0, index, 2]
-        return draw(found.at(2, index), f"{title}, {name} = {value:.3g}".strip(", "))
-    return curves(found, title) if len(found.coordinates) == 1 else pictures(found, title)
+def draw(solution: Solution, title: str = "") -> Figure:
+    """Curves over one coordinate, pictures over two, and of three the middle slice of the last."""
+    solution = solution.squeezed()
+    if len(solution.coordinates) == 3:
+        index = solution.x.shape[2] // 2
+        name, value = solution.coordinates[2], solution.x[0, 0, index, 2]
+        return draw(solution.at(2, index), f"{title}, {name} = {value:.3g}".strip(", "))
+    return curves(solution, title) if len(solution.coordinates) == 1 else pictures(solution, title)
 
 
-def curves(found: Solution, title: str) -> Figure:
+def curves(solution: Solution, title: str) -> Figure:
     """One coordinate: a column per field."""
-    x, errors = found.x[:, 0], found.exact is not None
-    below = errors + (found.residual is not None)
-    figure = canvas(7.0 * len(found.fields), 3.2 + 1.5 * below)
+    x, errors = solution.x[:, 0], solution.exact is not None
+    below = errors + (solution.residual is not None)
+    figure = canvas(7.0 * len(solution.fields), 3.2 + 1.5 * below)
+    rows, heights = 1 + below, (2.2, *[1] * below)
     panels = figure.subplots(
-        1 + below, len(found.fields), sharex=True, squeeze=False, height_ratios=(2.2, *[1] * below)
+        rows, len(solution.fields), sharex=True, squeeze=False, height_ratios=heights
     )
-    for i, name in enumerate(found.fields):
-        top = panels[0, i]
+    for i, name in enumerate(solution.fields):
+        top, network = panels[0, i], solution.network[:, i]
         if errors:
-            top.plot(x, found.exact[:, i], color=TRUTH, linewidth=3.0, label="exact")
-            panels[1, i].plot(
-                x, found.network[:, i] - found.exact[:, i], color=COLOURS[1], linewidth=1.2
-            )
+            top.plot(x, solution.exact[:, i], color=TRUTH, linewidth=3.0, label="exact")
+            panels[1, i].plot(x, network - solution.exact[:, i], color=COLOURS[1], linewidth=1.2)
             panels[1, i].set_ylabel("error")
-        top.plot(
-            x, found.network[:, i], color=COLOURS[0], linestyle="--", linewidth=1.6, label="network"
-        )
+        top.plot(x, network, color=COLOURS[0], linestyle="--", linewidth=1.6, label="network")
         top.set_ylabel(name)
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, frameon=False)
-    for i in range(found.residual.shape[-1] if found.residual is not None else 0):
-        panels[below, 0].plot(x, found.residual[:, i], color=COLOURS[2 + i], linewidth=1.2)
+    for i in range(solution.residual.shape[-1] if solution.residual is not None else 0):
+        panels[below, 0].plot(x, solution.residual[:, i], color=COLOURS[2 + i], linewidth=1.2)
         panels[below, 0].set_ylabel("residual")
     for panel in panels[1:].ravel():
         panel.axhline(0, color=TRUTH, linewidth=0.6)
         panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     for panel in panels[-1]:
-        panel.set_xlabel(found.coordinates[0])
+        panel.set_xlabel(solution.coordinates[0])
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -128,17 +117,17 @@ def across(coordinates: Sequence[str]) -> tuple[int, int]:
     return (1, 0) if coordinates[1] == "t" else (0, 1)
 
 
-def pictures(found: Solution, title: str) -> Figure:
+def pictures(solution: Solution, title: str) -> Figure:
     """Two coordinates: a row per field; exact and network share one scale."""
-    right, up = across(found.coordinates)
-    columns, fields = len(found.columns(0)), 1 if found.exact is None else 2
-    figure = canvas(3.7 * columns, 0.7 + 3.0 * len(found.fields))
-    panels = figure.subplots(len(found.fields), columns, sharex=True, sharey=True, squeeze=False)
-    extent = [f(found.x[..., axis]) for axis in (right, up) for f in (np.min, np.max)]
-    for i in range(len(found.fields)):
-        shown = found.columns(i)
-        scale = limits(np.stack([values for _, values in shown[:fields]]), 0.0)
-        for column, (panel, (head, values)) in enumerate(zip(panels[i], shown)):
+    right, up = across(solution.coordinates)
+    columns, fields = len(solution.columns(0)), 1 if solution.exact is None else 2
+    figure = canvas(3.7 * columns, 0.7 + 3.0 * len(solution.fields))
+    panels = figure.subplots(len(solution.fields), columns, sharex=True, sharey=True, squeeze=False)
+    extent = [f(solution.x[..., axis]) for axis in (right, up) for f in (np.min, np.max)]
+    for i in range(len(solution.fields)):
+        parts = solution.columns(i)
+        scale = limits(np.stack([values for _, values in parts[:fields]]), 0.0)
+        for column, (panel, (head, values)) in enumerate(zip(panels[i], parts)):
             reach, of_field = max(map(abs, limits(values))), column < fields
             low, high = scale if of_field else (-reach, reach)
             drawn = panel.imshow(
@@ -156,43 +145,38 @@ def pictures(found: Solution, title: str) -> Figure:
             )
             bar.formatter.set_powerlimits((-2, 3))
             panel.set_title(head, fontsize=10)
-        panels[i, 0].set_ylabel(found.coordinates[up])
+        panels[i, 0].set_ylabel(solution.coordinates[up])
     for panel in panels[-1]:
-        panel.set_xlabel(found.coordinates[right])
+        panel.set_xlabel(solution.coordinates[right])
     figure.suptitle(title, fontsize=12)
     return figure
 
 
-def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Terms of the loss as they were trained on, and the error on the grid, over updates; `found`
-    is figures.read_curves'.
+def history(logged: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Terms of the loss as they were trained on, and the error on the grid, over updates.
+
+    logged: {tag: (steps, values)}, see jaxvol/plots/curves.py.
     """
     readings = ("lr", "grad_norm", "clipped_norm", "clipped_fraction", "update_norm", "points")
     terms = [
         t
-        for t in sorted(found)
+        for t in sorted(logged)
         if t.startswith("train/net/")
         and t.split("/")[-1] not in readings
         and not t.split("/")[-1].startswith(("weight_", "residual_"))
     ]
     # with one term the sum says nothing new
     terms = [t for t in terms if len(terms) > 2 or not t.endswith("/loss")]
-    shown = {"weighted terms of the loss": terms}
-    shown |= (
-        {"relative L2 error on the grid": ["val/relative_l2"]} if "val/relative_l2" in found else {}
-    )
-    figure = canvas(5.25 * len(shown), 4.0)
-    panels = figure.subplots(1, len(shown), sharex=True, squeeze=False)[0]
-    for panel, (head, tags) in zip(panels, shown.items()):
+    heads = {"weighted terms of the loss": terms}
+    if "val/relative_l2" in logged:
+        heads["relative L2 error on the grid"] = ["val/relative_l2"]
+    figure = canvas(5.25 * len(heads), 4.0)
+    panels = figure.subplots(1, len(heads), sharex=True, squeeze=False)[0]
+    for panel, (head, tags) in zip(panels, heads.items()):
         for i, tag in enumerate(tags):
-            panel.plot(
-                *found[tag],
-                color=COLOURS[i % len(COLOURS)],
-                linestyle=DASHES[i % len(DASHES)],
-                linewidth=1.4,
-                marker="." if len(found[tag][0]) < 40 else None,
-                label=tag.split("/")[-1],
-            )
+            marker = "." if len(logged[tag][0]) < 40 else None
+            label = tag.split("/")[-1]
+            panel.plot(*logged[tag], linewidth=1.4, marker=marker, label=label, **style(i))
         panel.set_title(head, fontsize=11)
         panel.set(yscale="log", xlabel="update")
         panel.grid(alpha=0.25)
@@ -200,20 +184,22 @@ def history(found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     return figure
 
 
-def animate(found: Solution, path: Path, title: str = "") -> bool:
-    """Write a GIF over time, and whether there was any to compare: curves of one coordinate in
-    space, pictures of two.
+def animate(solution: Solution, path: Path, title: str = "") -> bool:
+    """Write a GIF over time: curves of one coordinate in space, pictures of two.
+
+    Returns False, and writes nothing, where there is no time or nothing exact to compare with.
     """
-    found = found.squeezed()
-    if "t" not in found.coordinates or len(found.coordinates) == 1 or found.exact is None:
+    solution = solution.squeezed()
+    if "t" not in solution.coordinates or len(solution.coordinates) == 1 or solution.exact is None:
         return False
-    time = list(found.coordinates).index("t")
-    steps = np.unique(np.linspace(0, found.x.shape[time] - 1, FRAMES).round().astype(int))
+    time = list(solution.coordinates).index("t")
+    steps = np.unique(np.linspace(0, solution.x.shape[time] - 1, FRAMES).round().astype(int))
     frames = [
-        (float(np.take(found.x, i, time)[..., time].flat[0]), found.at(time, i)) for i in steps
+        (float(np.take(solution.x, i, time)[..., time].flat[0]), solution.at(time, i))
+        for i in steps
     ]
-    figure = canvas(6.4, 4.6) if len(found.coordinates) == 2 else canvas(10.5, 3.6)
-    show = moving_curves if len(found.coordinates) == 2 else moving_pictures
+    figure = canvas(6.4, 4.6) if len(solution.coordinates) == 2 else canvas(10.5, 3.6)
+    show = moving_curves if len(solution.coordinates) == 2 else moving_pictures
     update = show(figure, [f for _, f in frames])
 
     def one(i: int) -> list:
@@ -229,9 +215,7 @@ def animate(found: Solution, path: Path, title: str = "") -> bool:
 
 
 def moving_curves(figure: Figure, frames: list[Solution]):
-    """Panels of the first field with scales that hold for all times; the function that shows a
-    frame.
-    """
+    """Panels of the first field, scales that hold for all times; returns what shows frame i."""
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     x = frames[0].x[:, 0]
     values = np.stack([np.stack([f.exact[:, 0], f.network[:, 0]]) for f in frames])
@@ -266,14 +250,14 @@ def moving_pictures(figure: Figure, frames: list[Solution]):
     )
     shared, reach = limits(np.stack([exact, network]), 0.0), np.abs(network - exact).max() or 1.0
     extent = [f(frames[0].x[..., axis]) for axis in (0, 1) for f in (np.min, np.max)]
-    shown = (
+    columns = (
         (exact, shared, "viridis"),
         (network, shared, "viridis"),
         (network - exact, (-reach, reach), "RdBu_r"),
     )
     drawn = []
     for panel, (values, (low, high), colours), head in zip(
-        figure.subplots(1, 3, sharey=True), shown, HEADS
+        figure.subplots(1, 3, sharey=True), columns, HEADS
     ):
         drawn.append(
             panel.imshow(
@@ -293,7 +277,7 @@ def moving_pictures(figure: Figure, frames: list[Solution]):
     figure.axes[0].set_ylabel(frames[0].coordinates[1])
 
     def show(i: int) -> None:
-        for picture, (values, _, _) in zip(drawn, shown):
+        for picture, (values, _, _) in zip(drawn, columns):
             picture.set_data(values[i].T)
 
     return show

@@ -38,7 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name[-NAME_END:].lstrip('.')}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name[-NAME_END:].lower().lstrip('.')}")
     try:
         yield temporary
         if temporary.is_dir():

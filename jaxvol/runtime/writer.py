@@ -1,11 +1,11 @@
-"""What a run leaves in its workdir besides checkpoints: config.json, metrics.csv, perf.csv,
-TensorBoard, pictures, status.json.
+"""What a run leaves in its workdir besides checkpoints: metrics.csv, perf.csv, TensorBoard,
+pictures, status.json.
 
 Only process 0 writes.  metrics.csv holds what the same command reproduces bit for bit; times and
 memory go to perf.csv.
+
 Tags: train/<group>/<term>, train/<group>/{lr,grad_norm,clipped_norm,update_norm}, val/<metric>,
-      images/<name>,
-perf/{steps_per_sec,seconds,data_wait,host_memory,device_peak_memory}.
+      images/<name>, perf/{steps_per_sec,seconds,data_wait,host_memory,device_peak_memory}
 """
 
 from __future__ import annotations
@@ -16,29 +16,20 @@ import html
 import io
 import json
 import math
-import os
-import platform
-import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-import flax
 import jax
-import jaxlib
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from jaxvol.runtime import monitoring
+from jaxvol.runtime import atomic, memory, monitoring, provenance, weights_and_biases
 from jaxvol.types import PyTree, UserError
 
-FORMAT_VERSION = 1  # of config.json and the layout of the workdir
 METRICS, PERF = ("step", "tag", "value"), ("step", "tag", "value", "time")
 
 
@@ -57,8 +48,7 @@ class Writer:
     bar: tqdm | None = None
     wandb: Any = None  # the W&B run, if there is one
     pending: list = dataclasses.field(default_factory=list)  # texts from before `resume`
-    # step and clock of the last console line
-    reached: tuple[int, float] = (0, 0.0)
+    reached: tuple[int, float] = (0, 0.0)  # step and clock of the last console line
     failed: bool = False  # the last status
 
     def resume(self, step: int, total: int, wandb_id: str | None = None) -> str | None:
@@ -69,17 +59,16 @@ class Writer:
             return wandb_id
         cut(self.workdir, step)
         if self.config.wandb.project:
-            self.wandb = start_wandb(self.config, self.workdir, wandb_id)
+            self.wandb = weights_and_biases.start(self.config, self.workdir, wandb_id)
         # tensorboardX names a file by the second, and would overwrite that of a run which restarts
-        # within one.  Its flush()
-        # does not wait for its queue, so its thread is left to flush by itself.
+        # within one.  Its flush() does not wait for its queue, so its thread is left to flush by
+        # itself.
         self.board = SummaryWriter(
             str(self.workdir / "tensorboard"),
             purge_step=step + 1,
             flush_secs=5,
-            # a full one would wait: see health.loosen
             filename_suffix=f".{time.time_ns()}",
-            max_queue=0,
+            max_queue=0,  # no limit: a full queue would wait, see monitoring.loosen
         )
         monitoring.loosen(self.board)
         self.metrics = (self.workdir / "metrics.csv").open("a", newline="")
@@ -130,8 +119,8 @@ class Writer:
         """
         values = {
             **values,
-            "host_memory": host_memory(),
-            "device_peak_memory": device_peak_memory(),
+            "host_memory": memory.host_memory(),
+            "device_peak_memory": memory.device_peak_memory(),
         }
         values = {
             f"perf/{tag.removeprefix('perf/')}": float(v)
@@ -157,7 +146,7 @@ class Writer:
             file = io.BytesIO()
             Image.fromarray(picture).save(file, format="PNG")
             name = tag.removeprefix("images/").replace("/", "_")
-            replace(self.workdir / "images" / f"{name}_{step:08d}.png", file.getvalue())
+            atomic.write_bytes(self.workdir / "images" / f"{name}_{step:08d}.png", file.getvalue())
         if self.wandb and pictures:
             import wandb
 
@@ -192,7 +181,7 @@ class Writer:
         stamped = {**values, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         plain = json.loads(json.dumps(stamped, default=float), parse_constant=lambda _: None)
         if self.active:
-            replace(self.workdir / "status.json", json.dumps(plain, indent=1).encode())
+            atomic.write_text(self.workdir / "status.json", json.dumps(plain, indent=1))
 
     def close(self) -> None:
         """Close every file; a W&B run is marked as failed if the last status was."""
@@ -231,23 +220,12 @@ def open_run(workdir: str | Path, config: ConfigDict, active: bool) -> Writer:
     workdir = Path(workdir)
     if active:
         try:
-            write_config(workdir, config)
+            provenance.write_config(workdir, config)
         except OSError as error:
             raise UserError(
                 f"The workdir {workdir} cannot be written ({error}). Choose another with --workdir."
             ) from error
     return Writer(workdir, config, active)
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def cut(workdir: str | Path, step: int) -> None:
@@ -270,7 +248,7 @@ def cut(workdir: str | Path, step: int) -> None:
         rows = [line for line in old.splitlines(keepends=True) if keep(line, len(columns), last)]
         new = (",".join(columns) + "\n").encode() + b"".join(rows)
         if new != old:
-            replace(path, new)
+            atomic.write_bytes(path, new)
 
 
 def pixels(picture: Any) -> np.ndarray:
@@ -289,123 +267,9 @@ def pixels(picture: Any) -> np.ndarray:
     return picture
 
 
-def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Replace <workdir>/config.json: the config, and what ran it."""
-    kind = {
-        "platform": jax.devices()[0].platform,
-        "kind": jax.devices()[0].device_kind,
-        "count": jax.device_count(),
-        "processes": jax.process_count(),
-    }
-    found = {
-        "format_version": FORMAT_VERSION,
-        "config": json.loads(config.to_json()),
-        "versions": versions(),
-        "commit": commit(),
-        "device": kind,
-    }
-    replace(workdir / "config.json", json.dumps(found, indent=1).encode())
-
-
-def read_config(file: str | Path) -> ConfigDict:
-    """The config in a config.json, its tuples as lists.  Raises UserError if the file is broken or
-    of another format.
-    """
-    try:
-        found = json.loads(Path(file).read_text())
-        if found["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"format version {found['format_version']}, this jaxvol reads {FORMAT_VERSION}"
-            )
-        return ConfigDict(found["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be used as the config.json of a run ({type(error).__name__}: {error}). "
-            "Restore it, or "
-            "choose another --workdir."
-        ) from error
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {
-        "jaxvol": sys.modules["jaxvol"],
-        "jax": jax,
-        "jaxlib": jaxlib,
-        "flax": flax,
-        "optax": optax,
-        "orbax": ocp,
-        "numpy": np,
-    }
-    return {
-        "python": platform.python_version(),
-        **{name: module.__version__ for name, module in found.items()},
-    }
-
-
-def commit() -> str | None:
-    """Git commit of this source tree, with "-dirty" if tracked files were changed; None when it is
-    in no repository.
-    """
-    root = Path(__file__).resolve().parents[2]
-    # an installed copy may lie inside somebody else's repository: git would find that one
-    if not (root / ".git").exists():
-        return None
-    command = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def start_wandb(config: ConfigDict, workdir: Path, run_id: str | None) -> Any:
-    """The W&B run `run_id`, or a new one.  Raises UserError if wandb is missing or refuses."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            f"config.wandb.project is {config.wandb.project!r}, but the package wandb is not "
-            "installed. "
-            "Run `pip install jaxvol[wandb]`, or set --config.wandb.project=''."
-        ) from error
-    try:
-        run = wandb.init(
-            project=config.wandb.project,
-            entity=config.wandb.entity or None,
-            id=run_id,
-            resume="allow",
-            mode="offline" if config.wandb.offline else "online",
-            dir=str(workdir),
-            name=workdir.name,
-            config=json.loads(config.to_json()),
-        )
-        # W&B's own step may only grow; rows that are redone after a restart need an axis of ours.
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-    # wandb raises many types: no key, no network, no such entity
-    except Exception as error:
-        raise UserError(
-            f"Weights & Biases did not start ({type(error).__name__}: {error}). Run `wandb login`, "
-            "set "
-            "--config.wandb.offline=True, or --config.wandb.project='' to do without."
-        ) from error
-    return run
-
-
 def table(params: PyTree) -> str:
-    """Parameters per module (`group/module`) and their total; a complex number counts
-    as two reals.
+    """Parameters per module (`group/module`) and their total; a complex number counts as two
+    reals.
     """
     rows: dict[str, list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -421,26 +285,3 @@ def table(params: PyTree) -> str:
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(3)]
     return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in lines)
-
-
-def host_memory() -> int:
-    """Resident memory of this process in bytes; its peak where the present value is
-    not to be had.
-    """
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )
-
-
-def device_peak_memory() -> int | None:
-    """Largest peak memory of this process's devices in bytes; None on a backend that does not count
-    it, such as CPU.
-    """
-    found = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max(
-        (stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats),
-        default=None,
-    )

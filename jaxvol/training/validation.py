@@ -12,6 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxvol.config import components
 from jaxvol.training import averages, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Metrics, Parts, TrainState, UserError
@@ -21,8 +22,8 @@ def improves(config: ConfigDict, value: float, best: float | None) -> bool:
     """Whether `value` is better than `best` by more than min_delta; a NaN never is."""
     if not math.isfinite(value):
         return False
-    sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
-    return best is None or sign * (best - value) > config.early_stopping.min_delta
+    gain = 0.0 if best is None else components.best_direction(config) * (value - best)
+    return best is None or gain > config.early_stopping.min_delta
 
 
 def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
@@ -70,10 +71,10 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     progress.bad = 0 if better else progress.bad + 1
     if better:
         progress.best_value, progress.best_step = value, step
-    sign = 1.0 if config.checkpoint.best_mode == "min" else -1.0
+    error = -components.best_direction(config) * value  # a plateau schedule minimises it
     monitor = {
         **state.extra["monitor"],
-        "value": jnp.float32(sign * value),
+        "value": jnp.float32(error),
         "count": jnp.int32(progress.evaluations),
     }
     run.state = state.replace(

@@ -1,15 +1,13 @@
-"""Time and memory of every method of jaxvol/ops/laplacian.py, next to folx, torch autograd and
-torch.func where installed.
+"""Time and memory of every method of jaxvol/ops/laplacian.py, next to folx and PyTorch.
 
-    python launch/benchmarks/bench_laplacian.py                                # d = 1 ... 4, KAN
-    and MLP, 4,096 points python launch/benchmarks/bench_laplacian.py --dimensions 3 --networks kan
-    --output laplacian.json
+    python launch/benchmarks/bench_laplacian.py          # d = 1 ... 4, KAN and MLP, 4,096 points
+    python launch/benchmarks/bench_laplacian.py --dimensions 3 --networks kan --output lap.json
 
-Two programs: the Laplacian alone, and the gradient of mean (lap u + 1)^2 with respect to the
-              weights, which is what a training
-step pays.  Networks have four hidden layers of 64 neurons (KAN: degree 4), float32.  Processor time
-of one thread pinned to one core, all methods in turn in one process, median; ratios are times over
-that of `auto`.  On an accelerator: the clock.
+folx, torch.autograd and torch.func are measured where they are installed.  Two programs: the
+Laplacian alone, and the gradient of mean (lap u + 1)^2 with respect to the weights, which is what a
+training step pays.  Networks have four hidden layers of 64 neurons (KAN: degree 4), float32.
+Processor time of one thread pinned to one core, all methods in turn in one process, median; ratios
+are times over that of `auto`.  On an accelerator: the clock.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,14 +27,14 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 )
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import jax
+import jax.numpy as jnp
 
-from jaxvol.models.cheb_kan import ChebKAN  # noqa: E402
-from jaxvol.models.mlp import MLP  # noqa: E402
-from jaxvol.ops.laplacian import laplacian  # noqa: E402
+from jaxvol.models.cheb_kan import ChebKAN
+from jaxvol.models.mlp import MLP
+from jaxvol.ops.laplacian import laplacian
 
 WIDTH, DEPTH, DEGREE = 64, 4, 4
 METHODS = {
@@ -66,75 +65,90 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def network(kind: str, d: int):
-    """The module: [N, d] -> [N, 1]."""
+def network(name: str, d: int):
+    """The module [N, d] -> [N, 1] of a name, kan or mlp."""
     common = {"channels": 1, "widths": (WIDTH,) * DEPTH, "factor": (1.0,) * d, "shift": (0.0,) * d}
-    if kind == "kan":
+    if name == "kan":
         return ChebKAN(degree=DEGREE, form="tanh", initial="xavier", **common)
     return MLP(kind="tanh", omega=1.0, fourier_features=1, fourier_scale=1.0, **common)
 
 
-def programs(kind: str, d: int, points: int) -> dict[str, dict]:
-    """{method: {"forward", "gradient": a function that runs once, "forward_mb", "gradient_mb":
-    temporary memory}}.
+def compiled(f, variables) -> tuple[Callable[[], None], float]:
+    """(a function that runs f(variables) once, its temporary memory in MB)."""
+    program = jax.jit(f).lower(variables).compile()
+    memory = program.memory_analysis().temp_size_in_bytes / 1e6
+    return lambda: jax.block_until_ready(program(variables)), memory
+
+
+def programs(name: str, d: int, points: int) -> dict[str, dict]:
+    """The two programs of every method, on random points of [-1, 1]^d.
+
+    {method: {"forward", "gradient": a function that runs once,
+              "forward_mb", "gradient_mb": temporary memory}}
     """
-    model, x = network(kind, d), jax.random.uniform(jax.random.key(0), (points, d), minval=-1.0)
-    variables, found = model.init(jax.random.key(1), x), {}
-    for name, (method, chunk) in METHODS.items():
-        lap = lambda v, m=method, c=chunk: laplacian(lambda p: model.apply(v, p), m, c)(x)[2]
-        row = {}
-        for what, f in (
-            ("forward", lap),
-            ("gradient", jax.grad(lambda v: jnp.mean((lap(v) + 1) ** 2))),
-        ):
-            compiled = jax.jit(f).lower(variables).compile()
-            row[what] = lambda c=compiled: jax.block_until_ready(c(variables))
-            row[f"{what}_mb"] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-        found[name] = row
-    return found | torch_programs(kind, d, points)
+    model, x = network(name, d), jax.random.uniform(jax.random.key(0), (points, d), minval=-1.0)
+    variables, rows = model.init(jax.random.key(1), x), {}
+
+    def of_method(method: str, chunk: int) -> dict:
+        lap = lambda v: laplacian(lambda p: model.apply(v, p), method, chunk)(x)[2]
+        loss = lambda v: jnp.mean((lap(v) + 1) ** 2)
+        forward, forward_mb = compiled(lap, variables)
+        gradient, gradient_mb = compiled(jax.grad(loss), variables)
+        return {
+            "forward": forward,
+            "forward_mb": forward_mb,
+            "gradient": gradient,
+            "gradient_mb": gradient_mb,
+        }
+
+    for title, (method, chunk) in METHODS.items():
+        rows[title] = of_method(method, chunk)
+    return rows | torch_programs(name, d, points)
 
 
-def torch_programs(kind: str, d: int, points: int) -> dict[str, dict]:
+def torch_programs(name: str, d: int, points: int) -> dict[str, dict]:
     """The same for the rivals."""
     if not RIVALS:
         return {}
-    import rivals
+    from launch.benchmarks import rivals
 
+    widths = (d, *[WIDTH] * DEPTH, 1)
     return {
-        name: {**found, "forward_mb": None, "gradient_mb": None}
-        for name, found in rivals.laplacians(
-            kind, (d, *[WIDTH] * DEPTH, 1), DEGREE, points, RIVALS
-        ).items()
+        title: {**both, "forward_mb": None, "gradient_mb": None}
+        for title, both in rivals.laplacians(name, widths, DEGREE, points, RIVALS).items()
     }
 
 
-def measure(kind: str, d: int, args: argparse.Namespace) -> list[dict]:
+def measure(name: str, d: int, args: argparse.Namespace) -> list[dict]:
     """One row per method."""
-    rows, clock = (
-        programs(kind, d, args.points),
-        time.process_time if jax.default_backend() == "cpu" else time.perf_counter,
-    )
-    times = {(name, what): [] for name in rows for what in ("forward", "gradient")}
+    methods = programs(name, d, args.points)
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    times = {(title, what): [] for title in methods for what in ("forward", "gradient")}
     for _ in range(args.turns):
-        for (name, what), found in times.items():
+        for (title, what), milliseconds in times.items():
             start = clock()
-            rows[name][what]()
-            found.append(1e3 * (clock() - start))
-    median = {key: statistics.median(found[1:]) for key, found in times.items()}
-    return [
-        {
-            "network": kind,
-            "d": d,
-            "method": name,
-            **{f"{what}_ms": median[name, what] for what in ("forward", "gradient")},
-            **{
-                f"{what}_ratio": median[name, what] / median["auto", what]
-                for what in ("forward", "gradient")
-            },
-            **{key: rows[name][key] for key in ("forward_mb", "gradient_mb")},
-        }
-        for name in rows
-    ]
+            methods[title][what]()
+            milliseconds.append(1e3 * (clock() - start))
+    median = {key: statistics.median(turns[1:]) for key, turns in times.items()}
+    rows = []
+    for title, method in methods.items():
+        row = {"network": name, "d": d, "method": title}
+        for what in ("forward", "gradient"):
+            row[f"{what}_ms"] = median[title, what]
+            row[f"{what}_ratio"] = median[title, what] / median["auto", what]
+            row[f"{what}_mb"] = method[f"{what}_mb"]
+        rows.append(row)
+    return rows
+
+
+def line(row: dict) -> str:
+    """One line of the table."""
+    cells = [f"{row['network']:>4} {row['d']:>2} {row['method']:>24}"]
+    for what, width in (("forward", 9), ("gradient", 13)):
+        memory = row[f"{what}_mb"]
+        cells.append(f"{row[f'{what}_ms']:{width}.1f} {row[f'{what}_ratio']:7.2f}")
+        cells.append(f"{'-' if memory is None else f'{memory:.0f}':>7}")
+    return " ".join(cells)
 
 
 def main() -> None:
@@ -142,28 +156,17 @@ def main() -> None:
     args, rows = arguments(), []
     if hasattr(os, "sched_setaffinity") and jax.default_backend() == "cpu":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    print(
-        f"{jax.devices()[0].device_kind}, {args.points} points, jax {jax.__version__}", flush=True
-    )
+    device = jax.devices()[0].device_kind
+    print(f"{device}, {args.points} points, jax {jax.__version__}", flush=True)
     print(
         f"{'':>4} {'d':>2} {'method':>24} {'lap ms':>9} {'x auto':>7} {'MB':>7} "
         f"{'loss-grad ms':>13} {'x auto':>7} {'MB':>7}"
     )
-    for kind in args.networks:
+    for name in args.networks:
         for d in args.dimensions:
-            for row in measure(kind, d, args):
+            for row in measure(name, d, args):
                 rows.append(row)
-                memory = {
-                    key: "-" if row[key] is None else f"{row[key]:.0f}"
-                    for key in ("forward_mb", "gradient_mb")
-                }
-                print(
-                    f"{kind:>4} {d:>2} {row['method']:>24} {row['forward_ms']:9.1f} "
-                    f"{row['forward_ratio']:7.2f} {memory['forward_mb']:>7} "
-                    f"{row['gradient_ms']:13.1f} {row['gradient_ratio']:7.2f} "
-                    f"{memory['gradient_mb']:>7}",
-                    flush=True,
-                )
+                print(line(row), flush=True)
     if args.output:
         Path(args.output).write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -1,8 +1,10 @@
 """Pre-flights of several configs side by side, in one page that works offline.
 
-python launch/benchmarks/preflights.py configs/fno.py:quick configs/vnet.py:quick
-configs/vit3d.py:quick configs/pix2pixcc.py:quick python launch/benchmarks/preflights.py --only data
-structure --output=runs/side-by-side.html configs/healthy.py:fno configs/healthy.py:vnet
+    python launch/benchmarks/preflights.py configs/fno.py:quick configs/vnet.py:quick
+    python launch/benchmarks/preflights.py configs/healthy.py:fno configs/healthy.py:vnet \\
+        --only data structure --output=runs/side-by-side.html
+
+Exit status: 0, or 2 where a verdict is FAIL or ERROR.
 """
 
 from __future__ import annotations
@@ -15,11 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxvol.config import command_line, validate
-from jaxvol.diagnostics import (
-    preflight,
-    report,  # noqa: E402
-)
-from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.diagnostics import preflight, report
+from jaxvol.runtime import provenance
 
 
 def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
@@ -29,12 +28,13 @@ def run(configs: list[str], only: tuple[str, ...], output: Path) -> bool:
         config, _, _ = command_line.parse(["preflights", f"--config={name}"])
         for doubt in validate.validate(config):
             print(f"{name}: {doubt}")
-        verdicts[Path(name).name] = preflight.look(config, only)
-        print(f"\n{name}\n{report.text(verdicts[Path(name).name])}")
+        verdict = preflight.look(config, only)
+        verdicts[Path(name).name] = verdict
+        print(f"\n{name}\n{report.text(verdict)}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(report.as_html(verdicts, writer.versions()), encoding="utf-8")
+    output.write_text(report.as_html(verdicts, provenance.versions()), encoding="utf-8")
     print(f"\nThe page is {output}.")
-    return not any(v.status in preflight.STOPS for v in verdicts.values())
+    return not any(verdict.status in preflight.STOPS for verdict in verdicts.values())
 
 
 if __name__ == "__main__":
@@ -44,5 +44,5 @@ if __name__ == "__main__":
     parser.add_argument("configs", nargs="+", help="config files, with :variant")
     parser.add_argument("--only", nargs="*", default=[], help="checks; none: all that apply")
     parser.add_argument("--output", type=Path, default=Path("runs/preflights.html"))
-    given = parser.parse_args()
-    sys.exit(0 if run(given.configs, tuple(given.only), given.output) else 2)
+    args = parser.parse_args()
+    sys.exit(0 if run(args.configs, tuple(args.only), args.output) else 2)

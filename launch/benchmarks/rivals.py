@@ -1,12 +1,14 @@
-"""The PyTorch counterparts that launch/benchmarks/bench.py measures against: the same layers,
-shapes and number of parameters.
+"""The PyTorch counterparts that the benchmarks measure against.
 
-fno:   `neuralop.models.FNO`, the published package.       vnet:   residual V-Net of torch.nn
-       layers, as models/vnet.py.
-vit3d: plain ViT of torch.nn layers with fused attention.  pix2pixcc: the published generator's
-       layers.
-coordinates: networks of points for launch/benchmarks/bench_laplacian.py, and their Laplacians by
-             double backward and by torch.func.
+The same layers, shapes and number of parameters as jaxvol's models, for launch/benchmarks/steps.py:
+
+    fno          `neuralop.models.FNO`, the published package
+    vnet         residual V-Net of torch.nn layers, as jaxvol/models/vnet.py
+    vit3d        plain ViT of torch.nn layers with fused attention
+    pix2pixcc    the published generator's layers
+
+and for launch/benchmarks/bench_laplacian.py networks of points, with their Laplacians by double
+backward and by torch.func.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from torch import nn
 
 
 def vnet(widths: tuple[int, ...]) -> nn.Module:
-    """Pre-activation residual blocks, stride-2 convolutions down, 1x1 and trilinear up, sums with
-    the skips; periodic.
+    """Periodic: pre-activation residual blocks, stride-2 convolutions down, 1x1 and trilinear up.
+
+    The decoder adds the skips.
     """
 
     def conv(a: int, b: int, k: int, bias: bool = True, stride: int = 1) -> nn.Module:
@@ -138,8 +141,9 @@ def vit3d(
 
 
 def pix2pixcc(width: int, downs: int, blocks: int) -> nn.Module:
-    """The published generator: k7 in and out, strided k5 downs, residual blocks with Mish,
-    trilinear ups, instance norm.
+    """The published generator, with instance norm and Mish.
+
+    7^3 kernels in and out, strided 5^3 downs, residual blocks, trilinear ups.
     """
 
     def same(a: int, b: int, k: int, stride: int = 1) -> nn.Module:
@@ -175,9 +179,10 @@ def pix2pixcc(width: int, downs: int, blocks: int) -> nn.Module:
     return nn.Sequential(*layers, same(width, 1, 7))
 
 
-def coordinates(kind: str, widths: tuple[int, ...], degree: int) -> nn.Module:
-    """[N, widths[0]] -> [N, widths[-1]]: a tanh MLP, or a Chebyshev KAN with tanh in front of every
-    layer (one matrix product each).
+def points_network(name: str, widths: tuple[int, ...], degree: int) -> nn.Module:
+    """[N, widths[0]] -> [N, widths[-1]] of a name: mlp (tanh), or kan.
+
+    kan: a Chebyshev KAN with tanh in front of every layer, one matrix product each.
     """
 
     class Chebyshev(nn.Module):
@@ -195,7 +200,7 @@ def coordinates(kind: str, widths: tuple[int, ...], degree: int) -> nn.Module:
             return torch.cat(basis, -1) @ self.coefficients
 
     pairs = list(zip(widths, widths[1:]))
-    if kind == "kan":
+    if name == "kan":
         return nn.Sequential(*[Chebyshev(a, b) for a, b in pairs])
     return nn.Sequential(*[layer for a, b in pairs for layer in (nn.Linear(a, b), nn.Tanh())][:-1])
 
@@ -211,29 +216,31 @@ def double_backward(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def functional(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Laplacian [N] of the first output by torch.func: trace of the Hessian, vmapped
-    over points.
-    """
+    """Laplacian [N] of the first output by torch.func: the Hessian's trace, vmapped over points."""
     params = dict(model.named_parameters())
     single = lambda y: torch.func.functional_call(model, params, (y[None],))[0, 0]
     return torch.func.vmap(lambda y: torch.func.hessian(single)(y).diagonal().sum())(x)
 
 
+METHODS = {"double_backward": double_backward, "functional": functional}
+
+
 def laplacians(
-    kind: str, widths: tuple[int, ...], degree: int, points: int, methods: dict[str, str]
+    name: str, widths: tuple[int, ...], degree: int, points: int, methods: dict[str, str]
 ) -> dict[str, dict]:
-    """{name: {"forward", "gradient": a function that runs once}} on one thread; methods: name ->
-    function of this file.
+    """{title: {"forward", "gradient": a function that runs once}} on one thread.
+
+    methods: title -> name in METHODS.
     """
     torch.set_num_threads(1)
-    model, x = coordinates(kind, widths, degree), torch.rand(points, widths[0]) * 2 - 1
+    model, x = points_network(name, widths, degree), torch.rand(points, widths[0]) * 2 - 1
 
-    def gradient(f) -> None:
+    def gradient(method) -> None:
         model.zero_grad(set_to_none=True)
-        ((f(model, x.clone()) + 1) ** 2).mean().backward()
+        ((method(model, x.clone()) + 1) ** 2).mean().backward()
 
-    found = {name: globals()[f] for name, f in methods.items()}
-    return {
-        name: {"forward": lambda f=f: f(model, x.clone()), "gradient": lambda f=f: gradient(f)}
-        for name, f in found.items()
-    }
+    def programs(method) -> dict:
+        forward = lambda: method(model, x.clone())
+        return {"forward": forward, "gradient": lambda: gradient(method)}
+
+    return {title: programs(METHODS[method]) for title, method in methods.items()}

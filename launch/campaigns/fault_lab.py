@@ -1,9 +1,8 @@
-"""Where faults are tried out: runs of jaxvol.main in forked processes, and the comparison with a
-run that nothing disturbed.
+"""Where faults are tried out: runs in forked processes, next to a run that nothing disturbed.
 
 The modules are imported once and every run is forked from there, so that a try costs a start of JAX
-and not one of Python. The parent never uses JAX.  A plant is a function that the child calls before
-it starts: it brings the fault in.
+and not one of Python.  The parent never uses JAX.  A plant is a function that the child calls
+before it starts: it brings the fault in (launch/campaigns/fault_plants.py).
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol import main  # noqa: E402
-from jaxvol.data import cosmology  # noqa: E402, F401  (imported once for all children)
-from jaxvol.models import fno  # noqa: E402, F401
-from jaxvol.tasks import regression  # noqa: E402, F401
+from jaxvol import main
+from jaxvol.data import cosmology  # noqa: F401  (imported once for all children)
+from jaxvol.models import fno  # noqa: F401
+from jaxvol.tasks import regression  # noqa: F401
 
 LIMIT_S = 240  # a run that takes longer counts as hung
 STEPS = 60
@@ -61,6 +60,7 @@ class Child:
             self._run(arguments, plant, env or {})
 
     def _run(self, arguments: list[str], plant: Callable[[], None] | None, env: dict) -> None:
+        """What the forked process does; it never returns."""
         status = 70
         try:
             os.setsid()
@@ -68,7 +68,9 @@ class Child:
             for number in (1, 2):
                 os.dup2(out, number)
             for name, value in env.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
             # the scoring behind the training is the same whatever happened to it
             main.do_evaluate = lambda config, workdir: 0
             if plant is not None:
@@ -104,13 +106,11 @@ class Child:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def said(self) -> str:
-        """Its output so far."""
-        return (
-            self.log.read_bytes()[self.start :].decode(errors="replace")
-            if self.log.exists()
-            else ""
-        )
+    def output(self) -> str:
+        """What it has printed so far."""
+        if not self.log.exists():
+            return ""
+        return self.log.read_bytes()[self.start :].decode(errors="replace")
 
     def until(self, moment: Callable[[], bool], limit: float = LIMIT_S) -> bool:
         """Wait until `moment()`; False if the run ended before, or never came there."""
@@ -132,7 +132,7 @@ class Lab:
         self.reference = folder / "undisturbed"
         child = self.start(self.reference)
         if child.wait() != 0:
-            raise SystemExit(f"the undisturbed run failed:\n{child.said()}")
+            raise SystemExit(f"the undisturbed run failed:\n{child.output()}")
         self.expected = result(self.reference)
 
     def fresh(self, name: str) -> Path:
@@ -147,15 +147,16 @@ class Lab:
         plant: Callable[[], None] | None = None,
         env: dict | None = None,
         cache: Path | None = None,
+        log: Path | None = None,
     ) -> Child:
-        """Start the tiny training in `workdir`."""
+        """Start the tiny training in `workdir`; more: further arguments of jaxvol.main."""
         arguments = [
             f"--config={ROOT}/tests/tiny.py:slow",
             f"--workdir={workdir}",
             f"--config.data.cache_dir={cache or self.cache}",
             *more,
         ]
-        return Child(arguments, self.folder / f"{workdir.name}.log", plant, env)
+        return Child(arguments, log or self.folder / f"{workdir.name}.log", plant, env)
 
     def until_step(self, child: Child, workdir: Path, step: int) -> bool:
         """Wait until the run has logged `step`."""
@@ -171,34 +172,34 @@ class Lab:
     def goes_on(
         self, workdir: Path, *more: str, must: str = "", note: str = "", cache: Path | None = None
     ) -> Try:
-        """The same command again: it has to end with 0, the undisturbed bits, and `must` in its
-        output.
+        """The same command again: it has to end with 0, the undisturbed bits, and print `must`.
+
+        note: what was wrong with the fault itself; empty if nothing was.
         """
         before = logged(workdir)
         child = self.start(workdir, *more, cache=cache)
         child.until(lambda: logged(workdir) > before)
         seconds = time.monotonic() - child.began
-        status, said = child.wait(), child.said()
+        status, output = child.wait(), child.output()
         same = status == 0 and result(workdir) == self.expected
         wrong = (
             note
-            or ("" if status == 0 else f"status {status}: {said[-300:]}")
-            or ("" if must in said else f"never said {must!r}")
+            or ("" if status == 0 else f"status {status}: {output[-300:]}")
+            or ("" if must in output else f"never printed {must!r}")
             or ("" if same else "other bits")
         )
         return Try(not wrong, int(not same), seconds, wrong)
 
     def tidy(self, workdir: Path) -> None:
-        """Remove a workdir that has told all."""
+        """Remove a workdir that is no longer needed."""
         shutil.rmtree(workdir, ignore_errors=True)
 
 
 def step_of(workdir: Path) -> int:
     """The newest step of metrics.csv, -1 for none."""
     try:
-        return int(
-            (workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1].split(",")[0]
-        )
+        last = (workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1]
+        return int(last.split(",")[0])
     except (OSError, ValueError, IndexError):
         return -1
 
@@ -213,26 +214,19 @@ def logged(workdir: Path) -> int:
 
 def newest(workdir: Path) -> int:
     """The newest whole checkpoint, -1 for none."""
-    return max(
-        (int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()), default=-1
-    )
+    names = [folder.name for folder in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
 def result(workdir: Path) -> tuple:
-    """Everything that has to be the same bit for bit: the checksums of all leaves of the last
-    state, and metrics.csv.
+    """Everything that has to be the same bit for bit.
+
+    (last step, checksums of all leaves of its state, metrics.csv)
     """
     step = newest(workdir)
     try:
-        file = next(
-            p
-            for p in (workdir / "checkpoints" / str(step) / "meta").iterdir()
-            if b"checksums" in p.read_bytes()
-        )
-        return (
-            step,
-            json.loads(file.read_text())["checksums"],
-            (workdir / "metrics.csv").read_bytes(),
-        )
+        files = (workdir / "checkpoints" / str(step) / "meta").iterdir()
+        meta = next(data for file in files if b"checksums" in (data := file.read_bytes()))
+        return step, json.loads(meta)["checksums"], (workdir / "metrics.csv").read_bytes()
     except (OSError, StopIteration, ValueError, KeyError) as error:
         return (step, repr(error))

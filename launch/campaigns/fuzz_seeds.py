@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxvol.config import base
 from jaxvol.data import volumes
 from jaxvol.data.io import files, weights
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 
 
 def volume() -> np.ndarray:
@@ -169,7 +169,10 @@ def config_files(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
         json.dumps(
-            {"format_version": writer.FORMAT_VERSION, "config": json.loads(base.common().to_json())}
+            {
+                "format_version": provenance.FORMAT_VERSION,
+                "config": json.loads(base.common().to_json()),
+            }
         )
     )
     return [folder / "config.json"]
@@ -280,6 +283,6 @@ READERS: dict[str, Callable[[Path], object]] = {
     "weights-npz": weights.read,
     "safetensors": weights.read,
     "torch": weights.read,
-    "config": writer.read_config,
+    "config": provenance.read_config,
     "checkpoint": read_checkpoint,
 }

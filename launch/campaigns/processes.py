@@ -1,14 +1,12 @@
-"""Several processes train like one: undisturbed, after a kill of all of them, and when four go on
-as two and two as one.
+"""Several processes train like one: undisturbed, after a kill, and when fewer of them go on.
 
-    python launch/campaigns/processes.py [--only=0,3] [--out=FILE.md]         some minutes on two
-    idle cores
+    python launch/campaigns/processes.py [--only=0,3] [--out=FILE.md]    # minutes on two idle cores
 
 Real processes of one CPU device each (launch/cluster/multihost.sh), the tiny training of
-tests/tiny.py, against the same run of one process. "Logged": the largest difference of a value of
+tests/tiny.py, against the same run of one process.  "Logged": the largest difference of a value of
 metrics.csv (losses, gradient norms, validation), relative to it.  "Parameters": the largest
-difference in a leaf, relative to the leaf's largest value.  DESIGN's tolerances: parameters after 5
-SGD steps to 1e-5, under Adam the logged values to 1e-4.
+difference in a leaf, relative to the leaf's largest value.  Tolerances: parameters after 5 SGD
+steps to 1e-5, under Adam the logged values to 1e-4.
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ class Stage(NamedTuple):
 
     processes: int
     mesh: tuple[str, ...] = ()
-    # all processes are killed when this step was logged; 0 = it runs to its end
-    until: int = 0
+    until: int = 0  # all processes are killed when this step was logged; 0 = it runs to its end
 
 
 FOUR = ("--config.mesh.data=2", "--config.mesh.space=2")
@@ -74,15 +71,15 @@ class Row(NamedTuple):
 
     @property
     def good(self) -> bool:
+        """Within the tolerance of its optimizer."""
         return (self.parameters <= PARAMETERS) if self.sgd else self.logged <= LOGGED
 
 
 def step_of(workdir: Path) -> int:
     """The newest logged step, 0 for none."""
     try:
-        return int(
-            (workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1].split(",")[0]
-        )
+        last = (workdir / "metrics.csv").read_text().rstrip("\n").splitlines()[-1]
+        return int(last.split(",")[0])
     except (OSError, ValueError, IndexError):
         return 0
 
@@ -131,6 +128,7 @@ def start(stage: Stage, workdir: Path, cache: Path, *more: str) -> str:
 
 
 def values(workdir: Path) -> dict[tuple[str, str], float]:
+    """{(step, tag): value} of metrics.csv."""
     rows = [row.split(",") for row in (workdir / "metrics.csv").read_text().splitlines()[1:]]
     return {(step, tag): float(value) for step, tag, value in rows}
 
@@ -145,32 +143,33 @@ def parameters(workdir: Path) -> dict:
     # Orbax misses a file that the manager keeps one folder above
     logging.set_verbosity(logging.ERROR)
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    reader, folder = (
-        ocp.PyTreeCheckpointer(),
-        (workdir / "checkpoints" / str(last) / "state").absolute(),
-    )
+    reader = ocp.PyTreeCheckpointer()
+    folder = (workdir / "checkpoints" / str(last) / "state").absolute()
     tree = reader.metadata(folder).item_metadata.tree
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    found = reader.restore(folder, restore_args=arguments)["params"]
+    params = reader.restore(folder, restore_args=arguments)["params"]
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
 
 
 def compare(workdir: Path, reference: Path) -> tuple[float, float]:
-    """(largest relative difference of what was logged, and of a leaf of the parameters); infinite
-    where something is missing.
+    """Largest relative difference (of a logged value, of a leaf of the parameters).
+
+    Infinite where something is missing.
     """
-    ours, theirs = values(workdir), values(reference)
-    mine, its = parameters(workdir), parameters(reference)
-    if set(ours) != set(theirs) or set(mine) != set(its):
+    logged, expected = values(workdir), values(reference)
+    leaves, true_leaves = parameters(workdir), parameters(reference)
+    if set(logged) != set(expected) or set(leaves) != set(true_leaves):
         return math.inf, math.inf
     # values below 0.01 are compared with 0.01: a difference of 1e-6 is rounding whatever the value
-    logged = max(abs(ours[k] - theirs[k]) / max(abs(theirs[k]), 1e-2) for k in ours)
-    return logged, max(
-        float(abs(mine[k] - its[k]).max() / max(abs(its[k]).max(), 1e-6)) for k in mine
+    in_values = max(abs(logged[k] - true) / max(abs(true), 1e-2) for k, true in expected.items())
+    in_leaves = max(
+        float(abs(leaves[k] - true).max() / max(abs(true).max(), 1e-6))
+        for k, true in true_leaves.items()
     )
+    return in_values, in_leaves
 
 
 def run(case: str, folder: Path) -> Row:
@@ -180,32 +179,31 @@ def run(case: str, folder: Path) -> Row:
     if not reference.exists():
         start(Stage(1), reference, folder / "cache", *more)
     workdir = folder / str(list(CASES).index(case))
-    said = [start(stage, workdir, folder / "cache", *more) for stage in stages]
-    resumed = [int(text.split("resumed from step ")[1].split()[0]) for text in said[1:]]
+    outputs = [start(stage, workdir, folder / "cache", *more) for stage in stages]
+    resumed = [int(text.split("resumed from step ")[1].split()[0]) for text in outputs[1:]]
     return Row(case, resumed, *compare(workdir, reference), bool(more))
 
 
 def main() -> int:
-    arguments = argparse.ArgumentParser(
+    """Print the table; the exit status is 0 where every difference is within its tolerance."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--out", default="", help="file for the table")
-    arguments.add_argument("--only", default="", help="numbers of cases: 0,3")
-    chosen = arguments.parse_args()
-    wanted = [list(CASES)[int(n)] for n in chosen.only.split(",") if n] or list(CASES)
-    lines, good = (
-        ["| processes | went on from step | logged values | parameters |", "|---|---|---|---|"],
-        True,
-    )
+    parser.add_argument("--out", default="", help="file for the table")
+    parser.add_argument("--only", default="", help="numbers of cases: 0,3")
+    args = parser.parse_args()
+    cases = [list(CASES)[int(n)] for n in args.only.split(",") if n] or list(CASES)
+    lines = ["| processes | went on from step | logged values | parameters |", "|---|---|---|---|"]
+    good = True
     with tempfile.TemporaryDirectory(prefix="jaxvol-processes-") as folder:
-        for case in wanted:
+        for case in cases:
             row = run(case, Path(folder))
             good = good and row.good
             resumed = ", ".join(map(str, row.resumed)) or "–"
             lines.append(f"| {case} | {resumed} | {row.logged:.1e} | {row.parameters:.1e} |")
             print(lines[-1] + ("" if row.good else "   TOO FAR"), flush=True)
-    if chosen.out:
-        Path(chosen.out).write_text("\n".join(lines) + "\n")
+    if args.out:
+        Path(args.out).write_text("\n".join(lines) + "\n")
     return 0 if good else 1
 
 

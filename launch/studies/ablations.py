@@ -1,10 +1,13 @@
 """The ablations of configs/pinn.py as a table and a picture: relative L2 over seeds, and what
 refinement did to the residual.
 
-python jaxvol/evaluation/sweep.py --config=configs/pinn.py:ablation       # trains them
-python launch/studies/ablations.py                                     # reads what there is:
-ablations.md and ablations.png in their folder python launch/studies/ablations.py
---config=configs/pinn.py:ablation-elliptic --folder=runs/sweep-pinn-ablation-elliptic
+    python -m jaxvol.main --config=configs/pinn.py:ablation --mode=sweep   # trains them
+    python launch/studies/ablations.py                                     # reads what there is
+
+The second command writes ablations.md and ablations.png into the sweep's folder.  Of another sweep:
+
+    python launch/studies/ablations.py --config=configs/pinn.py:ablation-elliptic \\
+        --folder=runs/sweep-pinn-ablation-elliptic
 """
 
 from __future__ import annotations
@@ -20,36 +23,36 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol.evaluation import sweep  # noqa: E402
+from jaxvol.evaluation import sweep_points  # noqa: E402
 from jaxvol.plots import figures
-from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.runtime import atomic  # noqa: E402
 
 PERCENTILES = tuple(f"train/net/residual_p{p}" for p in (75, 95, 99))
 
 
-def groups(config: str, folder: str) -> dict[str, list[sweep.Point]]:
+def groups(config: str, folder: str) -> dict[str, list[sweep_points.Point]]:
     """Factor -> its finished points, one per seed, in the order of sweep()."""
-    found: dict[str, list[sweep.Point]] = {}
+    found: dict[str, list[sweep_points.Point]] = {}
     unnamed = ("seed", "task.refine.every", "task.refine.cap")
-    for one in sweep.load_points(config, (), folder)[0]:
+    for one in sweep_points.load(config, (), Path(folder)):
         factor = ", ".join(
             f"{name.split('.', 1)[-1]}={value}"
             for name, value in one.params.items()
             if name not in unnamed
         )
-        if sweep.is_done(one) and (one.workdir / "evaluation" / "metrics.json").exists():
+        if sweep_points.is_done(one) and (one.workdir / "evaluation" / "metrics.json").exists():
             found.setdefault(factor or "as it is", []).append(one)
     return found
 
 
-def error(one: sweep.Point) -> float:
+def error(one: sweep_points.Point) -> float:
     """Relative L2 on the grid."""
     return json.loads((one.workdir / "evaluation" / "metrics.json").read_text())["model"][
         "relative_l2"
     ]
 
 
-def refinements(one: sweep.Point) -> list[str]:
+def refinements(one: sweep_points.Point) -> list[str]:
     """'updates: points; 75th, 95th, 99th percentile of |residual|' before each refinement; empty
     without any.
     """
@@ -84,7 +87,7 @@ def main(config: str, folder: str) -> None:
         if (told := refinements(points[0]))
     ]
     print("\n".join(lines))
-    writer.replace(Path(folder) / "ablations.md", ("\n".join(lines) + "\n").encode())
+    atomic.write_text(Path(folder) / "ablations.md", "\n".join(lines) + "\n")
     if not errors:
         return
     figure = figures.canvas(7.5, 1.0 + 0.27 * len(errors))

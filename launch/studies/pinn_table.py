@@ -37,9 +37,9 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" / "jax"))
 
 from jaxvol.config import command_line
-from jaxvol.evaluation import sweep  # noqa: E402
+from jaxvol.evaluation import sweep, sweep_points  # noqa: E402
 from jaxvol.plots import figures
-from jaxvol.runtime import writer  # noqa: E402
+from jaxvol.runtime import atomic  # noqa: E402
 
 MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")  # five seeds
 PROBLEMS = (
@@ -74,7 +74,7 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     ]
 
 
-def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep.Point:
+def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep_points.Point:
     """What sweep.train runs."""
     problem, model, seed = job
     variant, flags = MODELS[model]
@@ -88,12 +88,12 @@ def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep.Po
         f"--workdir={folder / name}",
     ]
     config = command_line.parse(["pinn_table", *arguments])[0]
-    return sweep.Point(
+    return sweep_points.Point(
         name, {"problem": problem, "model": model, "seed": seed}, config, folder / name, arguments
     )
 
 
-def train(one: sweep.Point, running: sweep.Running) -> None:
+def train(one: sweep_points.Point, running: sweep.Running) -> None:
     """Train a point that is not finished, and note what its process cost, interrupted attempts
     included.
     """
@@ -103,22 +103,20 @@ def train(one: sweep.Point, running: sweep.Running) -> None:
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     note = one.workdir / "seconds.json"
     if one.workdir.exists() and spent > 0:
-        writer.replace(
-            note,
-            json.dumps((json.loads(note.read_text()) if note.exists() else 0.0) + spent).encode(),
-        )
+        spent += json.loads(note.read_text()) if note.exists() else 0.0
+        atomic.write_text(note, json.dumps(spent))
     if outcome.state == "failed":
         print(f"{one.name}: {outcome.reason}", flush=True)
 
 
-def score(one: sweep.Point) -> dict | None:
+def score(one: sweep_points.Point) -> dict | None:
     """{"relative_l2", "seconds", "parameters"} and errors of coefficients of a finished point."""
     try:
         scored = json.loads((one.workdir / "evaluation" / "metrics.json").read_text())
         seconds = json.loads((one.workdir / "seconds.json").read_text())
     except (OSError, ValueError):
         return None
-    if not sweep.is_done(one):
+    if not sweep_points.is_done(one):
         return None
     errors = {k: v for k, v in scored["model"].items() if k.endswith("_error")}
     return {
@@ -204,7 +202,7 @@ def draw(results: dict[tuple[str, str], list[dict]]):
     return figure
 
 
-def write(points: list[sweep.Point], folder: Path) -> str:
+def write(points: list[sweep_points.Point], folder: Path) -> str:
     """table.md and table.png from what is finished."""
     results: dict[tuple[str, str], list[dict]] = {}
     for one in points:
@@ -212,7 +210,7 @@ def write(points: list[sweep.Point], folder: Path) -> str:
         if found:
             results.setdefault((one.params["problem"], one.params["model"]), []).append(found)
     text = table(results)
-    writer.replace(folder / "table.md", (text + "\n").encode())
+    atomic.write_text(folder / "table.md", text + "\n")
     if results:
         figures.save(draw(results), folder / "table.png")
     return text

@@ -1,18 +1,13 @@
-"""Crops of a box: no voxel of a test crop is in a training crop, tiles cover once; galaxies: two
-independent halves.
-"""
+"""Crops of a box: no voxel of a test crop is in a training crop, and tiles cover once."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from jaxvol.config import base
-from jaxvol.data import box, galaxies
+from jaxvol.data import box, crops, regions
 from jaxvol.types import UserError
-from tests.data.test_volumes import config_of, error, h5
-
-RNG = np.random.default_rng(0)
+from tests.data.toys import config_of, error, h5
 
 
 def box_config(tmp_path, shape, **overrides):
@@ -22,7 +17,7 @@ def box_config(tmp_path, shape, **overrides):
     np.save(tmp_path / "x.npy", np.arange(np.prod(shape), dtype=np.float64).reshape(shape))
     np.save(tmp_path / "y.npy", -np.arange(np.prod(shape), dtype=np.float64).reshape(shape))
     return config_of(
-        base.data("box"),
+        "box",
         **{
             "input.path": str(tmp_path / "x.npy"),
             "target.path": str(tmp_path / "y.npy"),
@@ -63,7 +58,7 @@ def test_no_voxel_of_an_evaluation_crop_is_in_a_training_crop(
     source = box.source(config)
     train_seen, train_counted = every_training_voxel(source)
     seen = {}
-    cuts = box.slabs(
+    cuts = regions.slabs(
         shape[axis], crop[axis], margin[axis], buffer, config.data.fractions, periodic[axis]
     )
     for split in ("val", "test"):
@@ -102,11 +97,11 @@ def test_slabs_against_every_small_case(periodic):
         if 2 * margin >= crop:
             continue
         try:
-            cuts = box.slabs(length, crop, margin, 0, (0.6, 0.2, 0.2), periodic)
+            cuts = regions.slabs(length, crop, margin, 0, (0.6, 0.2, 0.2), periodic)
         except UserError as fault:
             fits = str(fault).split("that fits along it is ")
             if len(fits) == 2:
-                box.slabs(length, int(fits[1].split(".")[0]), margin, 0, (1, 1, 1), periodic)
+                regions.slabs(length, int(fits[1].split(".")[0]), margin, 0, (1, 1, 1), periodic)
             needed = (
                 3 * (crop - 2 * margin)
                 + (3 if periodic else 2) * crop
@@ -130,7 +125,7 @@ def test_a_whole_periodic_axis_is_periodic_in_the_crop(tmp_path):
     assert source.spec.periodic == (False, True, False) and source.spec.wrap == (True, True, True)
     x = np.arange(24).reshape(2, 3, 4, 1)
     np.testing.assert_array_equal(
-        box.read_wrapped(lambda piece: x[piece], (2, 3, 4), (-1, 2, 3), (2, 3, 2)),
+        crops.read_wrapped(lambda piece: x[piece], (2, 3, 4), (-1, 2, 3), (2, 3, 2)),
         np.roll(x, (1, -2, -3), (0, 1, 2))[:, :, :2],
     )
 
@@ -162,7 +157,7 @@ def test_several_boxes_are_divided_whole(tmp_path):
     for i in range(4):
         h5(tmp_path / f"box_{i}.h5", x=np.full((5, 5, 5), i), y=np.full((5, 5, 5), 10 * i))
     config = config_of(
-        base.data("box"),
+        "box",
         **{
             "input.path": str(tmp_path / "box_*.h5"),
             "input.key": "x",
@@ -174,19 +169,14 @@ def test_several_boxes_are_divided_whole(tmp_path):
         },
     )
     source = box.source(config)
-    seen = {
+    homes = {
         split: {int(source.read(split, i, None)["input"].mean()) for i in range(size)}
         for split, size in source.sizes.items()
     }
-    assert sorted(map(len, seen.values())) == [1, 1, 2] and set.union(*seen.values()) == {
-        0,
-        1,
-        2,
-        3,
-    }
-    assert (
-        sum(source.read("test", i, None)["mask"].sum() for i in range(source.sizes["test"])) == 125
-    )
+    assert sorted(map(len, homes.values())) == [1, 1, 2]
+    assert set.union(*homes.values()) == {0, 1, 2, 3}
+    masks = [source.read("test", i, None)["mask"] for i in range(source.sizes["test"])]
+    assert sum(mask.sum() for mask in masks) == 5**3
 
 
 def test_crops_are_a_function_of_the_generator_and_the_mask_is_kept(tmp_path):
@@ -202,69 +192,3 @@ def test_crops_are_a_function_of_the_generator_and_the_mask_is_kept(tmp_path):
     assert box.source(box_config(tmp_path, (24, 6, 6), crop=(3, 6, 6))).hash != source.hash
     batch = next(box.make(config).batches("val", 1, slice(0, 1), 1))
     assert batch["input"].shape == (1, 3, 6, 6, 1)
-
-
-def fastfood(path, positions, box_size=100.0):
-    """A Corrfunc catalogue."""
-    records = [
-        np.array([0, len(positions), 0, 0, 0], "<i4"),
-        np.full(9, box_size, "<f4"),
-        np.zeros(1, "<f4"),
-        *positions.T.astype("<f4"),
-    ]
-    path.write_bytes(
-        b"".join(
-            np.int32(r.nbytes).tobytes() + r.tobytes() + np.int32(r.nbytes).tobytes()
-            for r in records
-        )
-    )
-    return str(path)
-
-
-def test_both_forms_of_a_catalogue_give_the_same_halves(tmp_path):
-    positions = RNG.uniform(0, 100, (5000, 3)).astype(np.float32)
-    by_hand = np.histogramdd(
-        positions.astype(float), bins=np.linspace(0, 100, 17)[None].repeat(3, 0)
-    )[0].astype(np.uint16)
-    np.savez(tmp_path / "c.npz", counts=by_hand, boxsize=100.0)
-    settings = {"grid": 16, "crop": (2, 4, 4)}
-    sources = [
-        galaxies.source(config_of(base.data("galaxies"), path=path, **settings))
-        for path in (str(tmp_path / "c.npz"), fastfood(tmp_path / "c.ff", positions))
-    ]
-    assert sources[0].hash == sources[1].hash and sources[0].spec.spacing == (6.25,) * 3
-    other = galaxies.source(
-        config_of(base.data("galaxies"), path=str(tmp_path / "c.npz"), thinning_seed=1, **settings)
-    )
-    assert other.hash != sources[0].hash
-    one, two = (s.read("test", 0, None) for s in sources)
-    np.testing.assert_array_equal(one["input"], two["input"])
-    kept, rest = galaxies.thin(by_hand, 0.5, 0)
-    np.testing.assert_array_equal(kept + rest, by_hand)
-    assert abs(kept.sum() - 2500) < 5 * np.sqrt(1250) and (kept >= 0).all() and (rest >= 0).all()
-    # Poisson thinned is Poisson, and the halves are independent: their correlation is noise
-    assert abs(np.corrcoef(kept.ravel(), rest.ravel())[0, 1]) < 5 / np.sqrt(16**3)
-
-
-def test_bad_catalogues(tmp_path):
-    assert "corrfunc" in error(galaxies.source, config_of(base.data("galaxies")))
-    assert "is no file" in error(
-        galaxies.source, config_of(base.data("galaxies"), path=str(tmp_path / "no.ff"))
-    )
-    path = fastfood(tmp_path / "c.ff", RNG.uniform(0, 100, (50, 3)))
-    data = (tmp_path / "c.ff").read_bytes()
-    for broken, expected in (
-        (data[:-3], "truncated"),
-        (data[:28], "found Fortran records of [20]"),
-        (b"", "found Fortran records of []"),
-        (b"\xff" + data[1:], "declares 255 bytes"),
-    ):
-        (tmp_path / "c.ff").write_bytes(broken)
-        assert expected in error(galaxies.source, config_of(base.data("galaxies"), path=path))
-    np.savez(tmp_path / "c.npz", counts=np.zeros((4, 4, 4)), boxsize=100.0)
-    config = config_of(base.data("galaxies"), path=str(tmp_path / "c.npz"))
-    assert "found shape (4, 4, 4); expected (128, 128, 128) (data.grid=128)" in error(
-        galaxies.source, config
-    )
-    config.data.grid = 4
-    assert "expected whole numbers" in error(galaxies.source, config)

@@ -1,41 +1,35 @@
-"""The simulated boxes: what is in them, on what they depend, the cache on disk, and the
-particle-mesh evolution.
-"""
+"""The simulated boxes: what is in them, on what they depend, and the particle-mesh evolution."""
 
 import functools
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 
-from jaxvol.config import base
 from jaxvol.data import cosmology as boxes
+from jaxvol.data.simulation import cosmology as simulation
 from jaxvol.ops import cosmology, lpt, nbody
 from jaxvol.types import UserError
+from tests.data.toys import config_of
 from tests.ops.test_lpt import spectra
 
 PLANCK = cosmology.Cosmology()
 
 
 def make_config(folder, **data):
-    config = base.common()
-    config.data = base.data("cosmology")
-    config.data.update(
-        {
-            "cache_dir": str(folder),
-            "grid": 16,
-            "box_size": 64.0,
-            "boxes": {"train": 2, "val": 1, "test": 1},
-        }
-        | data
-    )
-    return config
+    """Small boxes, cached in `folder`."""
+    small = {
+        "cache_dir": str(folder),
+        "grid": 16,
+        "box_size": 64.0,
+        "boxes.train": 2,
+        "boxes.val": 1,
+        "boxes.test": 1,
+    }
+    return config_of("cosmology", **small | data)
 
 
 def every_box(source):
@@ -52,14 +46,10 @@ def same(a, b):
     )
 
 
-# ------------------------------------------------------------------------------------------
-# boxes
-
-
 @pytest.fixture(scope="module")
 def matter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("matter")
-    return folder, boxes.source(make_config(folder, boxes={"train": 8, "val": 1, "test": 1}))
+    return folder, boxes.source(make_config(folder, **{"boxes.train": 8}))
 
 
 def test_boxes_are_physical(matter):
@@ -73,12 +63,8 @@ def test_boxes_are_physical(matter):
     )
     np.testing.assert_allclose(x.mean(axis=(1, 2, 3)), 1, atol=1e-5)
     assert x.min() >= 0
-    k = (
-        np.sqrt(sum(c**2 for c in np.meshgrid(*[np.fft.fftfreq(16) * 16] * 3, indexing="ij")))
-        * 2
-        * np.pi
-        / 64
-    )
+    axes = np.meshgrid(*[np.fft.fftfreq(16) * 16] * 3, indexing="ij")
+    k = np.sqrt(sum(c**2 for c in axes)) * 2 * np.pi / 64
     assert y.var() == pytest.approx(cosmology.linear_power(k, PLANCK).sum() / 64**3, rel=0.15)
     pxx, pyy, pxy, _ = spectra(x - 1, y, 8)
     r = pxy / np.sqrt(pxx * pyy)
@@ -87,10 +73,8 @@ def test_boxes_are_physical(matter):
     assert all(abs(v.mean()) < 0.1 and abs(v.std() - 1) < 0.1 for v in batch.values()), (
         "normalised: log density, delta"
     )
-    assert (
-        source.spec.spacing == (4.0,) * 3
-        and source.spec.periodic == source.spec.wrap == (True,) * 3
-    )
+    assert source.spec.spacing == (4.0,) * 3
+    assert source.spec.periodic == source.spec.wrap == (True,) * 3
 
 
 def test_faint_initial_conditions_stay_linear(tmp_path):
@@ -104,17 +88,15 @@ def test_faint_initial_conditions_stay_linear(tmp_path):
 
 
 def test_tracers_are_poisson_biased_and_squeezed_along_the_line_of_sight(tmp_path):
-    config = make_config(tmp_path, pairs="tracers2dm", boxes={"train": 4, "val": 1, "test": 1})
+    config = make_config(tmp_path, pairs="tracers2dm", **{"boxes.train": 4})
     config.data.tracers.nbar = 0.5
     source = boxes.source(config)
     counts = np.stack([source.read("train", i, None)["input"] for i in range(4)])
     mean = 0.5 * 4**3
     assert (counts == np.rint(counts)).all() and (counts >= 0).all()
     assert abs(counts.sum() / (mean * counts.size) - 1) < 5 / np.sqrt(mean * counts.size)
-    assert (
-        source.spec.fields["input"].kind == "line_of_sight=2"
-        and source.spec.fields["target"].kind == "scalar"
-    )
+    assert source.spec.fields["input"].kind == "line_of_sight=2"
+    assert source.spec.fields["target"].kind == "scalar"
     # linear theory (Kaiser 1987): a wave along the line of sight has amplitude b + f, a wave across
     # it b
     n, box_size, amplitude = 32, 100.0, 0.05
@@ -122,15 +104,15 @@ def test_tracers_are_poisson_biased_and_squeezed_along_the_line_of_sight(tmp_pat
     wave = np.cos(2 * np.pi * np.arange(n) / n)
     for axis, expected in ((0, 2.0 + growth.f1), (1, 2.0)):
         profile = np.moveaxis(np.broadcast_to(wave[:, None, None], (n,) * 3), 0, axis)
-        moved = boxes._second_order(
+        moved = simulation.second_order(
             jnp.asarray(amplitude * profile, jnp.float32)[None], growth, box_size
         )
-        rate, _ = boxes._tracers(*moved, box_size, 2.0, 0)
+        rate, _ = simulation.tracer_rates(*moved, box_size, 2.0, 0)
         assert float(2 * (np.asarray(rate[0]) * profile).mean()) / amplitude == pytest.approx(
             expected, rel=0.02
         )
     config.data.tracers.redshift_space = False
-    assert boxes._spec(boxes._settings(config.data)).fields["input"].kind == "scalar"
+    assert boxes.specify(boxes.box_settings(config.data)).fields["input"].kind == "scalar"
 
 
 def test_a_box_depends_on_its_seed_split_and_index_only(matter, tmp_path):
@@ -143,98 +125,13 @@ def test_a_box_depends_on_its_seed_split_and_index_only(matter, tmp_path):
             )
     realisations = (("train", 0), ("train", 1), ("val", 0), ("test", 0))
     targets = [source.read(split, i, None)["target"].ravel() for split, i in realisations]
-    assert (
-        abs(np.corrcoef(targets) - np.eye(4)).max() < 0.2
-    )  # 4096 correlated cells: chance alone gives 0.05
+    # 4096 correlated cells: chance alone gives 0.05
+    assert abs(np.corrcoef(targets) - np.eye(4)).max() < 0.2
     config = make_config(tmp_path, simulation_seed=7)
     config.seed = 123
     other = boxes.source(config)
     assert not same(every_box(other), every_box(small)) and other.hash != small.hash != source.hash
     assert boxes.source(make_config(tmp_path)).hash == small.hash
-
-
-# ------------------------------------------------------------------------------------------
-# cache
-
-
-def test_damaged_and_missing_boxes_are_made_again(tmp_path, monkeypatch):
-    config = make_config(tmp_path)
-    first = every_box(boxes.source(config))
-    files = sorted(tmp_path.glob("cosmology-*/*.npz"))
-    assert [f.name for f in files] == [
-        "test-00000.npz",
-        "train-00000.npz",
-        "train-00001.npz",
-        "val-00000.npz",
-    ]
-    whole = files[1].read_bytes()
-    middle = len(whole) // 3
-    warnings = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
-    for damaged in (
-        whole[:middle],
-        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-        b"",
-    ):
-        files[1].write_bytes(damaged)
-        files[2].unlink()
-        warnings.clear()
-        assert same(every_box(boxes.source(config)), first)
-        assert len(warnings) == 1 and "train-00000.npz is damaged" in warnings[0]
-    np.savez(
-        files[0], input=np.zeros((4, 4, 4), np.float32), target=np.zeros((4, 4, 4), np.float32)
-    )
-    assert (
-        same(every_box(boxes.source(config)), first) and "found float32 (4, 4, 4)" in warnings[-1]
-    )
-    stamps = [f.stat().st_mtime_ns for f in files]
-    boxes.source(config)
-    assert stamps == [f.stat().st_mtime_ns for f in files]  # a sound cache is not written again
-
-
-def _save_many(path):
-    for value in range(40):
-        boxes._save(
-            path,
-            input=np.full((8, 8, 8), value, np.float32),
-            target=np.full((8, 8, 8), value, np.float32),
-        )
-
-
-def test_a_box_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "train-00000.npz"
-    _save_many(path)
-    with ThreadPoolExecutor(2) as pool:
-        writers = [pool.submit(_save_many, path) for _ in range(2)]
-        while not all(writer.done() for writer in writers):
-            box = boxes._load(path, 8)
-            assert np.ptp(box["input"]) == 0 and np.array_equal(box["input"], box["target"])
-        assert [writer.result() for writer in writers] == [None, None]
-    assert [f.name for f in tmp_path.iterdir()] == [path.name]
-
-    def full_disk(file, **fields):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full_disk)
-    with pytest.raises(UserError, match="train-00001.npz cannot be written .*No space left"):
-        boxes._save(tmp_path / "train-00001.npz", input=np.zeros(1), target=np.zeros(1))
-    assert [f.name for f in tmp_path.iterdir()] == [path.name]
-
-
-def test_cache_folder_falls_back_to_the_temporary_folder_and_says_so(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("not a folder")
-    warnings = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert boxes._cache_folder(str(tmp_path / "file" / "cache")) == tmp_path / "jaxvol"
-    assert (
-        len(warnings) == 1
-        and "cannot be written" in warnings[0]
-        and str(tmp_path / "jaxvol") in warnings[0]
-    )
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert boxes._cache_folder("~/boxes") == tmp_path / "boxes"
 
 
 def test_senseless_settings_are_one_error_that_names_them_all(tmp_path):
@@ -252,10 +149,6 @@ def test_senseless_settings_are_one_error_that_names_them_all(tmp_path):
         assert word in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------
-# particle mesh
-
-
 def test_particle_mesh_refuses_coarse_meshes_and_names_its_extra(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cells of 4 Mpc/h; expected at most 2"):
         boxes.source(make_config(tmp_path, evolution="pm", box_size=128.0))
@@ -271,9 +164,7 @@ def test_particle_mesh_refuses_coarse_meshes_and_names_its_extra(tmp_path, monke
 def test_particle_mesh_evolves_the_modes_of_the_target(matter, tmp_path, monkeypatch):
     # compiled once in this test
     monkeypatch.setattr(nbody, "particle_mesh", functools.lru_cache(nbody.particle_mesh))
-    config = make_config(
-        tmp_path, evolution="pm", pm_steps=12, boxes={"train": 1, "val": 1, "test": 1}
-    )
+    config = make_config(tmp_path, evolution="pm", pm_steps=12, **{"boxes.train": 1})
     box = boxes.source(config).read("train", 0, None)
     reference = matter[1].read("train", 0, None)
     assert not jax.config.jax_enable_x64  # importing pmpp turns it on
@@ -291,7 +182,7 @@ def test_particle_mesh_evolves_the_modes_of_the_target(matter, tmp_path, monkeyp
     first, _ = lpt.displacements(wave, box_size)
     growth = cosmology.growth(1.0, PLANCK)
     position, velocity = nbody.particle_mesh(n, box_size, PLANCK, 1.0, 12)(wave)
-    for found, expected in ((position, growth.d1), (velocity, growth.d1 * growth.f1)):
-        assert float(jnp.vdot(found, first) / jnp.vdot(first, first)) == pytest.approx(
+    for moved, expected in ((position, growth.d1), (velocity, growth.d1 * growth.f1)):
+        assert float(jnp.vdot(moved, first) / jnp.vdot(first, first)) == pytest.approx(
             expected, rel=0.06
         )

@@ -4,15 +4,18 @@ import csv
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
-from jaxvol.evaluation import compare
+from jaxvol.evaluation import compare, scored_runs
 from jaxvol.types import UserError
 
+TEST = ConfigDict({"split": "test", "checkpoint": "best"})
 
-def make_run(
-    folder, name="fno", seed=0, rate=1e-3, vrmse=0.7, wiener=0.9, split="test", data="d1", **more
+
+def write_scores(
+    folder, name="fno", seed=0, vrmse=0.7, wiener=0.9, split="test", data="d1", **more
 ):
-    (folder / "evaluation").mkdir(parents=True)
+    folder.mkdir(parents=True)
     spectra = {
         "k": [0.1, 0.2],
         "T": [1.0, vrmse],
@@ -22,7 +25,7 @@ def make_run(
         "r_std": [0.1, None],
         "window": "none",
     }
-    scored = {
+    scores = {
         "model": {"rmse": 2 * vrmse, "vrmse": vrmse, "ssim": 1 - vrmse, "spectra": spectra},
         "baselines": {
             "mean": {"vrmse": 1.0, "rmse": 2.0, "ssim": None},
@@ -37,14 +40,26 @@ def make_run(
         "examples": 4,
         **more,
     }
-    (folder / "evaluation" / "metrics.json").write_text(json.dumps(scored))
-    config = {
+    (folder / "metrics.json").write_text(json.dumps(scores))
+
+
+def make_run(folder, name="fno", seed=0, rate=1e-3, config=None, **more):
+    """A workdir whose scores of its own split and checkpoint lie in evaluation/."""
+    write_scores(folder / "evaluation", name, seed, **more)
+    stored = {
         "seed": seed,
         "model": {"name": name},
         "optimizer": {"learning_rate": rate},
         "log_every": 10 + seed,
+        "total_steps": 100,
+        "evaluate": {"every": 10, "weights": "ema", "split": "test", "checkpoint": "best"},
     }
-    (folder / "config.json").write_text(json.dumps({"config": config, "commit": "x"}))
+    for path, value in (config or {}).items():
+        block = stored
+        for key in path.split(".")[:-1]:
+            block = block[key]
+        block[path.split(".")[-1]] = value
+    (folder / "config.json").write_text(json.dumps({"config": stored, "commit": "x"}))
     return folder
 
 
@@ -52,7 +67,7 @@ def test_seeds_are_one_line_and_baselines_stand_below(tmp_path):
     runs = [make_run(tmp_path / f"fno-{s}", seed=s, vrmse=v) for s, v in enumerate((0.6, 0.7, 0.8))]
     runs += [make_run(tmp_path / "vnet", name="vnet", vrmse=0.75)]
     # a run named twice counts once
-    text = compare.compare(runs + runs[:1], tmp_path / "out")
+    text = compare.compare(runs + runs[:1], tmp_path / "out", TEST)
     folder = tmp_path / "out" / "comparison"
     found = json.loads((folder / "table.json").read_text())
     assert set(found["models"]) == {"FNO, 3 seeds", "V-Net"} and set(found["baselines"]) == {
@@ -86,7 +101,7 @@ def test_other_settings_are_other_lines(tmp_path):
         make_run(tmp_path / "slow", rate=1e-4),
         make_run(tmp_path / "fast", rate=1e-2, wiener=0.8),
     ]
-    compare.compare(runs, tmp_path)
+    compare.compare(runs, tmp_path, TEST)
     found = json.loads((tmp_path / "comparison" / "table.json").read_text())
     assert set(found["models"]) == {"FNO [slow]", "FNO [fast]"}
     # fitted on another input
@@ -97,14 +112,48 @@ def test_doubtful_comparisons_are_refused_or_marked(tmp_path):
     base = make_run(tmp_path / "a")
     for i, change in enumerate(({"data": "d2"}, {"split": "val"}, {"examples": 3})):
         with pytest.raises(UserError, match="scored on different examples"):
-            compare.compare([base, make_run(tmp_path / f"b{i}", **change)], tmp_path)
+            compare.compare([base, make_run(tmp_path / f"b{i}", **change)], tmp_path, TEST)
     raw = make_run(tmp_path / "raw", weights="raw", non_finite={"model": ["psnr"]})
-    text = compare.compare([base, raw], tmp_path)
+    text = compare.compare([base, raw], tmp_path, TEST)
     assert "different weights" in text and "not finite: psnr" in text
+    with pytest.raises(UserError, match="nowhere/config.json: No such file"):
+        compare.compare([tmp_path / "nowhere"], tmp_path, TEST)
+    trained = make_run(tmp_path / "trained")
+    (trained / "evaluation" / "metrics.json").unlink()
     with pytest.raises(UserError, match="--mode=evaluate"):
-        compare.compare([tmp_path / "nowhere"], tmp_path)
+        compare.compare([trained], tmp_path, TEST)
     (base / "config.json").write_text("{half")
     with pytest.raises(UserError, match="is not JSON"):
-        compare.compare([base], tmp_path)
+        compare.compare([base], tmp_path, TEST)
     with pytest.raises(UserError, match="nothing to compare"):
-        compare.compare([], tmp_path)
+        compare.compare([], tmp_path, TEST)
+
+
+def test_fields_that_shape_a_result_make_lines_of_their_own(tmp_path):
+    """Runs of one line may differ in what is scored afterwards, not in how "best" is chosen."""
+
+    def lines(field, value):
+        folder = tmp_path / field
+        other = {"config": {field: value}, "seed": 1}
+        compare.compare([make_run(folder / "a"), make_run(folder / "b", **other)], folder, TEST)
+        return len(json.loads((folder / "comparison" / "table.json").read_text())["models"])
+
+    assert lines("log_every", 77) == lines("evaluate.checkpoint", "final") == 1
+    assert lines("total_steps", 200) == lines("evaluate.every", 5) == 2
+    assert lines("evaluate.weights", "raw") == 2
+
+
+def test_scores_of_another_split_are_found_where_they_lie(tmp_path):
+    val = ConfigDict({"split": "val", "checkpoint": "best"})
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"evaluate.split": "val"})
+    with pytest.raises(UserError, match=r"--config.evaluate.split=val"):
+        compare.compare([a], tmp_path, val)
+    write_scores(a / "evaluation" / "val-best", vrmse=0.25, split="val")
+    write_scores(b / "evaluation" / "test-best", vrmse=0.5)
+    # evaluation/ of b is that of its own split, val
+    assert scored_runs.read(a, "val", "best").scores["model"]["vrmse"] == 0.25
+    assert scored_runs.read(a, "test", "best").scores["model"]["vrmse"] == 0.7
+    assert scored_runs.read(b, "val", "best").scores["model"]["vrmse"] == 0.7
+    assert scored_runs.read(b, "test", "best").scores["model"]["vrmse"] == 0.5
+    # a checkpoint that was not scored: the run's own on the same split
+    assert scored_runs.read(a, "test", "final").scores["model"]["vrmse"] == 0.7

@@ -1,6 +1,4 @@
-"""Scoring drops padding and says what is broken; the report is what it claims; pictures show the
-right numbers.
-"""
+"""Scoring drops padding and says what is broken; the report is what it claims."""
 
 import csv
 import json
@@ -14,7 +12,6 @@ from ml_collections import ConfigDict
 
 from jaxvol.evaluation import report, tables
 from jaxvol.evaluation.evaluators import examples
-from jaxvol.plots import figures
 from jaxvol.training import assemble
 from jaxvol.types import Dataset, Task, UserError
 
@@ -201,48 +198,3 @@ def test_best_follows_the_direction():
         }
     )
     assert list(shown) == ["vrmse", "rmse", "loss"]
-
-
-def test_slices_show_the_middle_with_shared_and_symmetric_scales(tmp_path):
-    volume = np.arange(5 * 4 * 6, dtype=np.float32).reshape(5, 4, 6)
-    figure = figures.slices(
-        volume,
-        volume,
-        volume + np.linspace(-1, 2, 6),
-        (2.0, 2.0, 3.0),
-        "Mpc/h",
-        {"target": "1 + δ"},
-    )
-    shown = [axes.images[0] for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(shown[1].get_array(), volume[2])
-    assert shown[1].get_clim() == shown[2].get_clim()
-    low, high = shown[3].get_clim()
-    assert low == -high and high == pytest.approx(2.0, rel=0.02)
-    assert shown[0].get_extent() == [0, 18.0, 8.0, 0]
-    assert figure.axes[0].get_xlabel() == "W  [Mpc/h]"
-    data = figures.save(figure, tmp_path / "new" / "slices.png").read_bytes()
-    assert data.startswith(b"\x89PNG") and [p.name for p in (tmp_path / "new").iterdir()] == [
-        "slices.png"
-    ]
-
-
-def test_spectra_pdf_and_curves_hold_their_numbers(tmp_path):
-    k = np.array([0.1, 0.2, 0.4])
-    some = {"k": k, "T": k, "r": 1 - k, "modes": [6, 12, 30], "T_std": 0.1 * k, "r_std": 0.1 * k}
-    # two channels: the first is drawn
-    tapered = {**some, "window": "hann", "r": np.stack([1 - k, k], 1)}
-    figure = figures.spectra({"FNO": tapered, "mean": {**some, "r": [np.nan] * 3}})
-    assert "hann" in figure.get_suptitle()
-    # the mean has no spectrum
-    assert [line.get_label() for line in figure.axes[0].get_lines()][:1] == ["FNO"]
-    np.testing.assert_array_equal(figure.axes[1].get_lines()[0].get_ydata(), 1 - k)
-    values = np.random.default_rng(0).uniform(0, 2, 200_000)
-    line = figures.pdf({"target": values}).axes[0].get_lines()[0]
-    # a density, not a count
-    np.testing.assert_allclose(line.get_ydata(), 0.5, rtol=0.1)
-    (tmp_path / "metrics.csv").write_text(
-        "step,tag,value\n0,train/net/mse,1.0\n10,train/net/mse,0.5\n0,val/vrmse,1.1\n10,val/v"
-    )
-    found = figures.read_curves(tmp_path / "metrics.csv")
-    np.testing.assert_array_equal(found["train/net/mse"], ([0, 10], [1.0, 0.5]))
-    assert figures.image(figures.curves(found)).shape[2] == 3

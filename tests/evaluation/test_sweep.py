@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jaxvol.evaluation import sweep
-from jaxvol.runtime import writer
+from jaxvol.runtime import provenance
 from tests import ROOT
 
 CONFIG = """
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 def get_config(variant=""):
     return ConfigDict({"optimizer": {"learning_rate": 1e-3}, "model": {"width": 4, "modes": (2, 2)},
                        "total_steps": 10,
-                       "checkpoint": {"best_metric": "vrmse", "best_mode": "min"}})
+                       "checkpoint": {"best_metric": "vrmse"}})
 
 def sweep():
     return [{"optimizer.learning_rate": lr, "model.width": w}
@@ -41,7 +41,7 @@ with open(os.path.join(workdir, "calls"), "a") as calls:
     calls.write("x")
 lr, width = config.optimizer.learning_rate, config.model.width
 def leave(state, value):
-    written = {{"format_version": {writer.FORMAT_VERSION}, "config": json.loads(config.to_json())}}
+    written = {{"format_version": {provenance.FORMAT_VERSION}, "config": json.loads(config.to_json())}}
     status = {{"state": state, "best": {{"best_value": value, "best_step": 7}}}}
     for name, content in (("config", written), ("status", status)):
         with open(os.path.join(workdir, name + ".json"), "w") as file:
@@ -116,7 +116,9 @@ def test_ranking_objective_and_winner(make, capsys):
 
 
 def test_maximised_metric_ranks_the_other_way(make):
-    _, folder = make(CONFIG.replace('"min"', '"max"'))("--jobs=2")
+    _, folder = make(CONFIG.replace("vrmse", "pearson"))("--jobs=2")
+    written = json.loads((folder / "objective.json").read_text())
+    assert {point["mode"] for point in written} == {"max"}
     assert (folder / "best.txt").read_text().split() == [
         "--config.optimizer.learning_rate=0.01",
         "--config.model.width=8",

@@ -1,6 +1,4 @@
-"""A volume over several devices: the memory of each falls as their number grows, halos are
-exchanged, no field is gathered.
-"""
+"""A volume over several devices: less memory for each, halos exchanged, no field gathered."""
 
 import dataclasses
 
@@ -53,8 +51,9 @@ def test_vnet_is_not_spread_over_more_devices_than_its_coarsest_grid_has_planes(
                 vnet.make(config(widths, layout), spec)
 
 
-def checked(found: list[dict], model: str, size: int, slack: float) -> None:
-    single, *split = found
+def check(rows: list[dict], model: str, size: int, slack: float) -> None:
+    """The limits of launch/benchmarks/memory.py times `slack`; the first row is of one device."""
+    single, *split = rows
     for row in split:
         assert "error" not in row, row
         ratio = row["temporary"] * row["devices"] / single["temporary"]
@@ -67,13 +66,11 @@ def checked(found: list[dict], model: str, size: int, slack: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["fno", "vit3d", "vnet"])
 def test_memory_per_device_at_64(model):
-    """On four devices of a volume of 64^3, where what does not divide weighs more than at 128^3:
-    ten per cent more is allowed.
-    """
-    checked([memory.one(model, 64, n) for n in (1, 4)], model, 64, 1.1)
+    """What does not divide weighs more than at 128^3: ten per cent more is allowed."""
+    check([memory.one(model, 64, n) for n in (1, 4)], model, 64, 1.1)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("model", ["fno", "vit3d", "vnet"])
 def test_memory_per_device_at_128(model):
-    checked([memory.one(model, 128, n) for n in (1, 2, 4, 8)], model, 128, 1.0)
+    check([memory.one(model, 128, n) for n in (1, 2, 4, 8)], model, 128, 1.0)

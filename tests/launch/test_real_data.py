@@ -1,6 +1,4 @@
-"""The third-party files that configs name, where they are there (environment variable
-JAXVOL_DATA).
-"""
+"""Third-party files that configs name, where JAXVOL_DATA names the folder that has them."""
 
 import os
 from pathlib import Path

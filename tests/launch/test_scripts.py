@@ -1,6 +1,4 @@
-"""The shell scripts, run in a copy of the checkout (its path has a space) with a stub of Python
-that records what is asked.
-"""
+"""The shell scripts, in a copy of the checkout whose path has a space, with a stub of Python."""
 
 import os
 import re
@@ -34,9 +32,7 @@ NVIDIA_SMI = '#!/bin/bash\necho "$STUB_DRIVER"\n'
 
 
 class Checkout:
-    """A checkout with stubs on the PATH; `run` returns (exit status, what Python was asked in this
-    run, stderr).
-    """
+    """A copy of the checkout's scripts, with stubs on the PATH."""
 
     def __init__(self, folder: Path):
         self.root, self.bin, self.log = folder / "a b" / "jaxvol", folder / "bin", folder / "log"
@@ -55,6 +51,7 @@ class Checkout:
         (self.bin / name).chmod(0o755)
 
     def run(self, script: str, *arguments: str, **env: str) -> tuple[int, list[str], str]:
+        """(exit status, command lines that Python got, stderr) of a script, called from /."""
         self.log.write_text("")
         for other in ("python3.11", "python3.12", "python3.13", "python3.14", "python"):
             self.stub(other, "#!/bin/bash\nexit 1\n")  # hides the machine's own
@@ -73,8 +70,9 @@ class Checkout:
             text=True,
             timeout=60,
         )
-        asked = [line.removeprefix(f"{self.root}: ") for line in self.log.read_text().splitlines()]
-        return done.returncode, asked, done.stderr
+        lines = self.log.read_text().splitlines()
+        commands = [line.removeprefix(f"{self.root}: ") for line in lines]
+        return done.returncode, commands, done.stderr
 
 
 @pytest.fixture
@@ -91,8 +89,8 @@ def install(extras: str) -> str:
 def test_first_run_installs_later_runs_do_not_and_a_new_setup_cfg_does(checkout):
     main = "-m jaxvol.main --config=configs/fno.py:quick --workdir=a b"
     arguments = ("--config=configs/fno.py:quick", "--workdir=a b")
-    status, asked, said = checkout.run("launch/quickstart.sh", *arguments)
-    assert status == 0 and asked == ["-m venv .venv", install("nbody"), main], said
+    status, commands, errors = checkout.run("launch/quickstart.sh", *arguments)
+    assert status == 0 and commands == ["-m venv .venv", install("nbody"), main], errors
     assert checkout.run("launch/quickstart.sh", *arguments)[1] == [main]
     assert checkout.run("launch/quickstart.sh")[1] == ["-m jaxvol.main --config=configs/fno.py"]
     with (checkout.root / "setup.cfg").open("a") as file:
@@ -120,11 +118,13 @@ def test_exit_status_is_that_of_the_job(checkout):
 
 
 def test_an_interrupted_installation_and_a_broken_environment_are_made_anew(checkout):
-    status, asked, said = checkout.run("launch/quickstart.sh", STUB_PIP="1")
-    assert status == 1 and "installation failed" in said and "jaxvol.main" not in " ".join(asked)
+    status, commands, errors = checkout.run("launch/quickstart.sh", STUB_PIP="1")
+    assert (
+        status == 1 and "installation failed" in errors and "jaxvol.main" not in " ".join(commands)
+    )
     (checkout.root / ".venv" / "left-over").touch()
-    status, asked, said = checkout.run("launch/quickstart.sh")
-    assert status == 0 and asked[0] == "-m venv .venv" and "unfinished or broken" in said
+    status, commands, errors = checkout.run("launch/quickstart.sh")
+    assert status == 0 and commands[0] == "-m venv .venv" and "unfinished or broken" in errors
     assert not (checkout.root / ".venv" / "left-over").exists()
     (checkout.root / ".venv" / "bin" / "python").unlink()  # its base Python was removed, say
     assert checkout.run("launch/quickstart.sh")[1][0] == "-m venv .venv"
@@ -137,16 +137,12 @@ def test_a_moved_checkout_is_installed_again(checkout, tmp_path):
 
 
 def test_without_a_suitable_python_the_message_says_what_to_do(checkout):
-    status, asked, said = checkout.run("launch/quickstart.sh", STUB_OLD="1")
-    assert (
-        status == 1
-        and asked == []
-        and "Python 3.11 or newer" in said
-        and "Python 3.9.9" in said
-        and "PYTHON=" in said
-    )
-    status, _, said = checkout.run("launch/quickstart.sh", PYTHON="/no/such/python")
-    assert status == 1 and "PYTHON=/no/such/python is not" in said
+    status, commands, errors = checkout.run("launch/quickstart.sh", STUB_OLD="1")
+    assert status == 1 and commands == []
+    for word in ("Python 3.11 or newer", "Python 3.9.9", "PYTHON="):
+        assert word in errors
+    status, _, errors = checkout.run("launch/quickstart.sh", PYTHON="/no/such/python")
+    assert status == 1 and "PYTHON=/no/such/python is not" in errors
 
 
 @pytest.mark.parametrize(
@@ -154,25 +150,27 @@ def test_without_a_suitable_python_the_message_says_what_to_do(checkout):
 )
 def test_gpu_build_follows_the_driver(checkout, driver, extra):
     checkout.stub("nvidia-smi", NVIDIA_SMI)
-    status, asked, said = checkout.run(
+    status, commands, errors = checkout.run(
         "launch/quickstart.sh", STUB_DRIVER=driver, STUB_BACKEND="gpu"
     )
-    assert status == 0 and asked[1] == install(f"nbody,{extra}") and "CANNOT USE" not in said
+    assert status == 0 and commands[1] == install(f"nbody,{extra}") and "CANNOT USE" not in errors
 
 
 def test_a_gpu_that_jax_cannot_use_is_loud_every_time_unless_the_cpu_was_asked_for(checkout):
     checkout.stub("nvidia-smi", NVIDIA_SMI)
     for _ in range(2):
-        status, asked, said = checkout.run(
+        status, commands, errors = checkout.run(
             "launch/quickstart.sh", STUB_DRIVER="580.65.06", STUB_BACKEND="cpu"
         )
         assert (
-            status == 0 and "JAX CANNOT USE IT" in said and asked[-1].startswith("-m jaxvol.main")
+            status == 0
+            and "JAX CANNOT USE IT" in errors
+            and commands[-1].startswith("-m jaxvol.main")
         )
-    _, asked, said = checkout.run(
+    _, commands, errors = checkout.run(
         "launch/quickstart.sh", STUB_DRIVER="580.65.06", JAX_PLATFORMS="cpu"
     )
-    assert "CANNOT USE" not in said
+    assert "CANNOT USE" not in errors
     broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
     shutil.rmtree(checkout.root / ".venv")
     assert install("nbody") in checkout.run("launch/quickstart.sh", STUB_DRIVER=broken)[1]
@@ -181,15 +179,12 @@ def test_a_gpu_that_jax_cannot_use_is_loud_every_time_unless_the_cpu_was_asked_f
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_strict_and_clean(script):
     text = script.read_text()
-    assert (
-        text.startswith("#!/usr/bin/env bash\n")
-        and "\nset -euo pipefail\n" in text
-        and os.access(script, os.X_OK)
-    )
+    assert text.startswith("#!/usr/bin/env bash\n") and "\nset -euo pipefail\n" in text
+    assert os.access(script, os.X_OK)
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     if shutil.which("shellcheck"):
-        found = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
-        assert found.returncode == 0, found.stdout
+        done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)

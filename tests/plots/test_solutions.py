@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvol.evaluation import sweep
+from jaxvol.evaluation import sweep_points
 from jaxvol.plots import figures, solutions
 from launch.studies import pinn_table
 
@@ -121,4 +121,4 @@ def test_a_point_that_is_not_finished_has_no_score(tmp_path):
         json.dumps({"model": {"relative_l2": 1.0}, "parameters": "net 5"})
     )
     (one.workdir / "seconds.json").write_text("1.5")
-    assert pinn_table.score(one) is None and not sweep.is_done(one)
+    assert pinn_table.score(one) is None and not sweep_points.is_done(one)

@@ -1,14 +1,12 @@
-"""What a run leaves on disk: rows that survive a kill, event files read back by hand, status,
-provenance, a fake W&B.
+"""What a run leaves on disk: rows that survive a kill, event files read back by hand, pictures,
+status.
 """
 
 import io
 import json
 import os
 import struct
-import subprocess
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +18,13 @@ from tensorboardX.proto import event_pb2
 
 from jaxvol.config import base
 from jaxvol.runtime import writer
-from jaxvol.types import UserError
 
 
-def open_at(workdir, step=-1, total=100, wandb_id=None, **wandb):
-    """An open writer for a run that goes on from `step`, and the W&B id it returns."""
-    config = base.common()
-    config.wandb.update(wandb)
-    log = writer.open_run(workdir, config.lock(), True)
-    return log, log.resume(step, total, wandb_id)
+def open_at(workdir, step=-1, total=100):
+    """An open writer for a run that goes on from `step`."""
+    log = writer.open_run(workdir, base.common().lock(), True)
+    log.resume(step, total)
+    return log
 
 
 def events(workdir):
@@ -65,7 +61,7 @@ def test_scalars_round_trip_through_csv_and_tensorboard(tmp_path):
         f"val/{i}": np.float32(x)
         for i, x in enumerate(np.random.default_rng(0).lognormal(0, 20, 50))
     }
-    log, _ = open_at(tmp_path)
+    log = open_at(tmp_path)
     log.scalars(3, values)
     # flushed, not closed
     assert {tag: np.float32(value) for _, tag, value in read_rows(tmp_path)} == values
@@ -122,14 +118,14 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_does(tmp_path):
         for step in range(start, stop):
             log.scalars(step, {"train/net/loss": 1 / (1 + step), "val/rmse": np.sqrt(step)})
 
-    whole, _ = open_at(tmp_path / "whole")
+    whole = open_at(tmp_path / "whole")
     go(whole, 0, 9)
-    killed, _ = open_at(tmp_path / "killed")
+    killed = open_at(tmp_path / "killed")
     go(killed, 0, 7)
     killed.close()
     with (tmp_path / "killed" / "metrics.csv").open("a") as file:
         file.write("7,val/r")
-    resumed, _ = open_at(tmp_path / "killed", step=4)
+    resumed = open_at(tmp_path / "killed", step=4)
     go(resumed, 5, 9)
     resumed.close()
     assert (tmp_path / "killed" / "metrics.csv").read_bytes() == (
@@ -148,7 +144,7 @@ def test_a_resumed_run_writes_what_an_undisturbed_one_does(tmp_path):
 
 
 def test_pictures_and_text(tmp_path):
-    log, _ = open_at(tmp_path)
+    log = open_at(tmp_path)
     picture = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
     figure = Figure(figsize=(1, 0.5), dpi=40)
     log.images(7, {"slices": picture, "images/spectra/power": figure})
@@ -173,7 +169,7 @@ def test_pictures_and_text(tmp_path):
 
 
 def test_console_prints_one_line_per_log_when_it_is_no_terminal(tmp_path, capsys):
-    log, _ = open_at(tmp_path, step=10, total=40)
+    log = open_at(tmp_path, step=10, total=40)
     for step in range(11, 31):
         log.advance(step)
     log.scalars(30, {"train/gen/mse": 1.0, "train/gen/loss": 0.25, "train/disc/loss": 0.5})
@@ -187,7 +183,7 @@ def test_console_prints_one_line_per_log_when_it_is_no_terminal(tmp_path, capsys
 
 def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    log, _ = open_at(tmp_path, step=10, total=40)
+    log = open_at(tmp_path, step=10, total=40)
     log.advance(11)
     log.scalars(40, {"train/net/loss": 0.125})
     log.advance(40)
@@ -198,7 +194,7 @@ def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
 
 
 def test_status_is_replaced_whole(tmp_path, monkeypatch):
-    log, _ = open_at(tmp_path, step=5, total=50)
+    log = open_at(tmp_path, step=5, total=50)
     status = tmp_path / "status.json"
     assert {**json.loads(status.read_text()), "time": ""} == {
         "state": "running",
@@ -225,67 +221,6 @@ def test_status_is_replaced_whole(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         log.status({"state": "finished", "step": 50, "total": 50})
     assert status.read_bytes() == before
-
-
-def test_config_json_says_what_ran(tmp_path):
-    config = base.common()
-    config.total_steps = 7
-    writer.open_run(tmp_path, config.lock(), True)
-    found = json.loads((tmp_path / "config.json").read_text())
-    assert found["format_version"] == 1 and found["config"]["total_steps"] == 7
-    assert set(found["versions"]) == {
-        "python",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax",
-        "numpy",
-        "jaxvol",
-    }
-    assert (
-        found["versions"]["jax"] == jax.__version__
-        and found["device"]["count"] == jax.device_count()
-    )
-    assert writer.read_config(tmp_path / "config.json").to_json() == config.to_json()
-    for text in ("", "{}", json.dumps({**found, "format_version": 99})):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError, match="config.json"):
-            writer.read_config(tmp_path / "config.json")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--workdir"):
-        writer.open_run(tmp_path / "file" / "run", config, True)
-
-
-def test_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
-    def git(*arguments):
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-
-    source = tmp_path / "jaxvol" / "runtime" / "writer.py"
-    source.parent.mkdir(parents=True)
-    source.write_text("1")
-    monkeypatch.setattr(writer, "__file__", str(source))
-    assert writer.commit() is None  # no repository
-    git("init", "-q")
-    assert writer.commit() is None  # no commit
-    git("add", ".")
-    git("commit", "-qm", "one")
-    assert writer.commit() == git("rev-parse", "HEAD")
-    source.write_text("2")
-    assert writer.commit() == git("rev-parse", "HEAD") + "-dirty"
-    (tmp_path / "site-packages").mkdir()
-    monkeypatch.setattr(
-        writer, "__file__", str(tmp_path / "site-packages" / "jaxvol" / "runtime" / "writer.py")
-    )
-    assert writer.commit() is None  # installed inside somebody's repository
-    monkeypatch.setattr(writer, "__file__", str(source))
-    monkeypatch.setenv("PATH", "")
-    assert writer.commit() is None  # no git
 
 
 def test_parameter_table_counts_complex_twice():
@@ -323,68 +258,3 @@ def test_other_processes_write_nothing(tmp_path):
     log.status({"state": "failed"})
     log.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def fake_wandb(monkeypatch, calls):
-    run = types.SimpleNamespace(
-        id="run7",
-        define_metric=lambda *a, **k: calls.append(("define_metric", a, k)),
-        log=lambda values: calls.append(("log", values)),
-        finish=lambda **k: calls.append(("finish", k)),
-    )
-
-    def init(**arguments):
-        calls.append(("init", arguments))
-        return run
-
-    monkeypatch.setitem(
-        sys.modules, "wandb", types.SimpleNamespace(init=init, Image=lambda x: ("image", x.shape))
-    )
-
-
-def test_wandb_gets_the_values_and_the_resumed_id(tmp_path, monkeypatch):
-    calls = []
-    fake_wandb(monkeypatch, calls)
-    log, run_id = open_at(tmp_path, project="volumes", entity="us", offline=True)
-    assert run_id == "run7"
-    name, asked = calls[0]
-    assert name == "init" and asked["config"]["total_steps"] == 1000
-    assert {k: asked[k] for k in ("project", "entity", "id", "resume", "mode", "dir")} == {
-        "project": "volumes",
-        "entity": "us",
-        "id": None,
-        "resume": "allow",
-        "mode": "offline",
-        "dir": str(tmp_path),
-    }
-    log.scalars(10, {"val/rmse": 0.5})
-    log.images(10, {"slices": np.zeros((4, 6, 3), np.uint8)})
-    assert ("log", {"val/rmse": 0.5, "step": 10}) in calls
-    assert ("log", {"images/slices": ("image", (4, 6, 3)), "step": 10}) in calls
-    log.status({"state": "failed", "step": 10, "total": 100})
-    log.close()
-    assert calls[-1] == ("finish", {"exit_code": 1})
-    calls.clear()
-    _, run_id = open_at(tmp_path, step=5, wandb_id=run_id, project="volumes")
-    assert (
-        run_id == "run7"
-        and calls[0][1]["id"] == "run7"
-        and calls[0][1]["mode"] == "online"
-        and calls[0][1]["entity"] is None
-    )
-    calls.clear()
-    _, run_id = open_at(tmp_path / "without")
-    assert run_id is None and calls == []
-
-
-def test_wandb_problems_name_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"pip install jaxvol\[wandb\]"):
-        open_at(tmp_path, project="volumes")
-
-    def init(**_):
-        raise RuntimeError("api_key not configured")
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    with pytest.raises(UserError, match="api_key.*wandb login"):
-        open_at(tmp_path, project="volumes")

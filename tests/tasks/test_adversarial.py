@@ -275,7 +275,10 @@ def test_r1_of_a_linear_discriminator_is_its_squared_weights(monkeypatch, every)
 
     def r1(params, at):
         return task.loss(
-            params, Fixed(jnp.int32(at), jnp.int32(at), state.extra, state.averages), batch, jax.random.key(0)
+            params,
+            Fixed(jnp.int32(at), jnp.int32(at), state.extra, state.averages),
+            batch,
+            jax.random.key(0),
         )[0]["disc"]["r1"]
 
     slope = jax.jit(jax.grad(r1))(state.params, 0)

@@ -261,9 +261,9 @@ def test_terms_of_the_coordinate_network_are_the_published_ones():
         batch = {k: jnp.asarray(v) for k, v in dataset.batch(0, slice(0, 1)).items()}
         params, extra = jax.jit(learned.init)(jax.random.key(0), batch)
         terms = jax.jit(
-            lambda p: learned.loss(p, Fixed(jnp.int32(0), jnp.int32(0), extra, None), batch, jax.random.key(1))[
-                0
-            ]["net"]
+            lambda p: learned.loss(
+                p, Fixed(jnp.int32(0), jnp.int32(0), extra, None), batch, jax.random.key(1)
+            )[0]["net"]
         )(params)
         model = components.model(chosen, dataset.spec)
 

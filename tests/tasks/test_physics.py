@@ -13,7 +13,7 @@ import pytest
 from jaxvol import main, pdes
 from jaxvol.config import base, components, experiments, validate
 from jaxvol.data import collocation
-from jaxvol.evaluation import evaluate, loading
+from jaxvol.evaluation import loading, pictures
 from jaxvol.tasks import physics as task_of
 from jaxvol.training import loop
 from jaxvol.training.gradients import pull_back
@@ -51,7 +51,10 @@ def parts(chosen):
 
 def loss_of(learned, params, extra, batch, at=0):
     return jax.jit(learned.loss)(
-        params, Fixed(jnp.int32(at), jnp.int32(at), {"stats": {}, **extra}, None), batch, jax.random.key(1)
+        params,
+        Fixed(jnp.int32(at), jnp.int32(at), {"stats": {}, **extra}, None),
+        batch,
+        jax.random.key(1),
     )
 
 
@@ -193,9 +196,11 @@ def test_self_adaptive_weights_ascend():
     chosen = config(task__balance__name="self_adaptive")
     dataset, learned, batch, params, extra = parts(chosen)
     pull = lambda task, p: jax.jit(
-        lambda p: pull_back(
-            task, p, Fixed(jnp.int32(0), jnp.int32(0), extra, None), batch, jax.random.key(0)
-        ).grads
+        lambda p: (
+            pull_back(
+                task, p, Fixed(jnp.int32(0), jnp.int32(0), extra, None), batch, jax.random.key(0)
+            ).grads
+        )
     )(p)
     gradients = pull(learned, params)
     assert (np.asarray(gradients["weights"]) < 0).all()  # descent raises them
@@ -327,7 +332,7 @@ def test_a_run_from_before_the_kind_coordinates_is_read_as_one_of_coordinates(
     x = pdes.make(chosen.data.problem).mesh
     u = predict(x[None, None])[0]
     assert u.shape == (1, *x.shape[:-1], 1)
-    drawn = evaluate.slices(spec, {"input": x[None], "target": u, "prediction": u}, "a")
+    drawn = pictures.slices(spec, {"input": x[None], "target": u, "prediction": u}, "a")
     assert [a.get_xlabel() for a in drawn.axes if a.images] == ["t"] * 3
     with pytest.raises(UserError, match="holds coordinates"):
         loading.load(tmp_path, "final", transforms="flips")

@@ -243,7 +243,7 @@ def scored(sizes):
     """(rows, metrics) of the averaged weights after ten steps on boxes that were not trained on,
     and the compiled evaluation.
     """
-    mesh, weights = make_mesh(sizes), reference(10)[-1][1].ema
+    mesh, weights = make_mesh(sizes), reference(10)[-1][1].averages["ema"]
     task = components.task(config(), spec())
     weights = jax.device_put(weights, sharding.state_shardings(mesh, weights))
     batch = sharding.put(mesh, {**boxes(100), "_mask": np.ones(BATCH, np.float32)}, BATCH)

@@ -180,7 +180,9 @@ def test_a_nan_is_never_best_and_min_delta_counts():
     assert not validation.improves(config, 0.95, 1.0) and not validation.improves(
         config, float("nan"), None
     )
-    assert validation.improves(toys.config(checkpoint__best_mode="max"), 2.0, 1.0)
+    assert validation.improves(toys.config(checkpoint__best_metric="pearson"), 2.0, 1.0)
+    with pytest.raises(UserError, match="best_metric is 'depth', and nothing says whether more"):
+        validation.improves(toys.config(checkpoint__best_metric="depth"), 2.0, 1.0)
 
 
 def test_another_process_cannot_train_in_the_same_workdir(tmp_path):

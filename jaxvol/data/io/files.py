@@ -13,9 +13,7 @@ import collections
 import contextlib
 import hashlib
 import os
-import shutil
 import threading
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +21,7 @@ import numpy as np
 
 from jaxvol.data.io import containers
 from jaxvol.data.io.containers import Opened
+from jaxvol.runtime import atomic
 from jaxvol.types import UserError
 
 EXTENSIONS = (".h5", ".hdf5", ".npy", ".npz", ".zarr", ".nii", ".nii.gz")
@@ -150,28 +149,11 @@ def write(path: str, key: str, array: np.ndarray, like: str = "", like_key: str 
         if like
         else {"attributes": {}, "file_attributes": {}, "affine": None, "spacing": None}
     )
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{uuid.uuid4().hex}{kind}")
     try:
-        os.makedirs(folder, exist_ok=True)
-        WRITERS[kind](temporary, key, np.asarray(array, np.float32), meta, like)
-        if os.path.isdir(path):
-            aside = os.path.join(folder, f".{uuid.uuid4().hex}.old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
-        else:
-            if os.path.isfile(temporary):
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
+        with atomic.replacing(path) as temporary:
+            WRITERS[kind](str(temporary), key, np.asarray(array, np.float32), meta, like)
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error}") from None
-    finally:
-        if os.path.isdir(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def fingerprint(path: str) -> str:

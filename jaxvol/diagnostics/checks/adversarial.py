@@ -1,5 +1,5 @@
-"""Two players: does the discriminator get its own gradient only, does it see anything, are the
-pairs what they should be.
+"""Two players: does the discriminator get its own gradient only, does it see anything, and are the
+pairs that it judges what they should be.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from flax import linen as nn
 from jaxvol.diagnostics import probe
 from jaxvol.ops import adversarial as ops
 from jaxvol.plots import figures
+from jaxvol.training import optim
 from jaxvol.types import Context, Result, TrainState
 
 RANK = 49
@@ -35,15 +36,14 @@ MEANING = {
     "pairs": (
         "channels by which the discriminator's pairs differ from the definition of channel "
         "balancing",
-        "the pairs are not what channel_balance says: input and image are repeated a wrong number "
-        "of times",
+        "input and image are repeated a wrong number of times: the pairs are not what "
+        "task.channel_balance says",
     ),
     "generator_moves": (
         "change of the generator's parameters over the first updates, relative",
         "the generator does not move: check its delay, its rate and its terms' weights",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "leak": ("<", 1e-3, 0.02),  # relative
     "response": (">", 1e-4, 1e-6),  # logits
@@ -64,51 +64,50 @@ def diagnose(ctx: Context) -> Result:
     state, history = probe.short_run(ctx)
     late = history[len(history) // 2 :]
     gap = [abs(row["disc/D_real"] - row["disc/D_fake"]) for row in history]
-    sides = np.array([[row["disc/accuracy_real"], row["disc/accuracy_fake"]] for row in late]).mean(
-        0
-    )
-    start, end = (
-        jnp.concatenate([v.ravel() for v in jax.tree.leaves(s.params["gen"])])
-        for s in (ctx.state, state)
-    )
+    accuracies = [[row["disc/accuracy_real"], row["disc/accuracy_fake"]] for row in late]
+    sides = np.array(accuracies).mean(0)
     metrics = {
         "leak": leak(ctx, history),
         "response": max(gap),
         "one_sided": float(abs(sides[0] - sides[1])),
         "pairs": pairs(ctx),
     }
-    waits = "gen" in ctx.config.optimizer.groups and "delay" in ctx.config.optimizer.groups["gen"]
-    if not waits:
-        metrics["generator_moves"] = float(jnp.linalg.norm(end - start) / jnp.linalg.norm(start))
-    terms = sorted(
-        {name for row in history for name in row if name.startswith(("gen/share_", "gen/w_"))}
-    )
-    table = [
-        {
-            "term": name.removeprefix("gen/share_"),
-            "share of the value, first update": history[0][name],
-            "last update": history[-1][name],
-        }
-        for name in terms
-        if name.startswith("gen/share_")
-    ]
-    advice = advise(late, sides)
+    if optim.settings(ctx.config.optimizer, "gen").delay == 0:
+        metrics["generator_moves"] = generator_moves(ctx, state)
     real, fake = features(ctx, state)
     tables = {
-        "generator's terms": table,
-        "balance": [{"advice": line} for line in advice],
+        "generator's terms": [
+            {
+                "term": name.removeprefix("gen/share_"),
+                "share of the value, first update": history[0][name],
+                "last update": history[-1][name],
+            }
+            for name in sorted(history[0])
+            if name.startswith("gen/share_")
+        ],
+        "balance": [{"advice": line} for line in advise(late, sides)],
         "features": compare(real, fake),
     }
     return Result(
         metrics,
         tables,
         {"players": draw(history), "features of the first example": draw_features(real, fake)},
-        absent=tuple(set(MEANING) - set(metrics)),
     )
 
 
+def generator_moves(ctx: Context, state: TrainState) -> float:
+    """|theta - theta_0| / |theta_0| of the generator's parameters after the short run."""
+    start, end = (
+        jnp.concatenate([v.ravel() for v in jax.tree.leaves(s.params["gen"])])
+        for s in (ctx.state, state)
+    )
+    return float(jnp.linalg.norm(end - start) / jnp.linalg.norm(start))
+
+
 def leak(ctx: Context, history: list[dict]) -> float:
-    """The gradient of the sum of the discriminator's own terms, by itself, of update 0."""
+    """|reported gradient norm of the discriminator - norm of the gradient of its own terms alone|,
+    relative, in update 0.
+    """
     if ctx.config.micro_batches > 1:
         return 0.0
     grad = probe.group_gradients(probe.term_gradients(ctx)[0], probe.terms_of(ctx))["disc"]
@@ -117,20 +116,20 @@ def leak(ctx: Context, history: list[dict]) -> float:
 
 
 def pairs(ctx: Context) -> float:
-    """Channels of `pair` against the definition: r = balance C / K; r > 1 repeats the image, r < 1
+    """1 where the channels of `ops.adversarial.pair` are not those of the definition, else 0.
+
+    Of an input of C channels and an image of K: r = balance C / K; r > 1 repeats the image, r < 1
     the input.
     """
     c, k = (len(ctx.spec.fields[name].channels) for name in ("input", "target"))
-    balance, wrong = ctx.config.task.channel_balance, 0
+    balance = ctx.config.task.channel_balance
     x = jnp.broadcast_to(jnp.arange(1.0, c + 1), (1, 2, 2, 2, c))
     y = -jnp.broadcast_to(jnp.arange(1.0, k + 1), (1, 2, 2, 2, k))
     ratio = balance * c / k if balance > 0 else 1.0
-    wanted = list(range(1, c + 1)) * (int(1 / ratio) if ratio < 1 else 1) + [
-        -i for i in range(1, k + 1)
-    ] * max(int(ratio), 1)
-    found = [int(v) for v in np.asarray(ops.pair(x, y, balance))[0, 0, 0, 0]]
-    wrong += len(found) != len(wanted) or found != wanted
-    return float(wrong)
+    inputs = list(range(1, c + 1)) * (int(1 / ratio) if ratio < 1 else 1)
+    images = [-i for i in range(1, k + 1)] * max(int(ratio), 1)
+    channels = [int(v) for v in np.asarray(ops.pair(x, y, balance))[0, 0, 0, 0]]
+    return float(channels != inputs + images)
 
 
 def features(ctx: Context, state: TrainState) -> tuple[list, list]:
@@ -138,28 +137,28 @@ def features(ctx: Context, state: TrainState) -> tuple[list, list]:
     batch: [scale][layer] -> [B, d, h, w, C].
     """
 
-    def shown(params, fixed, batch, key):
-        found = []
+    def judged(params, fixed, batch, key):
+        outputs = []
 
         def note(call, arguments, keywords, context):
             y = call(*arguments, **keywords)
             if not context.module.path and isinstance(y, tuple):
-                found.append(y)
+                outputs.append(y)
             return y
 
         with nn.intercept_methods(note):
             ctx.task.loss(params, fixed, batch, key)
-        return found[:2]  # the loss judges the real images first
+        return outputs[:2]  # the loss judges the real images first
 
-    real, fake = jax.jit(shown, compiler_options=probe.quick())(
+    real, fake = jax.jit(judged, compiler_options=probe.quick())(
         state.params, probe.fixed(ctx, ctx.config.preflight.steps), ctx.batch(0), probe.key(ctx)
     )
     return jax.device_get((real, fake))
 
 
 def compare(real: list, fake: list) -> list[dict]:
-    """How much of a feature's variation the difference between real and generated is, per scale and
-    layer.
+    """The difference between real and generated images as a part of a feature's variation, per
+    scale and layer.
     """
     return [
         {
@@ -182,7 +181,7 @@ def rms(x: np.ndarray) -> float:
 
 
 def draw_features(real: list, fake: list):
-    """Middle slices of the channel that differs most between a real and a generated image, one
+    """Middle slices of the channel that differs most between a real and a generated image; one
     column per layer.
     """
     columns = max(len(scale) for scale in real)
@@ -203,36 +202,35 @@ def draw_features(real: list, fake: list):
                 "vmin": min(v[..., channel].min() for v in (a, b)),
                 "vmax": max(v[..., channel].max() for v in (a, b)),
             }
-            for row, (v, kind) in enumerate(((a, "real"), (b, "generated"))):
+            for row, (v, label) in enumerate(((a, "real"), (b, "generated"))):
                 panel = panels[2 * s + row, layer]
                 panel.axis("on")
                 panel.imshow(v[..., channel], cmap="viridis", **bounds)
                 panel.set_title(f"scale {s}, layer {layer}" if row == 0 else "", fontsize=8)
                 if layer == 0:
-                    panel.set_ylabel(kind, fontsize=8)
+                    panel.set_ylabel(label, fontsize=8)
     return figure
 
 
 def advise(late: list[dict], sides: np.ndarray) -> list[str]:
     """What the balance of the last updates suggests."""
-    found = []
+    advice = []
     if sides.min() > 0.95:
-        found.append(
+        advice.append(
             "the discriminator wins everything: lower its rate "
-            "(optimizer.groups.disc.learning_rate), "
-            "or add noise, label smoothing or R1"
+            "(optimizer.groups.disc.learning_rate), or add noise, label smoothing or R1"
         )
     if sides.max() < 0.55:
-        found.append(
+        advice.append(
             "the discriminator learns nothing yet: give it more updates "
             "(optimizer.groups.gen.every=2) or a higher rate"
         )
     lost = np.mean([row["disc/clipped_fraction"] for row in late])
     if lost > 0.8:
-        found.append(
+        advice.append(
             f"clipping takes {lost:.0%} of the discriminator's gradient: raise its clip_norm"
         )
-    return found or ["nothing stands out"]
+    return advice or ["nothing stands out"]
 
 
 def draw(history: list[dict]):

@@ -1,10 +1,12 @@
-"""What a model has to beat on validation data: the mean, the identity, the linear filter; and what
+"""What a model has to beat on validation data (the mean, the identity, the linear filter), and what
 a short run reaches beside them.
 """
 
 from __future__ import annotations
 
+from jaxvol.config import components
 from jaxvol.diagnostics import probe
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 75
@@ -16,14 +18,13 @@ MEANING = {
     ),
     "best_linear": (
         "validation metric of the best trivial predictor over that of the mean",
-        "the input says nothing linear about the target, or the pairing is broken; or, near 0, "
+        "near 1, the input says nothing linear about the target, or the pairing is broken; near 0, "
         "there is nothing to learn",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
-    "short_run": ("<", 1.0, 2.0),  # of the mean predictor's
-    "best_linear": ("<", 0.999, 1.5),  # of the mean predictor's
+    "short_run": ("<", 1.0, 2.0),  # multiple of the mean predictor's
+    "best_linear": ("<", 0.999, 1.5),  # multiple of the mean predictor's
 }
 
 
@@ -38,20 +39,21 @@ def diagnose(ctx: Context) -> Result:
     name = ctx.config.checkpoint.best_metric
     if ctx.dataset.sizes["val"] == 0:
         return Result(skip="there is no validation split")
-    if ctx.config.checkpoint.best_mode != "min":
+    if components.best_direction(ctx.config) > 0:
         return Result(
             skip=f"{name} is to be maximised; the baselines' table needs one to be minimised"
         )
-    scored = ctx.baselines()
+    baselines = ctx.baselines()
     state, history = probe.short_run(ctx)
-    reached = ctx.score(*probe.pair(state, "raw"), "val", ctx.config.preflight.examples)[0]
+    weights = averages.weights_of(state, "raw")
+    reached = ctx.score(*weights, "val", ctx.config.preflight.examples)[0]
     rows = [
-        {"predictor": who, name: float(values[name])}
-        for who, values in scored.items()
-        if name in values
+        {"predictor": predictor, name: float(metrics[name])}
+        for predictor, metrics in baselines.items()
+        if name in metrics
     ]
     rows.append({"predictor": f"model after {len(history)} updates", name: float(reached[name])})
-    mean = float(scored["mean"][name])
+    mean = float(baselines["mean"][name])
     metrics = {
         "short_run": float(reached[name]) / mean,
         "best_linear": min(row[name] for row in rows[:-1]) / mean,

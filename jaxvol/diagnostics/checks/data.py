@@ -1,7 +1,7 @@
-"""The data as the run sees it: finite, varied, paired, aligned, disjoint splits, periodic where it
-claims, normalised back and forth.
+"""The data as the run sees it: finite and varied, paired and aligned, in disjoint splits, periodic
+where it claims to be, normalised and back without loss.
 
-Works on a dataset alone: --mode=preflight --config.preflight.only="('data',)".
+Run it alone with --mode=preflight --config.preflight.only="('data',)".
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 
 import numpy as np
 
+from jaxvol.diagnostics import probe
 from jaxvol.ops import alignment, normalise
 from jaxvol.types import Context, Result
 
@@ -46,11 +47,11 @@ MEANING = {
         "come back wrong",
     ),
     "pairing": (
-        "standard errors by which inputs correlate better with their own target than with others'",
+        "standard errors by which inputs correlate better with their own target than with another",
         "inputs and targets are shuffled, or unrelated: compare the lists of files",
     ),
     "unpaired": (
-        "share of the examples that are no more like their own target than like others'",
+        "share of the examples whose input is no more like its own target than like another",
         "some inputs and targets are exchanged: compare the lists of files",
     ),
     "orientation": (
@@ -62,7 +63,13 @@ MEANING = {
         "align them: half-voxel conventions, crops taken at different corners, or interpolation",
     ),
     "augmented_pairing": (
-        "the same on augmented training batches",
+        "standard errors by which augmented inputs correlate better with their own target than "
+        "with another",
+        "the augmentation treats input and target differently",
+    ),
+    "augmented_unpaired": (
+        "share of the augmented examples whose input is no more like its own target than like "
+        "another",
         "the augmentation treats input and target differently",
     ),
     "augmented_agreement": (
@@ -70,16 +77,12 @@ MEANING = {
         "augmentation",
         "the augmentation treats input and target differently",
     ),
-    "augmented_unpaired": (
-        "the same on augmented training batches",
-        "the augmentation treats input and target differently",
-    ),
     "augmented_orientation": (
-        "the same on augmented training batches",
+        "standard errors by which the orientation of augmented examples fits better than any other",
         "the augmentation turns input and target differently",
     ),
     "augmented_offset": (
-        "the same on augmented training batches",
+        "voxels by which augmented targets are displaced against their inputs",
         "the augmentation shifts input and target differently",
     ),
     "same_batches": (
@@ -95,7 +98,6 @@ MEANING = {
         "set data.periodic to what the volumes are; crops of a periodic box are not periodic",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "not_finite": ("<", 0.0, 0.0),  # share of values
     "constant": ("<", 0.0, 0.2),  # share of channels of examples
@@ -105,14 +107,14 @@ LIMITS = {
     "scale_off": ("<", 0.5, 2.0),  # |log2|
     "round_trip": ("<", 1e-3, 0.05),  # standard deviations
     "pairing": (">", 6.0, 3.0),  # standard errors
+    "unpaired": ("<", 0.0, 0.2),  # share of examples
     "orientation": (">", 3.0, 0.0),  # standard errors
     "offset": ("<", 0.15, 0.35),  # voxels
-    "unpaired": ("<", 0.0, 0.2),  # share of examples
-    "augmented_unpaired": ("<", 0.0, 0.2),
-    "augmented_pairing": (">", 6.0, 3.0),
-    "augmented_orientation": (">", 3.0, 0.0),
-    "augmented_offset": ("<", 0.15, 0.35),
+    "augmented_pairing": (">", 6.0, 3.0),  # standard errors
+    "augmented_unpaired": ("<", 0.0, 0.2),  # share of examples
     "augmented_agreement": (">", 0.8, 0.6),  # ratio of correlations
+    "augmented_orientation": (">", 3.0, 0.0),  # standard errors
+    "augmented_offset": ("<", 0.15, 0.35),  # voxels
     "same_batches": ("<", 0.0, 1.0),  # batches
     "overlap": ("<", 0.0, 0.01),  # share of voxels
     "wrap": ("<", 1.5, 2.0),  # ratio
@@ -128,40 +130,31 @@ def diagnose(ctx: Context) -> Result:
     """All metrics of MEANING; those of a split that is empty, or of a pair that has too little in
     common to tell, are absent.
     """
-    examples = ctx.config.preflight.examples
+    count = ctx.config.preflight.examples
     splits = {
-        name: read(ctx, name, TRAINING if name == "train" else examples)
+        name: read(ctx, name, TRAINING if name == "train" else count)
         for name in ("train", "val", "test")
         if ctx.dataset.sizes[name] > 0
     }
-    found = contents(ctx, splits)
-    plain = splits["val" if "val" in splits else "train"]
-    steps = -(-examples // ctx.config.batch_size)
-    shown = [
+    plain = splits[probe.split(ctx)]
+    steps = -(-count // ctx.config.batch_size)
+    batches = [
         {k: np.asarray(v) for k, v in ctx.batch(step).items()} for step in range(max(steps, 3))
     ]
+    metrics = contents(ctx, splits) | compared(plain, gather(batches[:steps]))
     if ctx.dataset.sizes["train"] > ctx.config.batch_size:
-        found["same_batches"] = float(
-            sum(all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(shown, shown[1:]))
+        metrics["same_batches"] = float(
+            sum(all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(batches, batches[1:]))
         )
-    training = gather(shown[:steps])
-    for prefix, shown in (("", plain), ("augmented_", training)):
-        found |= {prefix + name: value for name, value in relation(shown).items()}
-    own, kept = (
-        found.pop(f"{prefix}agreement") if f"{prefix}agreement" in found else 0.0
-        for prefix in ("", "augmented_")
-    )
-    if own > 0.1:
-        found["augmented_agreement"] = kept / own
     if len(splits) > 1:
-        known = [x[None] for x in splits["train"]["target"][..., 0]]
-        found["overlap"] = max(
-            alignment.overlap(known, shown["target"][..., 0])
-            for name, shown in splits.items()
+        training = [x[None] for x in splits["train"]["target"][..., 0]]
+        metrics["overlap"] = max(
+            alignment.overlap(training, examples["target"][..., 0])
+            for name, examples in splits.items()
             if name != "train"
         )
     if any(ctx.spec.periodic):
-        found["wrap"] = wrap(plain, ctx.spec.periodic)
+        metrics["wrap"] = wrap(plain, ctx.spec.periodic)
     table = [
         {
             "split": name,
@@ -172,40 +165,39 @@ def diagnose(ctx: Context) -> Result:
             "min": float(v.min()),
             "max": float(v.max()),
         }
-        for name, shown in splits.items()
-        for leaf, v in shown.items()
+        for name, examples in splits.items()
+        for leaf, v in examples.items()
         if leaf in ctx.spec.fields
     ]
-    return Result(found, {"normalised fields": table}, absent=tuple(set(MEANING) - set(found)))
+    return Result(metrics, {"normalised fields": table})
 
 
 def read(ctx: Context, split: str, examples: int) -> dict[str, np.ndarray]:
     """Up to so many examples of a split, not augmented, normalised; padding dropped."""
     batches = ctx.batches(split, examples)
     real = [{name: v[batch["_mask"] > 0] for name, v in batch.items()} for batch in batches]
-    return gather(
-        [{name: v for name, v in batch.items() if not name.startswith("_")} for batch in real]
-    )
+    return gather([probe.unmarked(batch) for batch in real])
 
 
 def gather(batches: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The batches as one."""
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def contents(ctx: Context, splits: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
     """What can be said of each field by itself."""
     fields = [
-        (name, leaf, shown[leaf])
-        for name, shown in splits.items()
+        examples[leaf]
+        for examples in splits.values()
         for leaf in ctx.spec.fields
-        if leaf in shown
+        if leaf in examples
     ]
-    spread = np.concatenate([v.std(axis=(1, 2, 3)).ravel() for _, _, v in fields])
+    spread = np.concatenate([v.std(axis=(1, 2, 3)).ravel() for v in fields])
     prints = [
-        hashlib.sha256(np.ascontiguousarray(shown["input"][i]).tobytes()).digest()
-        for shown in splits.values()
-        if "input" in shown
-        for i in range(len(shown["input"]))
+        hashlib.sha256(np.ascontiguousarray(volume).tobytes()).digest()
+        for examples in splits.values()
+        if "input" in examples
+        for volume in examples["input"]
     ]
     off, trip = [], []
     for leaf, field in ctx.spec.fields.items():
@@ -215,42 +207,60 @@ def contents(ctx: Context, splits: dict[str, dict[str, np.ndarray]]) -> dict[str
         trip.append(float(np.abs(again - v).max() / max(v.std(), 1e-30)))
         if field.normaliser and field.normaliser[-1]["name"] in ("standardise", "zscore"):
             off.append((abs(float(v.mean())), abs(float(np.log2(max(v.std(), 1e-30))))))
-    found = {
-        "not_finite": float(np.mean([np.mean(~np.isfinite(v)) for _, _, v in fields])),
+    metrics = {
+        "not_finite": float(np.mean([np.mean(~np.isfinite(v)) for v in fields])),
         "constant": float((spread == 0).mean()),
         "duplicates": float(len(prints) - len(set(prints))),
-        "largest": max(float(np.abs(v).max()) for _, _, v in fields),
+        "largest": max(float(np.abs(v).max()) for v in fields),
         "round_trip": max(trip),
     }
     if off:
-        found |= {"mean_off": max(m for m, _ in off), "scale_off": max(s for _, s in off)}
-    return found
+        metrics |= {"mean_off": max(m for m, _ in off), "scale_off": max(s for _, s in off)}
+    return metrics
 
 
-def relation(shown: dict[str, np.ndarray]) -> dict[str, float]:
+def compared(plain: dict[str, np.ndarray], augmented: dict[str, np.ndarray]) -> dict[str, float]:
+    """Pairing, orientation and offset of plain and of augmented examples, and what augmentation
+    leaves of the correlation of input and target, where there is one.
+    """
+    before, after = relation(plain), relation(augmented)
+    metrics = before | {f"augmented_{name}": value for name, value in after.items()}
+    if before and after:
+        agreement = correlation(plain)
+        if agreement > 0.1:
+            metrics["augmented_agreement"] = correlation(augmented) / agreement
+    return metrics
+
+
+def relation(examples: dict[str, np.ndarray]) -> dict[str, float]:
     """Pairing, orientation and offset of the first channels; absent where the two have too little
     in common to tell.
     """
-    if "target" not in shown or "input" not in shown or len(shown["input"]) < 3:
+    if "target" not in examples or "input" not in examples or len(examples["input"]) < 3:
         return {}
-    x, y = shown["input"][..., 0], shown["target"][..., 0]
-    found = {"pairing": alignment.pairing(x, y)}
+    x, y = examples["input"][..., 0], examples["target"][..., 0]
+    metrics = {"pairing": alignment.pairing(x, y)}
     if (share := alignment.unpaired(x, y)) is not None:
-        found["unpaired"] = share
-    found["agreement"] = abs(float((alignment.standardised(x) * alignment.standardised(y)).mean()))
+        metrics["unpaired"] = share
     if (better := alignment.orientation(x, y)) is not None:
-        found["orientation"] = better
+        metrics["orientation"] = better
     if alignment.coherence(x, y) > max(0.3, 3 / len(x)):
-        found["offset"] = float(np.nanmax(np.abs(alignment.offset(x, y)), initial=0.0))
-    return found
+        metrics["offset"] = float(np.nanmax(np.abs(alignment.offset(x, y)), initial=0.0))
+    return metrics
 
 
-def wrap(shown: dict[str, np.ndarray], periodic: tuple[bool, bool, bool]) -> float:
+def correlation(examples: dict[str, np.ndarray]) -> float:
+    """|correlation| of the first channels of input and target."""
+    x, y = (alignment.standardised(examples[name][..., 0]) for name in ("input", "target"))
+    return abs(float((x * y).mean()))
+
+
+def wrap(examples: dict[str, np.ndarray], periodic: tuple[bool, bool, bool]) -> float:
     """Largest ratio of the mean step across the faces to the mean step inside, over axes that claim
     to be periodic.
     """
     ratios = [0.0]
-    for v in (shown[name] for name in ("input", "target") if name in shown):
+    for v in (examples[name] for name in ("input", "target") if name in examples):
         for axis in (a + 1 for a in range(3) if periodic[a] and v.shape[a + 1] > 1):
             inside = np.abs(np.diff(v, axis=axis)).mean()
             across = np.abs(np.take(v, 0, axis) - np.take(v, -1, axis)).mean()

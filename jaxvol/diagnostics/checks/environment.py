@@ -1,5 +1,5 @@
 """The machine before anything else: devices, memory, disk room for the checkpoints, write access,
-versions, native bfloat16.
+versions of the packages, native bfloat16.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from jaxvol.types import Context, Result
 RANK = 0
 MEANING = {
     "disk_saves": (
-        "the disk of the workdir has room for that many checkpoints only",
+        "checkpoints for which the disk of the workdir has room",
         "free disk space, choose another --workdir, or keep fewer (checkpoint.keep)",
     ),
     "host_memory": (
-        "little of the host's memory is free; reader threads and checkpoints need some",
+        "free share of the host's memory, of which reader threads and checkpoints need some",
         "stop other jobs, or ask the scheduler for more memory",
     ),
     "writable": (
-        "nothing can be written into the workdir",
+        "1 if files can be written into the workdir, else 0",
         "choose a --workdir that you may write to",
     ),
     "accelerator_used": (
-        "this machine has a GPU, but JAX computes on the CPU, 50 times slower",
+        "0 if this machine has a GPU and JAX computes on the CPU, some 50 times slower, else 1",
         "install the CUDA build of JAX: pip install 'jax[cuda12]', then compare nvidia-smi with "
         "jax.devices()",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
-    "disk_saves": (">", 20.0, 3.0),  # checkpoints that still fit on the disk
-    "host_memory": (">", 0.1, 0.02),  # free fraction of the host's memory
-    "writable": (">", 1.0, 1.0),  # the workdir can be written: 1
-    "accelerator_used": (">", 1.0, 1.0),  # a GPU that is there is used by JAX: 1
+    "disk_saves": (">", 20.0, 3.0),  # checkpoints
+    "host_memory": (">", 0.1, 0.02),  # share of the memory
+    "writable": (">", 1.0, 1.0),  # 1 or 0
+    "accelerator_used": (">", 1.0, 1.0),  # 1 or 0
 }
 PACKAGES = (jax, jaxlib, flax, optax, numpy)
 
@@ -52,8 +51,8 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """Room on the disk in checkpoints, free share of host memory, and whether a GPU is
-    left unused.
+    """Room on the disk in checkpoints, free share of host memory, and whether a GPU is left
+    unused.
     """
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ctx.state))
     folder = existing(Path(ctx.workdir))
@@ -106,13 +105,11 @@ def free_host_memory() -> float:
 
 
 def free_device_memory(device: jax.Device) -> float | str:
-    """Gigabytes, where the device tells."""
-    stats = device.memory_stats()
-    return (
-        (stats["bytes_limit"] - stats["bytes_in_use"]) / 1e9
-        if stats and "bytes_limit" in stats
-        else "not reported"
-    )
+    """Gigabytes, where the device reports them."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return "not reported"
+    return (stats["bytes_limit"] - stats["bytes_in_use"]) / 1e9
 
 
 def native_bfloat16() -> str:
@@ -120,16 +117,10 @@ def native_bfloat16() -> str:
     backend = jax.default_backend()
     if backend == "cpu":
         try:
-            return (
-                "yes"
-                if "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-                or "amx_bf16" in Path("/proc/cpuinfo").read_text()
-                else "no"
-            )
+            flags = Path("/proc/cpuinfo").read_text()
         except OSError:
             return "unknown"
-    return (
-        "yes"
-        if backend == "tpu"
-        else f"yes on compute capability 8.0 and later ({jax.local_devices()[0].device_kind})"
-    )
+        return "yes" if "avx512_bf16" in flags or "amx_bf16" in flags else "no"
+    if backend == "tpu":
+        return "yes"
+    return f"yes on compute capability 8.0 and later ({jax.local_devices()[0].device_kind})"

@@ -1,5 +1,5 @@
-"""Fourier modes: against Nyquist, against what the target holds beyond them, on another resolution,
-and under shifts.
+"""Fourier modes against the Nyquist frequency and against what the target holds beyond them; the
+operator on another resolution and under shifts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.plots import figures
-from jaxvol.types import Context, Result
+from jaxvol.training import averages
+from jaxvol.types import Batch, Context, Result, TrainState
 
 RANK = 39
 MEANING = {
@@ -23,17 +24,16 @@ MEANING = {
     ),
     "shift": (
         "difference between the output for an input shifted by half a cell and the shifted output, "
-        "relative",
+        "relative to its variation",
         "the response depends on where the grid lies: aliasing by the activations, coordinates or "
         "padding",
     ),
     "resolution": (
         "difference between the outputs on the grid and on twice the resolution, where they meet, "
-        "relative",
+        "relative to their variation",
         "the model does not represent a function of space: norms over voxels, padding, or aliasing",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "beyond_nyquist": ("<", 0.0, 0.0),  # axes
     "lost": ("<", 0.5, 0.95),  # share of the variance
@@ -47,7 +47,7 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """Periodic axes only for `shift` and `resolution`; weights after the short run."""
+    """The weights after the short run; `shift` and `resolution` need periodic axes and no norm."""
     state, _ = probe.short_run(ctx)
     modes, shape = tuple(ctx.config.model.modes), ctx.spec.shape
     batch = ctx.batch(0)
@@ -56,46 +56,41 @@ def diagnose(ctx: Context) -> Result:
         "beyond_nyquist": float(sum(m > n // 2 for m, n in zip(modes, shape))),
         "lost": beyond(target, modes),
     }
-    tables = {
-        "variance of the target beyond m modes per axis": [
-            {"modes": m, "share": beyond(target, tuple(min(m, n // 2) for n in shape))}
-            for m in (2, 4, 8, 12, 16, 24, 32)
-            if m <= max(shape) // 2
-        ]
+    table = [
+        {"modes": m, "share": beyond(target, tuple(min(m, n // 2) for n in shape))}
+        for m in (2, 4, 8, 12, 16, 24, 32)
+        if m <= max(shape) // 2
+    ]
+    periodic = all(p or n == 1 for p, n in zip(ctx.spec.periodic, shape))
+    if periodic and ctx.config.model.norm == "none":
+        metrics |= as_an_operator(ctx, state, batch)
+    return Result(
+        metrics,
+        {"variance of the target beyond m modes per axis": table},
+        {"variance beyond the modes": draw(table, max(modes))},
+    )
+
+
+def as_an_operator(ctx: Context, state: TrainState, batch: Batch) -> dict[str, float]:
+    """`shift` and `resolution`: an operator on functions of a periodic box commutes with shifts by
+    half a cell, and gives the same values on twice the grid.
+    """
+    weights, x = averages.weights_of(state, "raw"), np.asarray(batch["input"][:1])
+
+    def f(v: np.ndarray) -> np.ndarray:
+        return probe.prediction(ctx, weights, {"input": jnp.asarray(v, jnp.float32)})
+
+    long = [n > 1 for n in ctx.spec.shape]
+    half, every_other = (
+        tuple(0.5 if is_long else 0.0 for is_long in long),
+        tuple(slice(None, None, 2 if is_long else 1) for is_long in long),
+    )
+    y, moved, fine = f(x), f(shifted(x, half)), f(refined(x))[:, *every_other]
+    variation = max(float(y.std()), 1e-12)
+    return {
+        "shift": float(np.sqrt(((moved - shifted(y, half)) ** 2).mean())) / variation,
+        "resolution": float(np.sqrt(((fine - y) ** 2).mean())) / variation,
     }
-    pictures = {
-        "variance beyond the modes": draw(
-            tables["variance of the target beyond m modes per axis"], max(modes)
-        )
-    }
-    if (
-        all(p or n == 1 for p, n in zip(ctx.spec.periodic, shape))
-        and ctx.config.model.norm == "none"
-    ):
-        params, extra = probe.pair(state, "raw")
-        x = {"input": batch["input"][:1]}
-        forward = probe.predict(ctx)
-        y = np.asarray(forward(params, extra, x), np.float64)
-        variation = max(float(y.std()), 1e-12)
-        half = tuple(0.5 if n > 1 else 0.0 for n in shape)
-        moved = np.asarray(
-            forward(
-                params,
-                extra,
-                {"input": jnp.asarray(shifted(np.asarray(x["input"]), half), jnp.float32)},
-            )
-        )
-        metrics["shift"] = float(np.sqrt(((moved - shifted(y, half)) ** 2).mean())) / variation
-        fine = np.asarray(
-            forward(
-                params, extra, {"input": jnp.asarray(refined(np.asarray(x["input"])), jnp.float32)}
-            )
-        )
-        again = fine[
-            :, :: 2 if shape[0] > 1 else 1, :: 2 if shape[1] > 1 else 1, :: 2 if shape[2] > 1 else 1
-        ]
-        metrics["resolution"] = float(np.sqrt(((again - y) ** 2).mean())) / variation
-    return Result(metrics, tables, pictures, absent=tuple(set(MEANING) - set(metrics)))
 
 
 def beyond(target: np.ndarray, modes: tuple[int, ...]) -> float:
@@ -108,8 +103,8 @@ def beyond(target: np.ndarray, modes: tuple[int, ...]) -> float:
 
 
 def shifted(x: np.ndarray, by: tuple[float, ...]) -> np.ndarray:
-    """Trigonometric shift of [B, D, H, W, C] by fractions of a cell; the Nyquist planes are
-    dropped, where a shift is ambiguous.
+    """Trigonometric shift of [B, D, H, W, C] by fractions of a cell; the Nyquist planes, where a
+    shift is ambiguous, are dropped.
     """
     f = np.fft.fftn(x, axes=(1, 2, 3))
     for axis, s in zip((1, 2, 3), by):
@@ -131,7 +126,7 @@ def refined(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def draw(rows: list[dict], kept: int):
+def draw(rows: list[dict], modes: int):
     """What is lost against the number of modes."""
     figure = figures.canvas(5.2, 3.2)
     panel = figure.subplots()
@@ -141,7 +136,7 @@ def draw(rows: list[dict], kept: int):
         "o-",
         color=figures.COLOURS[0],
     )
-    panel.axvline(kept, color=figures.COLOURS[1], linestyle="--", label=f"model.modes = {kept}")
+    panel.axvline(modes, color=figures.COLOURS[1], linestyle="--", label=f"model.modes = {modes}")
     panel.set(
         xlabel="modes kept per axis", ylabel="share of the target's variance beyond", yscale="log"
     )

@@ -14,6 +14,7 @@ import numpy as np
 from jaxvol.diagnostics import probe
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.plots import figures
+from jaxvol.training import optim
 from jaxvol.types import Context, Result
 
 RANK = 46
@@ -21,16 +22,16 @@ RANK = 46
 SPAN = 1e4
 MEANING = {
     "rate_over_divergence": (
-        "the config's rate as a fraction of the rate at which the loss blows up",
+        "the config's learning rate as a fraction of the rate at which the loss blows up",
         "lower optimizer.learning_rate, see the suggestions",
     ),
     "rate_over_suggestion": (
-        "the config's rate as a fraction of the median suggestion",
+        "the config's learning rate as a fraction of the median suggestion",
         "the rate is much lower than the loss can bear: training will be slow; see the suggestions",
     ),
     "refused": (
-        "share of the run's own first updates, after a finite first one, that were refused because "
-        "something was not finite",
+        "share of the run's first updates that were refused because something was not finite, if "
+        "the very first was not",
         "training diverges at once: lower optimizer.learning_rate or warm up for longer",
     ),
     "fall": (
@@ -38,7 +39,6 @@ MEANING = {
         "no rate makes the loss fall: look at gradients and structure",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "rate_over_divergence": ("<", 0.5, 1.0),  # fraction
     "refused": ("<", 0.0, 0.0),  # share of the first updates
@@ -54,10 +54,38 @@ def applies(config) -> bool:
 def diagnose(ctx: Context) -> Result:
     """Rates from a thousandth to ten times the config's, one update each."""
     group = probe.learner(ctx)
-    base, steps = (
-        float(ctx.config.optimizer.learning_rate),
-        max(ctx.config.preflight.steps // 2, 20),
+    base = float(optim.settings(ctx.config.optimizer, group).learning_rate)
+    rates, losses = losses_by_rate(ctx, group, base)
+    suggested, smooth = suggestions(rates, losses), smoothed(losses)
+    bad = [any(not np.isfinite(v) for v in row.values()) for row in probe.short_run(ctx)[1]]
+    metrics = {
+        # the last rate is the one that blew up, or the test came to its end
+        "rate_over_divergence": base / rates[-1] if blown_up(losses) else 0.0,
+        "refused": 0.0 if bad[0] else float(np.mean(bad)),
+        "fall": 1 - smooth.min() / max(smooth[0], 1e-30),
+    }
+    if suggested:
+        metrics["rate_over_suggestion"] = base / float(np.median(list(suggested.values())))
+    groups = ctx.config.optimizer.groups
+    of_group = group in groups and "learning_rate" in groups[group]
+    field = f"optimizer.groups.{group}.learning_rate" if of_group else "optimizer.learning_rate"
+    table = [
+        {"rule": rule, "learning rate": rate, "override": f"--config.{field}={rate:.2g}"}
+        for rule, rate in suggested.items()
+    ]
+    spread = max(suggested.values()) / min(suggested.values()) if suggested else np.nan
+    return Result(
+        metrics,
+        {f"suggestions (they spread by a factor of {spread:.1f})": table},
+        {"range test": draw(rates, losses, smooth, suggested, base)},
     )
+
+
+def losses_by_rate(ctx: Context, group: str, base: float) -> tuple[np.ndarray, np.ndarray]:
+    """(rates, losses) of updates at rates that grow by a constant factor, until the loss blows up
+    or the rate is ten times `base`.
+    """
+    steps = max(ctx.config.preflight.steps // 2, 20)
     rates = base * 10 / SPAN * SPAN ** (np.arange(steps) / (steps - 1))
     state, losses = probe.copy(ctx.state), []
 
@@ -70,38 +98,16 @@ def diagnose(ctx: Context) -> Result:
         state, metrics = ctx.step(state, ctx.batch(step), jnp.int32(step))
         used = float(metrics[f"{group}/lr"])
         losses.append(float(metrics[f"{group}/loss"]))
-        if not np.isfinite(losses[-1]) or losses[-1] > 5 * max(losses[0], min(losses)):
+        if blown_up(losses):
             break
         if used > 0:
             state = state.replace(params=scaled(old, state.params, jnp.float32(rate / used)))
-    rates, losses = rates[: len(losses)], np.asarray(losses)
-    found = suggestions(rates, losses)
-    smooth = smoothed(losses)
-    blown = rates[-1] if len(losses) < steps else np.inf
-    bad = [any(not np.isfinite(v) for v in row.values()) for row in probe.short_run(ctx)[1]]
-    metrics = {
-        "rate_over_divergence": base / blown,
-        "refused": 0.0 if bad[0] else float(np.mean(bad)),
-        "fall": 1 - smooth.min() / max(smooth[0], 1e-30),
-    }
-    if found:
-        metrics["rate_over_suggestion"] = base / float(np.median(list(found.values())))
-    table = [
-        {
-            "rule": rule,
-            "learning rate": rate,
-            "override": f"--config.optimizer.learning_rate={rate:.2g}",
-        }
-        for rule, rate in found.items()
-    ]
-    spread = max(found.values()) / min(found.values()) if found else np.nan
-    figure = draw(rates, losses, smooth, found, base)
-    return Result(
-        metrics,
-        {f"suggestions (they spread by a factor of {spread:.1f})": table},
-        {"range test": figure},
-        absent=tuple(set(MEANING) - set(metrics)),
-    )
+    return rates[: len(losses)], np.asarray(losses)
+
+
+def blown_up(losses) -> bool:
+    """Whether the newest loss is not finite, or five times what it was at the start."""
+    return not np.isfinite(losses[-1]) or losses[-1] > 5 * max(losses[0], min(losses))
 
 
 def smoothed(losses: np.ndarray, width: int = 5) -> np.ndarray:
@@ -112,9 +118,12 @@ def smoothed(losses: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def suggestions(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
-    """steepest: largest fall per factor of the rate; tenth: a tenth of the rate of the lowest loss;
-                 valley: where two thirds of the
-    longest fall are done."""
+    """Rule -> rate; nothing where the loss does not fall.
+
+    steepest:            largest fall per factor of the rate
+    tenth of the lowest: a tenth of the rate of the lowest loss
+    valley:              where two thirds of the longest fall are done
+    """
     smooth = smoothed(losses)
     low = int(smooth.argmin())
     if low < 3:
@@ -128,13 +137,14 @@ def suggestions(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
     }
 
 
-def draw(rates, losses, smooth, found, base):
-    """Loss against rate, with the suggestions and the config's own."""
+def draw(rates, losses, smooth, suggested, base):
+    """Loss against rate, with the suggestions and the config's own rate."""
     figure = figures.canvas(6.5, 3.8)
     panel = figure.subplots()
     panel.plot(rates, losses, ".", color="#999999", label="loss of each update")
     panel.plot(rates, smooth, color=figures.COLOURS[0], label="running median")
-    for (rule, rate), colour, dash in zip(found.items(), figures.COLOURS[1:], figures.DASHES[1:]):
+    styles = zip(figures.COLOURS[1:], figures.DASHES[1:])
+    for (rule, rate), (colour, dash) in zip(suggested.items(), styles):
         panel.axvline(rate, color=colour, linestyle=dash, label=f"{rule}: {rate:.1g}")
     panel.axvline(base, color="black", label=f"config: {base:.1g}")
     low, high = figures.limits(losses[np.isfinite(losses)], 0.0)

@@ -1,5 +1,5 @@
-"""Memory, time and work of the compiled train step over batch sizes, from the compiler's own
-analysis: nothing has to run out of it.
+"""Memory, work and time of the compiled train step, from the compiler's own analysis: nothing has
+to run out of memory to find out.
 
 Temporary memory is affine in the batch: two sizes give the line, and the line gives the largest
 safe batch.  The share of the roofline is the time that the products need at the device's peak, or
@@ -17,23 +17,24 @@ import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.ops import flops
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 55
 REPEATS = 3
 # of the memory that may be planned with: fragmentation and libraries take the rest
 SAFE = 0.9
-# Peak of matrix products (FLOP/s, TF32 or bf16 as JAX uses them by default) and memory bandwidth
-# (B/s), data sheets.
+# peak of matrix products (FLOP/s, TF32 or bf16 as JAX uses them by default) and memory bandwidth
+# (B/s), from the data sheets
 ROOFLINE = {"H200": (494e12, 4.8e12), "H100": (494e12, 3.35e12), "A100": (156e12, 2.0e12)}
 MEANING = {
     "head_room": (
-        "memory of the device over what the train step needs",
+        "memory of the device as a multiple of what the train step needs",
         "lower batch_size, raise micro_batches, set model.remat=True or precision=bf16, or shard "
         "over more devices",
     ),
     "host_head_room": (
-        "host memory over what the train step needs on this CPU",
+        "memory of the host as a multiple of what the train step needs on this CPU",
         "lower batch_size or the size of the volumes",
     ),
     "recompiled": (
@@ -41,7 +42,6 @@ MEANING = {
         "shapes or types change from step to step",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "head_room": (">", 1.2, 1.0),  # multiple of what the step needs
     "host_head_room": (">", 1.5, 1.0),  # multiple of what the step needs
@@ -59,67 +59,67 @@ def prepare(ctx: Context) -> None:
 
 
 def diagnose(ctx: Context) -> Result:
-    """The step of the run's own batch and of twice that, compiled; measured times of
-    the run's own.
-    """
+    """The step of the run's batch and of twice that, compiled; the time of the run's own."""
     size = ctx.config.batch_size
-    sizes = (size, 2 * size)
-    found = {n: analysis(ctx, n) for n in sizes}
-    capacity, what = memory_of_device()
-    per_example = max((found[sizes[1]]["temporary"] - found[size]["temporary"]) / size, 1.0)
-    fixed = found[size]["temporary"] - per_example * size + found[size]["arguments"]
+    once, twice = analysis(ctx, size), analysis(ctx, 2 * size)
+    capacity, owner = memory_of_device()
+    per_example = max((twice["temporary"] - once["temporary"]) / size, 1.0)
+    fixed = once["temporary"] - per_example * size + once["arguments"]
     largest = int((SAFE * capacity - fixed) / per_example) if capacity else 0
     seconds = measure(ctx)
-    need = found[size]["temporary"] + found[size]["arguments"]
-    row = {
-        "batch": size,
-        "temporary (MB)": found[size]["temporary"] / 1e6,
-        "arguments (MB)": found[size]["arguments"] / 1e6,
-        "GFLOP": found[size]["flops"] / 1e9,
-        "time (s)": seconds,
-        "examples/s": size / seconds,
-        "GFLOP/s": found[size]["flops"] / seconds / 1e9,
-    }
-    peak = next(
-        (limits for name, limits in ROOFLINE.items() if name in jax.local_devices()[0].device_kind),
-        None,
-    )
-    if peak:
-        row["share of the roofline"] = (
-            max(found[size]["flops"] / ctx.mesh.size / peak[0], found[size]["traffic"] / peak[1])
-            / seconds
-        )
+    need = once["temporary"] + once["arguments"]
     metrics = {
-        "head_room" if what == "device" else "host_head_room": capacity / need,
+        "head_room" if owner == "device" else "host_head_room": capacity / need,
         "largest_batch": float(largest),
         "examples_per_second": size / seconds,
         "recompiled": recompiled(ctx),
     }
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        row["peak measured (MB)"] = stats["peak_bytes_in_use"] / 1e6
-    table = [
-        row,
-        {
-            **dict.fromkeys(row, ""),
-            "batch": sizes[1],
-            "temporary (MB)": found[sizes[1]]["temporary"] / 1e6,
-            "arguments (MB)": found[sizes[1]]["arguments"] / 1e6,
-            "GFLOP": found[sizes[1]]["flops"] / 1e9,
-        },
-    ]
-    evaluation = [
-        {"step": "evaluation", "temporary (MB)": evaluation_memory(ctx) / 1e6},
-        {
-            "step": "checkpoint (host copy)",
-            "temporary (MB)": sum(x.nbytes for x in jax.tree.leaves(ctx.state)) / 1e6,
-        },
-    ]
+    row = demand(size, once) | speed(ctx, once, seconds)
     return Result(
         metrics,
-        {f"train step; largest safe batch about {largest}": table, "other steps": evaluation},
-        absent=tuple(set(MEANING) - set(metrics)),
+        {
+            f"train step; largest safe batch about {largest}": [
+                row,
+                dict.fromkeys(row, "") | demand(2 * size, twice),
+            ],
+            "other steps": [
+                {"step": "evaluation", "temporary (MB)": evaluation_memory(ctx) / 1e6},
+                {
+                    "step": "checkpoint (host copy)",
+                    "temporary (MB)": sum(x.nbytes for x in jax.tree.leaves(ctx.state)) / 1e6,
+                },
+            ],
+        },
     )
+
+
+def demand(size: int, program: dict[str, float]) -> dict[str, float]:
+    """What the step of a batch of `size` needs, as cells of a table."""
+    return {
+        "batch": size,
+        "temporary (MB)": program["temporary"] / 1e6,
+        "arguments (MB)": program["arguments"] / 1e6,
+        "GFLOP": program["flops"] / 1e9,
+    }
+
+
+def speed(ctx: Context, program: dict[str, float], seconds: float) -> dict[str, float]:
+    """What the run's own step reaches in so many seconds, as cells of a table."""
+    device = jax.local_devices()[0]
+    cells = {
+        "time (s)": seconds,
+        "examples/s": ctx.config.batch_size / seconds,
+        "GFLOP/s": program["flops"] / seconds / 1e9,
+    }
+    for name, (flops_per_second, bytes_per_second) in ROOFLINE.items():
+        if name in device.device_kind:
+            products = program["flops"] / ctx.mesh.size / flops_per_second
+            traffic = program["traffic"] / bytes_per_second
+            cells["share of the roofline"] = max(products, traffic) / seconds
+    stats = device.memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        cells["peak measured (MB)"] = stats["peak_bytes_in_use"] / 1e6
+    return cells
 
 
 @functools.lru_cache(maxsize=4)
@@ -127,13 +127,13 @@ def analysis(ctx: Context, size: int) -> dict[str, float]:
     """Bytes per device, and FLOPs of all devices (products and FFTs, ops/flops.py), of the compiled
     step for a batch of `size`.
 
-    traffic: the least that moves through memory, every argument and result once and every temporary
-             byte written and read.  XLA's own
-    counts of operations and of bytes take the body of a loop once.
+    traffic: the least that moves through memory, every argument and result once, and every
+             temporary byte written and read
+    XLA's own counts of operations and bytes are not used: they take the body of a loop once.
     """
     traced = ctx.trace(size)
-    # the run's own program is at hand; a CPU's code takes the same memory without optimisation, and
-    # is there in half the time
+    # The run's own program is at hand.  A CPU's code takes the same memory without optimisation,
+    # and compiles in half the time.
     options = None if size == ctx.config.batch_size else probe.quick()
     memory = traced.lower().compile(compiler_options=options).memory_analysis()
     return {
@@ -150,8 +150,8 @@ def analysis(ctx: Context, size: int) -> dict[str, float]:
 
 def evaluation_memory(ctx: Context) -> float:
     """Temporary bytes of the compiled evaluation."""
-    batch = ctx.put(ctx.batches("val" if ctx.dataset.sizes["val"] else "train", 1)[0])
-    params, extra = probe.pair(ctx.state, "raw")
+    batch = ctx.put(ctx.batches(probe.split(ctx), 1)[0])
+    params, extra = averages.weights_of(ctx.state, "raw")
     return float(
         ctx.evaluate.lower(params, extra, batch, jax.random.key(0))
         .compile()
@@ -161,8 +161,8 @@ def evaluation_memory(ctx: Context) -> float:
 
 
 def memory_of_device() -> tuple[float, str]:
-    """Bytes that a step may use, and whose they are: the device's where it tells, else
-    the host's.
+    """(bytes that a step may use, whose they are): the device's where it reports them, else the
+    host's.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
@@ -173,7 +173,7 @@ def memory_of_device() -> tuple[float, str]:
 
 
 def measure(ctx: Context) -> float:
-    """Seconds of one update, median of a few, each waited for."""
+    """Seconds of one update: the median of REPEATS, each waited for."""
     state, batch, times = probe.copy(ctx.state), ctx.batch(0), []
     for step in range(REPEATS + 1):
         began = time.perf_counter()

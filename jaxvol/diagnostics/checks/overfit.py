@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.plots import figures
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 70
@@ -17,11 +17,10 @@ MEANING = {
         "(check lr_range)",
     ),
     "gain": (
-        "share of the variance gained by that training",
+        "share of the target's variance by which training on one batch alone improves on the start",
         "the loss does not fall: look at gradients and the learning rate",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "explained": (">", 0.15, 0.05),  # share of the variance
     "gain": (">", 0.15, 0.05),  # share of the variance
@@ -38,30 +37,11 @@ def diagnose(ctx: Context) -> Result:
     if "target" not in batch:
         return Result(skip="the batch has no 'target' to explain")
     state, history = probe.run(ctx, ctx.config.preflight.steps, lambda step: batch)
-    target, mask = (
-        np.asarray(batch["target"]),
-        np.asarray(batch["mask"]) if "mask" in batch else None,
-    )
+    target, mask = np.asarray(batch["target"]), batch["mask"] if "mask" in batch else None
     before, after = (
-        probe.explained(
-            np.asarray(jax.device_get(probe.predict(ctx)(*probe.pair(s, "raw"), batch))),
-            target,
-            mask,
-        )
+        probe.explained(probe.prediction(ctx, averages.weights_of(s, "raw"), batch), target, mask)
         for s in (ctx.state, state)
     )
-    figure = figures.canvas(5.5, 3.4)
-    panel = figure.subplots()
-    for group, colour in zip(
-        (g for g in ctx.state.params if f"{g}/loss" in history[0]), figures.COLOURS
-    ):
-        panel.plot([row[f"{group}/loss"] for row in history], color=colour, label=f"{group} loss")
-    panel.set(
-        xlabel="update on the same batch",
-        ylabel="loss",
-        yscale="log" if history[-1][next(iter(history[-1]))] > 0 else "linear",
-    )
-    panel.legend()
     return Result(
         {"explained": after, "gain": after - max(before, -1.0)},
         {
@@ -70,5 +50,20 @@ def diagnose(ctx: Context) -> Result:
                 {"updates": len(history), "explained": after},
             ]
         },
-        {"loss": figure},
+        {"loss": draw(history, [g for g in ctx.state.params if f"{g}/loss" in history[0]])},
     )
+
+
+def draw(history: list[dict], groups: list[str]):
+    """The loss of each group over the updates."""
+    figure = figures.canvas(5.5, 3.4)
+    panel = figure.subplots()
+    losses = {group: [row[f"{group}/loss"] for row in history] for group in groups}
+    for (group, values), colour in zip(losses.items(), figures.COLOURS):
+        panel.plot(values, color=colour, label=f"{group} loss")
+    positive = all(values[-1] > 0 for values in losses.values())
+    panel.set(
+        xlabel="update on the same batch", ylabel="loss", yscale="log" if positive else "linear"
+    )
+    panel.legend()
+    return figure

@@ -1,5 +1,5 @@
-"""Physics-informed training: the equation and its conditions agree with the solution, all of them
-count, and u = 0 is no way out.
+"""Physics-informed training: the equation agrees with the solution, all conditions count, and u = 0
+is no way out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jaxvol.data import measured
 from jaxvol.diagnostics import probe
 from jaxvol.ops import laplacian, normalise
 from jaxvol.plots import figures
+from jaxvol.training import averages
 from jaxvol.types import Context, Fixed, Params, Result
 
 RANK = 41
@@ -42,14 +43,14 @@ MEANING = {
     ),
     "zero_loss": (
         "loss of a network that is 0 everywhere, relative to the loss at the start",
-        "u = 0 solves what is asked for: the equation is homogeneous and no condition refuses it",
+        "u = 0 solves the problem: the equation is homogeneous and no condition refuses it",
     ),
     "progress": (
         "loss after the short run over that of a network that is 0 everywhere",
-        "more updates, or it is stuck at u = 0",
+        "the short run is worse than u = 0, or stuck at it: change the learning rate, or give it "
+        "more updates (preflight.steps)",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "solution_residual": ("<", 1e-9, 1e-6),  # relative
     "uncovered": ("<", 0.0, 0.0),  # faces
@@ -74,9 +75,8 @@ def diagnose(ctx: Context) -> Result:
         compiler_options=probe.quick(),
     )
     state, history = probe.short_run(ctx)
-    start, zero = (
-        sum(map(float, loss(p).values())) for p in (ctx.state.params, silenced(ctx.state.params))
-    )
+    start = sum(map(float, loss(ctx.state.params).values()))
+    zero = sum(map(float, loss(silenced(ctx.state.params)).values()))
     table = shares(ctx, fixed)
     metrics = {
         "uncovered": float(uncovered(problem, batch, ctx.config.task.constraints == "hard")),
@@ -93,39 +93,36 @@ def diagnose(ctx: Context) -> Result:
     if problem.closed:
         metrics["solution_residual"] = solution_residual(problem)
     bands = spectrum(ctx, state) if problem.known else []
-    tables = {"terms at the start": table} | (
-        {"error by frequency after the short run": bands} if bands else {}
-    )
-    return Result(
-        metrics,
-        tables,
-        {"error by frequency": draw(bands)} if bands else {},
-        absent=tuple(set(MEANING) - set(metrics)),
-    )
+    tables, pictures = {"terms at the start": table}, {}
+    if bands:
+        tables["error by frequency after the short run"] = bands
+        pictures["error by frequency"] = draw(bands)
+    return Result(metrics, tables, pictures)
 
 
 def solution_residual(problem: pdes.Problem) -> float:
-    """max |residual| at random inner points, over the largest second derivative, first derivative
-    or value.
+    """max |residual| at random inner points, relative to the largest value, first derivative or
+    second derivative there.
     """
     with jax.enable_x64(True):
         low, high = np.array(problem.low), np.array(problem.high)
         x = jnp.asarray(
             low + np.random.default_rng(0).uniform(0.02, 0.98, (POINTS, len(low))) * (high - low)
         )
-        found = laplacian.second_order(
-            lambda p: problem.solution(p, jnp), problem.weights, "diagonal"
-        )(x)
-        r = problem.residual(x, *found, problem.truth)
-        return float(jnp.abs(r).max() / max(float(jnp.abs(v).max()) for v in found))
+        # u, its first and its second derivatives
+        u = laplacian.second_order(lambda p: problem.solution(p, jnp), problem.weights, "diagonal")(
+            x
+        )
+        r = problem.residual(x, *u, problem.truth)
+        return float(jnp.abs(r).max() / max(float(jnp.abs(v).max()) for v in u))
 
 
 def uncovered(problem: pdes.Problem, batch: dict, hard: bool) -> int:
-    """Faces of soft conditions without a point."""
-    asked = [(c.name, face) for c in problem.conditions for face in c.faces if not hard]
+    """Faces of soft conditions without a point; hard ones need none."""
+    faces = [(c.name, face) for c in problem.conditions for face in c.faces if not hard]
     return sum(
         name not in batch or not np.isclose(batch[name][..., axis], bound, atol=1e-5).any()
-        for name, (axis, bound) in asked
+        for name, (axis, bound) in faces
     )
 
 
@@ -153,9 +150,9 @@ def shares(ctx: Context, fixed: Fixed) -> list[dict]:
 
 def reach(ctx: Context, points: np.ndarray) -> float:
     """Largest |coordinate| after the scaling that the model has."""
-    field, kind = ctx.spec.fields["input"], ctx.config.model.scaling
+    field, scaling = ctx.spec.fields["input"], ctx.config.model.scaling
     scaled = np.abs(np.asarray(normalise.forward(field.normaliser, points)))
-    inside = [kind == "affine" or kind == "space" and name != "t" for name in field.channels]
+    inside = [scaling == "affine" or scaling == "space" and name != "t" for name in field.channels]
     return float(np.where(inside, scaled, np.abs(points)).max())
 
 
@@ -170,8 +167,8 @@ def silenced(params: Params) -> Params:
 
 
 def effective_rank(c: np.ndarray) -> float:
-    """exp(entropy of the normalised singular values) of [.., m, n] as [.. m, n], over min(.. m, n)
-    (Roy and Vetterli 2007).
+    """exp(entropy of the normalised singular values) of coefficients [.., m, n] as a matrix
+    [.. m, n], over its smaller side (Roy and Vetterli 2007).
     """
     matrix = np.asarray(c, np.float64).reshape(-1, c.shape[-1])
     s = np.linalg.svd(matrix, compute_uv=False)
@@ -180,12 +177,11 @@ def effective_rank(c: np.ndarray) -> float:
 
 
 def spectrum(ctx: Context, state) -> list[dict]:
-    """Power of the solution and of the error on the evaluation grid, by waves along the longest
-    side; [D, H, W] tapered.
+    """Power of the solution and relative error of the network on the evaluation grid, by the number
+    of waves along its longest side, along which it is tapered.
     """
     batch = next(iter(ctx.batches("val", 1)))
-    params, extra = probe.pair(state, "raw")
-    pred = np.asarray(probe.predict(ctx)(params, extra, ctx.put(batch)), np.float64)[0]
+    pred = probe.prediction(ctx, averages.weights_of(state, "raw"), ctx.put(batch))[0]
     target = np.asarray(batch["target"], np.float64)[0]
     axis = int(np.argmax(target.shape[:3]))
     window = np.hanning(target.shape[axis]).reshape([-1 if a == axis else 1 for a in range(4)])
@@ -214,10 +210,11 @@ def draw(bands: list[dict]):
     """Relative error against the number of waves, where the solution has power."""
     figure = figures.canvas(5.2, 3.2)
     panel = figure.subplots()
-    shown = [row for row in bands if row["solution"] > 1e-9 * sum(r["solution"] for r in bands)]
+    total = sum(row["solution"] for row in bands)
+    rows = [row for row in bands if row["solution"] > 1e-9 * total]
     panel.plot(
-        [row["waves from"] + 0.5 for row in shown],
-        [row["relative error"] for row in shown],
+        [row["waves from"] + 0.5 for row in rows],
+        [row["relative error"] for row in rows],
         "o-",
         color=figures.COLOURS[0],
     )

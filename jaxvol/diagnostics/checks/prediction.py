@@ -1,15 +1,15 @@
-"""Predictions after a short run, looked at: slices, collapse to the mean, saturation at the ends of
-the range, sharpness.
+"""Predictions after a short run: their slices, collapse to the mean, saturation at the ends of the
+range, sharpness, and whether they are scored in physical units.
 """
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.ops import normalise
 from jaxvol.plots import figures
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 80
@@ -32,7 +32,7 @@ MEANING = {
         "the prediction is noise or has artefacts",
     ),
     "physical": (
-        "scale of the metrics' physical units against the normalised residual's, |log2|",
+        "|log2| of the reported RMSE over the RMSE of the prediction in physical units",
         "metrics or predictions are not in physical units: the normaliser is not undone",
     ),
     "self_score": (
@@ -44,7 +44,6 @@ MEANING = {
         "what the short run learned has nothing to do with the target",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "variance_ratio": (">", 0.02, 0.001),  # of the target's variance
     "saturated": ("<", 0.05, 0.3),  # share of the voxels
@@ -63,57 +62,40 @@ def applies(config) -> bool:
 def diagnose(ctx: Context) -> Result:
     """The raw weights after `preflight.steps` updates, on validation examples."""
     state, _ = probe.short_run(ctx)
-    host = ctx.batches(
-        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
-    )[0]
-    batch = ctx.put(host)
-    if "target" not in batch or "input" not in batch:
+    host = probe.examples(ctx)
+    if "target" not in host or "input" not in host:
         return Result(skip="the batch has no 'input' and 'target'")
-    params, extra = probe.pair(state, "raw")
-    y = np.asarray(
-        jax.device_get(
-            probe.predict(ctx)(params, extra, {k: v for k, v in batch.items() if k[0] != "_"})
-        ),
-        np.float64,
-    )
     real = known(host)
     if not real.any():
         return Result(skip="no example has a known target")
-    y, target, x = (
-        y[real],
-        host["target"][real].astype(np.float64),
-        host["input"][real].astype(np.float64),
-    )
+    batch, (params, extra) = ctx.put(host), averages.weights_of(state, "raw")
+    y = probe.prediction(ctx, (params, extra), batch)[real]
+    x, target = (host[name][real].astype(np.float64) for name in ("input", "target"))
     metrics = shape(y, target)
     if (physical := physical_units(ctx, params, extra, y, target)) is not None:
         metrics["physical"] = physical
-    if (own := self_score(ctx, params, extra, batch)) is not None:
-        metrics["self_score"] = own
-    drawn = {
-        name: np.asarray(
-            normalise.inverse(
-                ctx.spec.fields["input" if name == "input" else "target"].normaliser, v
-            )
-        )[0, ..., 0]
-        for name, v in (("input", x), ("target", target), ("prediction", y))
-    }
-    pictures = {
-        "slices": figures.slices(
-            *drawn.values(), spacing=ctx.spec.spacing, length_unit=ctx.spec.unit
-        )
-    }
-    if min(v.min() for v in drawn.values()) > -1:
-        logs = [np.log10(v - min(v.min(), 0.0) + 0.03) for v in drawn.values()]
-        pictures["slices, log10"] = figures.slices(
-            *logs, spacing=ctx.spec.spacing, length_unit=ctx.spec.unit
-        )
-    return Result(metrics, figures=pictures, absent=tuple(set(MEANING) - set(metrics)))
+    if (score := self_score(ctx, params, extra, batch)) is not None:
+        metrics["self_score"] = score
+    return Result(metrics, figures=draw(ctx, x[:1], target[:1], y[:1]))
+
+
+def draw(ctx: Context, x: np.ndarray, target: np.ndarray, y: np.ndarray) -> dict:
+    """Middle slices of one example in physical units, and their logarithm where values allow it."""
+    fitted = {name: ctx.spec.fields[name].normaliser for name in ("input", "target")}
+    volumes = [
+        np.asarray(normalise.inverse(fitted[name], v))[0, ..., 0]
+        for name, v in (("input", x), ("target", target), ("target", y))
+    ]
+    lengths = {"spacing": ctx.spec.spacing, "length_unit": ctx.spec.unit}
+    pictures = {"slices": figures.slices(*volumes, **lengths)}
+    if min(v.min() for v in volumes) > -1:
+        logs = [np.log10(v - min(v.min(), 0.0) + 0.03) for v in volumes]
+        pictures["slices, log10"] = figures.slices(*logs, **lengths)
+    return pictures
 
 
 def known(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """[B]: which examples are no padding and have a target, as far as its mask and its
-    values tell.
-    """
+    """[B]: which examples are no padding and have a target, as far as mask and values tell."""
     each = lambda x: np.asarray(x).reshape(len(x), -1)
     there = np.isfinite(each(batch["target"])).any(1) & (np.asarray(batch["_mask"]) > 0)
     return there & each(batch["mask"]).any(1) if "mask" in batch else there
@@ -121,7 +103,7 @@ def known(batch: dict[str, np.ndarray]) -> np.ndarray:
 
 def shape(y: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """Variance, saturation, sharpness and correlation of predictions [B, D, H, W, K] against their
-    targets.
+    targets of the same shape.
     """
     low, high = y.min(), y.max()
     edge = 1e-3 * max(high - low, 1e-30)
@@ -141,19 +123,19 @@ def sharpness(v: np.ndarray) -> float:
 
 
 def physical_units(ctx: Context, params, extra, y: np.ndarray, target: np.ndarray) -> float | None:
-    """|log2| of the reported RMSE over the one that the fitted inverse of the normaliser gives;
-    None without that metric.
+    """|log2| of the reported RMSE over the one by the fitted normaliser's inverse; None where the
+    task reports none.
     """
-    metrics, _ = ctx.score(params, extra, "val" if ctx.dataset.sizes["val"] else "train", len(y))
+    metrics, _ = ctx.score(params, extra, probe.split(ctx), len(y))
     if "rmse" not in metrics:
         return None
-    own = unit_scale(ctx.spec.fields["target"].normaliser, y, target)
-    return abs(float(np.log2(max(metrics["rmse"], 1e-30) / max(own, 1e-30))))
+    expected = physical_rmse(ctx.spec.fields["target"].normaliser, y, target)
+    return abs(float(np.log2(max(metrics["rmse"], 1e-30) / max(expected, 1e-30))))
 
 
 def self_score(ctx: Context, params, extra, batch) -> float | None:
     """RMSE of evaluation where the target is the prediction, over the prediction's standard
-    deviation; None without that metric.
+    deviation; None where the task reports none.
     """
     rows, y = probe.against_itself(ctx, params, extra, batch)
     if "rmse" not in rows:
@@ -166,9 +148,9 @@ def self_score(ctx: Context, params, extra, batch) -> float | None:
     )
 
 
-def unit_scale(fitted: tuple[dict, ...], y: np.ndarray, target: np.ndarray) -> float:
-    """RMSE in physical units by the arithmetic of the fitted numbers alone, where the chain is one
-    linear step.
+def physical_rmse(fitted: tuple[dict, ...], y: np.ndarray, target: np.ndarray) -> float:
+    """Mean over examples of the RMSE in physical units; where the normaliser is one linear step, by
+    its fitted numbers alone, so that a wrong inverse shows.
     """
     difference = np.sqrt(((y - target) ** 2).mean((1, 2, 3, 4)))
     if len(fitted) == 1 and "std" in fitted[0]:

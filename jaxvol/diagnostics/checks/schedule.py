@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from jaxvol.diagnostics import probe
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.plots import figures
+from jaxvol.training import optim
 from jaxvol.types import Context, Result
 
 RANK = 30
@@ -38,22 +39,22 @@ MEANING = {
         "'plateau'",
     ),
     "mismatch": (
-        "difference between the rates that the real step reported and the schedule, relative",
+        "difference between the rates that the real step reports and those of the schedule, "
+        "relative to the peak",
         "the optimizer does not use the schedule that the config describes",
     ),
     "pretrained_start": (
-        "rate of the first update on pretrained weights, as a fraction of the peak",
+        "rate of the first update on pretrained weights, as a fraction of optimizer.learning_rate",
         "a warm-up is for random weights: set optimizer.schedule.warmup_steps=0 with init_from",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "peak": (">", 0.999, 0.9),  # fraction of the config's rate
-    "excess": ("<", 1.001, 1.1),  # multiple of it
+    "excess": ("<", 1.001, 1.1),  # multiple of the config's rate
     "dead_share": ("<", 0.2, 0.5),  # share of updates
     "jump": ("<", 3.0, 1e9),  # factor between neighbours
     "mismatch": ("<", 1e-4, 1e-2),  # relative
-    "pretrained_start": (">", 0.5, 0.2),  # fraction of the peak, with init_from only
+    "pretrained_start": (">", 0.5, 0.2),  # fraction of the config's rate, with init_from only
 }
 
 
@@ -87,79 +88,64 @@ def rates(ctx: Context, group: str, steps: int) -> np.ndarray:
 def diagnose(ctx: Context) -> Result:
     """The worst group of each metric."""
     steps = ctx.config.phases[0][1] if ctx.config.phases else ctx.config.total_steps
-    _, history = probe.short_run(ctx)
-    history = (
-        history[
-            : next(
-                (i for i, row in enumerate(history) if not np.isfinite(list(row.values())).all()),
-                len(history),
-            )
-        ]
-        or history[:1]
-    )
-    found: dict[str, list[float]] = {name: [] for name in MEANING}
-    table, drawn = [], {}
+    history = finite_part(probe.short_run(ctx)[1])
+    measured, table, curves = [], [], {}
     for group in ctx.state.params:
         if f"{group}/lr" not in history[0]:
             continue
-        planned, wanted = rates(ctx, group, steps), rate_of(ctx.config, group)
-        # a group that waits reports 0 at the steps that do not move it
-        used = planned[planned > 0]
-        warm = warmup_of(ctx.config, group)
-        real = np.array([row[f"{group}/lr"] for row in history])[:steps]
-        later = used[warm:]
-        found["peak"].append(used.max(initial=0.0) / wanted)
-        found["excess"].append(used.max(initial=0.0) / wanted)
-        found["dead_share"].append(float((used < 1e-3 * wanted).mean()) if len(used) else 1.0)
-        found["jump"].append(float(np.exp(np.abs(np.diff(np.log(later))).max(initial=0.0))))
-        found["mismatch"].append(float(np.abs(real - planned[: len(real)]).max() / wanted))
-        if ctx.config.init_from:
-            found["pretrained_start"].append(used[0] / wanted)
-        loss, norm = ([row[f"{group}/{name}"] for row in history] for name in ("loss", "grad_norm"))
+        planned = rates(ctx, group, steps)
+        real, loss, norm = (
+            np.array([row[f"{group}/{name}"] for row in history])
+            for name in ("lr", "loss", "grad_norm")
+        )
+        measured.append(measure(ctx.config, group, planned, real[:steps]))
         moving = real > 0
         table.append(
             {
                 "group": group,
                 "first": planned[0],
-                "highest": used.max(initial=0.0),
+                "highest": planned.max(),
                 "last": planned[-1],
-                "rank correlation of rate and loss": rank_correlation(
-                    real[moving], np.array(loss)[moving]
-                ),
-                "of rate and gradient norm": rank_correlation(real[moving], np.array(norm)[moving]),
+                "rank correlation of rate and loss": rank_correlation(real[moving], loss[moving]),
+                "of rate and gradient norm": rank_correlation(real[moving], norm[moving]),
             }
         )
-        drawn[group] = (planned, real, loss, norm)
+        curves[group] = (planned, real, loss, norm)
     metrics = {
-        name: (min if name in ("peak", "pretrained_start") else max)(values)
-        for name, values in found.items()
-        if values
+        name: (min if LIMITS[name][0] == ">" else max)(values[name] for values in measured)
+        for name in measured[0]
     }
-    if ctx.config.optimizer.schedule.name in ("step", "cyclic", "plateau"):
-        metrics.pop("jump", None)
-    return Result(
-        metrics,
-        {"rates": table},
-        {"learning rate": draw(drawn)},
-        absent=tuple(set(MEANING) - set(metrics)),
-    )
+    return Result(metrics, {"rates": table}, {"learning rate": draw(curves)})
 
 
-def rate_of(config, group: str) -> float:
-    """The peak rate that the config asks for in a group."""
-    groups = config.optimizer.groups
-    own = groups[group] if group in groups else {}
-    return float(own["learning_rate"] if "learning_rate" in own else config.optimizer.learning_rate)
+def finite_part(history: list[dict]) -> list[dict]:
+    """The updates before the first that is not finite; at least one."""
+    finite = [np.isfinite(list(row.values())).all() for row in history]
+    return history[: finite.index(False)] or history[:1] if False in finite else history
 
 
-def warmup_of(config, group: str) -> int:
-    """Updates of the warm-up of a group."""
-    groups = config.optimizer.groups
-    own = groups[group] if group in groups else {}
-    block = own["schedule"] if "schedule" in own else {}
-    return int(
-        block["warmup_steps"] if "warmup_steps" in block else config.optimizer.schedule.warmup_steps
-    )
+def measure(config, group: str, planned: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Metric -> value of one group, from the rates of all updates and those that the first
+    reported.
+    """
+    settings = optim.settings(config.optimizer, group)
+    wanted, warmup = float(settings.learning_rate), int(settings.schedule.warmup_steps)
+    # a group that waits reports 0 at the steps that do not move it
+    used = planned[planned > 0]
+    highest = used.max(initial=0.0)
+    metrics = {
+        "peak": highest / wanted,
+        "excess": highest / wanted,
+        "dead_share": float((used < 1e-3 * wanted).mean()) if len(used) else 1.0,
+        "mismatch": float(np.abs(real - planned[: len(real)]).max() / wanted),
+    }
+    # these schedules jump because the config says so
+    if config.optimizer.schedule.name not in ("step", "cyclic", "plateau"):
+        factors = np.abs(np.diff(np.log(used[warmup:])))
+        metrics["jump"] = float(np.exp(factors.max(initial=0.0)))
+    if config.init_from:
+        metrics["pretrained_start"] = used[0] / wanted
+    return metrics
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -169,11 +155,11 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     )
 
 
-def draw(drawn: dict):
+def draw(curves: dict):
     """The planned rate of the whole run, and rate, loss and gradient norm of the first updates."""
     figure = figures.canvas(10.0, 3.6)
     left, right = figure.subplots(1, 2)
-    for (group, (planned, real, loss, norm)), colour in zip(drawn.items(), figures.COLOURS):
+    for (group, (planned, real, loss, norm)), colour in zip(curves.items(), figures.COLOURS):
         left.plot(planned, color=colour, label=f"{group}, planned")
         left.plot(real, ".", color=colour, markersize=4, label=f"{group}, reported by the step")
         for name, values, dash in (

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.plots import figures
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 81
@@ -38,7 +39,6 @@ MEANING = {
         "checkerboards: look at transposed convolutions, strides and aliasing",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "octants": ("<", 4.0, 8.0),  # ratio of standard deviations
     "axes": ("<", 2.0, 5.0),  # ratio of powers
@@ -52,8 +52,8 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """The state after `preflight.steps` updates; cubic volumes only, except for the figure of
-    spectra.
+    """The response of the weights after `preflight.steps` updates, and of those at the start for
+    `octants`; cubic volumes only.
     """
     if min(ctx.spec.shape) < 8 or len(set(ctx.spec.shape)) > 1:
         return Result(
@@ -61,12 +61,12 @@ def diagnose(ctx: Context) -> Result:
             "at least 8 voxels"
         )
     state, _ = probe.short_run(ctx)
-    params, extra = probe.pair(state, "raw")
-    split = "val" if ctx.dataset.sizes["val"] else "train"
-    power, transfer = (
-        response(ctx, params, extra, split)[0],
-        response(ctx, *probe.pair(ctx.state, "raw"), "")[1],
-    )
+    weights = averages.weights_of(state, "raw")
+    batch = probe.unmarked(ctx.put(probe.examples(ctx)))
+    # around an empty volume, a network that has no places to tell apart mixes no frequencies
+    empty = {**batch, "input": jnp.zeros_like(batch["input"])}
+    power, _ = response(ctx, weights, batch)
+    _, transfer = response(ctx, averages.weights_of(ctx.state, "raw"), empty)
     metrics = {
         "octants": octants(transfer),
         "axes": axes(power),
@@ -74,37 +74,26 @@ def diagnose(ctx: Context) -> Result:
         "high_k": high(power),
     }
     pictures = {"response": draw(power)}
-    scored, _ = ctx.score(params, extra, split, ctx.config.preflight.examples)
-    if "spectra" in scored:
+    scores, _ = ctx.score(*weights, probe.split(ctx), ctx.config.preflight.examples)
+    if "spectra" in scores:
         pictures["spectra"] = figures.spectra(
-            {"after the short run": scored["spectra"]}, ctx.spec.unit
+            {"after the short run": scores["spectra"]}, ctx.spec.unit
         )
     return Result(metrics, figures=pictures)
 
 
-def response(ctx: Context, params, extra, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """What white noise in the input becomes, over all frequencies (fft order): power of the part
-    that goes with the noise and of all, [2, n, n, n] per unit of noise, and the complex transfer
-    function [n, n, n].  split "": around an empty volume, where a network
-    that has no places to tell apart mixes no frequencies."""
-    host = ctx.batches(split or "train", ctx.config.evaluate.batch_size)[0]
-    batch = {name: v for name, v in ctx.put(host).items() if name[0] != "_"}
-    if not split:
-        batch["input"] = jnp.zeros_like(batch["input"])
-    forward, total = probe.predict(ctx), 0.0
-    base = np.asarray(forward(params, extra, batch), np.float64)
+def response(ctx: Context, weights, batch) -> tuple[np.ndarray, np.ndarray]:
+    """What white noise around the inputs of a batch becomes, over all frequencies (fft order):
+    (power per unit of noise, [2, n, n, n], complex transfer function [n, n, n]).
+
+    The first power is that of the part that goes with the noise: what one frequency of the input
+    does to the same frequency of the output.  The second is that of the whole change.
+    """
+    x, total = batch["input"], 0.0
+    base = probe.prediction(ctx, weights, batch)
     for seed in range(REPEATS):
-        noise = 0.03 * jax.random.normal(
-            jax.random.key(seed), batch["input"].shape, batch["input"].dtype
-        )
-        change = (
-            np.asarray(
-                forward(params, extra, {**batch, "input": batch["input"] + noise}), np.float64
-            )
-            - base
-        )
-        # the part that goes with the noise: what one frequency of the input does to the same
-        # frequency of the output
+        noise = 0.03 * jax.random.normal(jax.random.key(seed), x.shape, x.dtype)
+        change = probe.prediction(ctx, weights, {**batch, "input": x + noise}) - base
         a, b = (
             np.fft.fftn(np.asarray(v, np.float64)[..., 0], axes=(1, 2, 3)) for v in (noise, change)
         )
@@ -116,14 +105,15 @@ def response(ctx: Context, params, extra, split: str) -> tuple[np.ndarray, np.nd
 
 
 def wavenumbers(n: int) -> np.ndarray:
+    """k along D, H, W in waves per box, [3, n, n, n] in fft order."""
     return np.meshgrid(*[np.fft.fftfreq(n, 1 / n)] * 3, indexing="ij")
 
 
 def octants(transfer: np.ndarray) -> float:
-    """Over the four pairs of opposite octants, no plane between octants and no Nyquist plane; |k|
-    up to 3 n / 8.
+    """Largest over smallest standard deviation of the transfer function among the four pairs of
+    opposite octants; |k| up to 3 n / 8, without the planes between octants.
 
-    A linear bypass gives every frequency the same, so that what is left is what tells frequencies
+    A linear bypass gives every frequency the same, so that the deviation is what tells frequencies
     apart.
     """
     n = transfer.shape[0]
@@ -135,15 +125,15 @@ def octants(transfer: np.ndarray) -> float:
         for b in (1, -1)
     ]
     spread = [float(np.sqrt((np.abs(v - v.mean()) ** 2).mean())) for v in cut]
-    return (
-        max(spread) / max(min(spread), 1e-30)
-        if max(spread) > 1e-6 * np.abs(transfer).max()
-        else 1.0
-    )
+    if max(spread) <= 1e-6 * np.abs(transfer).max():
+        return 1.0
+    return max(spread) / max(min(spread), 1e-30)
 
 
 def axes(power: np.ndarray) -> float:
-    """Over cones of 45 degrees around the axes, |k| from 2 to n / 4."""
+    """Largest over smallest mean power in cones of 45 degrees around the axes, |k| from 2 to
+    n / 4.
+    """
     k, n = wavenumbers(power.shape[1]), power.shape[1]
     size = np.sqrt(sum(i**2 for i in k))
     means = [power[0][(size >= 2) & (size <= n / 4) & (np.abs(i) > 0.71 * size)].mean() for i in k]
@@ -151,28 +141,23 @@ def axes(power: np.ndarray) -> float:
 
 
 def patches(power: np.ndarray) -> float:
-    """Largest over patch sizes 2, 4, 8: power along the axes at multiples of n / patch over that of
-    the neighbouring frequencies.
+    """Power along the axes at multiples of n / patch over that of the neighbouring frequencies;
+    the largest of the patch sizes 2, 4, 8.
     """
     n, worst = power.shape[1], 0.0
     line = np.mean([power[1][:, 0, 0], power[1][0, :, 0], power[1][0, 0, :]], 0)
     for size in (p for p in (2, 4, 8) if n % p == 0 and n // p >= 4):
         at = [m * n // size for m in range(1, size // 2 + 1)]
         near = [i for m in at for i in (m - 2, m - 1, m + 1, m + 2) if 0 < i < n and i not in at]
-        worst = max(
-            worst,
-            float(np.mean([line[i] for i in at]) / max(np.mean([line[i] for i in near]), 1e-30)),
-        )
+        worst = max(worst, float(line[at].mean() / max(line[near].mean(), 1e-30)))
     return worst
 
 
 def high(power: np.ndarray) -> float:
-    """Highest quarter of |k_i| along all axes over the lowest."""
+    """Mean power where all |k_i| are above 0.4 n over that where all are below 0.1 n."""
     k, n = wavenumbers(power.shape[1]), power.shape[1]
-    top, low = (
-        np.all([np.abs(i) > 0.4 * n for i in k], 0),
-        np.all([np.abs(i) < 0.1 * n for i in k], 0),
-    )
+    top = np.all([np.abs(i) > 0.4 * n for i in k], 0)
+    low = np.all([np.abs(i) < 0.1 * n for i in k], 0)
     return float(power[1][top].mean() / max(power[1][low].mean(), 1e-30))
 
 
@@ -185,12 +170,12 @@ def draw(power: np.ndarray):
     for panel, cut, names in zip(
         figure.subplots(1, 2), (values[n // 2], values[:, :, n // 2]), (("W", "H"), ("H", "D"))
     ):
-        drawn = panel.imshow(
+        image = panel.imshow(
             cut, extent=(-n / 2, n / 2, n / 2, -n / 2), vmin=low, vmax=high_end, cmap="viridis"
         )
         panel.set(
             xlabel=f"k along {names[0]} (waves per box)",
             ylabel=f"k along {names[1]} (waves per box)",
         )
-        figure.colorbar(drawn, ax=panel, label="log10 response", fraction=0.046)
+        figure.colorbar(image, ax=panel, label="log10 response", fraction=0.046)
     return figure

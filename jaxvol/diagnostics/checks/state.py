@@ -1,5 +1,5 @@
-"""What is carried from step to step: saved, restored, continued, averaged, and validated with the
-weights that the config says.
+"""What is carried from step to step: saved, restored, continued and averaged; and whether
+validation uses the weights that the config says.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.training import averages
 from jaxvol.types import Context, PyTree, Result, TrainState
 
 RANK = 20
@@ -16,7 +17,7 @@ HALF = 3
 MEANING = {
     "not_restored": (
         "leaves of the state that a checkpoint does not bring back bit by bit",
-        "a restart would go on from something else: see the table for their names",
+        "a restart would go on from something else: the table names the leaves",
     ),
     "resumed": (
         "largest difference between 3 + 3 updates with a restart in between and 6 in a row, "
@@ -33,29 +34,28 @@ MEANING = {
         "the EMA does not follow its definition: check ema_decay and what updates it",
     ),
     "same_noise": (
-        "the same random numbers in every update",
+        "1 if every update draws the same random numbers, else 0",
         "dropout, noise or sampled points never change: the key has to be a function of the step",
     ),
     "validated": (
-        "difference of the validation metric from the one of the weights that evaluate.weights "
-        "names, relative",
+        "difference between the metric that validation reports and that of the weights that "
+        "evaluate.weights names, relative",
         "validation, and with it the best checkpoint, uses other weights than the config says",
     ),
     "selected": (
-        "a nearly perfect prediction would not be kept as the best one, or a NaN would",
-        "the best checkpoint is the worst: check checkpoint.best_mode against the direction of "
-        "checkpoint.best_metric",
+        "1 if a nearly perfect prediction would not become the best one, or a NaN would, else 0",
+        "the best checkpoint is the worst: check the direction that checkpoint.best_metric states "
+        "where it is defined",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "not_restored": ("<", 0.0, 0.0),  # leaves
     "resumed": ("<", 0.0, 1e-4),  # relative; 0 on CPUs, GPUs may add in another order
     "repeated": ("<", 0.0, 1e-4),  # relative
     "ema": ("<", 1e-3, 0.02),  # relative to the distance moved
-    "same_noise": ("<", 0.0, 0.0),  # 1 = the same random numbers in every update
+    "same_noise": ("<", 0.0, 0.0),  # 1 or 0
     "validated": ("<", 1e-5, 1e-4),  # relative
-    "selected": ("<", 0.0, 0.0),  # the better of two scores is kept: 0
+    "selected": ("<", 0.0, 0.0),  # 1 or 0
 }
 
 
@@ -85,16 +85,12 @@ def diagnose(ctx: Context) -> Result:
         metrics["same_noise"] = same
     if (wrong := selected(ctx, straight)) is not None:
         metrics["selected"] = wrong
-    return Result(
-        metrics,
-        {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {},
-        absent=tuple(set(MEANING) - set(metrics)),
-    )
+    return Result(metrics, {"not restored": [{"leaf": path} for path in lost[:20]]} if lost else {})
 
 
 def same_noise(ctx: Context) -> float | None:
     """1 if updates 0 and 1 of the same weights on the same batch have the same loss although it is
-    random; None where it is not.
+    random, else 0; None where it is not random.
     """
     batch, loss = ctx.batch(0), probe.losses(ctx)
     one, two = (
@@ -113,7 +109,7 @@ def same_noise(ctx: Context) -> float | None:
 
 
 def trajectory(ctx: Context, state: TrainState, start: int, steps: int) -> tuple[TrainState, list]:
-    """`steps` updates from `state`, and the averaged pair's sources after each of them, on the
+    """`steps` updates from `state`: the last state, and the parameters after each of them on the
     host.
     """
     state, trail = probe.copy(state), []
@@ -144,12 +140,15 @@ def difference(a: PyTree, b: PyTree) -> float:
 
 
 def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
-    """|EMA - its definition| / |EMA's definition - start|, over all parameters; decay min(d, (1 +
-    t) / (10 + t)).
+    """|EMA - its definition| / |its definition - start| over all parameters; the decay at update t
+    is min(ema_decay, (1 + t) / (10 + t)).
 
     A movement below 1e-5 of the weights counts as that much: rounding is not the average's fault.
     """
     top = wrong = 0.0
+    average = dict(
+        jax.tree_util.tree_leaves_with_path(jax.device_get(state.averages["ema"]["params"]))
+    )
     for path, start in jax.tree_util.tree_leaves_with_path(jax.device_get(ctx.state.params)):
         values = [dict(jax.tree_util.tree_leaves_with_path(p))[path] for p in trail]
         mean, moves = np.asarray(start, np.float64), 0
@@ -157,22 +156,12 @@ def ema_error(ctx: Context, trail: list, state: TrainState) -> float:
             # a group that waits does not tick
             if np.array_equal(before, value) and np.abs(value).max() > 0:
                 continue
-            decay = (
-                min(ctx.config.ema_decay, (1 + moves) / (10 + moves))
-                if ctx.config.ema_decay > 0
-                else 0.0
-            )
+            decay = min(ctx.config.ema_decay, (1 + moves) / (10 + moves))
             mean, moves = decay * mean + (1 - decay) * value, moves + 1
-        found = np.asarray(
-            dict(jax.tree_util.tree_leaves_with_path(jax.device_get(state.averages["ema"]["params"])))[path],
-            np.float64,
-        )
-        wrong += float(((found - mean) ** 2).sum())
-        top += float(
-            np.maximum(
-                np.square(mean - start), np.square(1e-5 * np.asarray(start, np.float64))
-            ).sum()
-        )
+        ema = average[path].astype(np.float64)
+        rounding = 1e-5 * np.asarray(start, np.float64)
+        wrong += float(((ema - mean) ** 2).sum())
+        top += float(np.maximum(np.square(mean - start), np.square(rounding)).sum())
     return float(np.sqrt(wrong / max(top, 1e-30)))
 
 
@@ -182,25 +171,21 @@ def validated(ctx: Context, state: TrainState) -> float:
     """
     if ctx.dataset.sizes["val"] == 0:
         return 0.0
-    examples, name = ctx.config.preflight.examples, ctx.config.checkpoint.best_metric
-    asked = ctx.score(*probe.pair(state, ctx.config.evaluate.weights), "val", examples)[0][name]
-    found = ctx.validate(state, examples)[name]
-    return abs(found - asked) / max(abs(asked), 1e-30)
+    count, name = ctx.config.preflight.examples, ctx.config.checkpoint.best_metric
+    weights = averages.weights_of(state, ctx.config.evaluate.weights)
+    expected = ctx.score(*weights, "val", count)[0][name]
+    return abs(ctx.validate(state, count)[name] - expected) / max(abs(expected), 1e-30)
 
 
 def selected(ctx: Context, state: TrainState) -> float | None:
-    """1 unless training keeps the score of a prediction that misses its target by a thousandth of
-    its variation, and not today's.
+    """0 if training prefers the score of a prediction that misses its target by a thousandth of its
+    variation to today's score, and today's to a NaN; else 1; None where the two are equal.
     """
-    host = ctx.batches(
-        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
-    )[0]
+    host = probe.examples(ctx)
     if "target" not in host or not ctx.dataset.sizes["val"]:
         return None
-    weights, name = (
-        probe.pair(state, ctx.config.evaluate.weights),
-        ctx.config.checkpoint.best_metric,
-    )
+    weights = averages.weights_of(state, ctx.config.evaluate.weights)
+    name = ctx.config.checkpoint.best_metric
     perfect = ctx.task.summarize(probe.against_itself(ctx, *weights, ctx.put(host), 1e-3)[0])[name]
     today = ctx.score(*weights, "val", ctx.config.preflight.examples)[0][name]
     if abs(perfect - today) <= ctx.config.early_stopping.min_delta:

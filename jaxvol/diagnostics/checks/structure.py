@@ -1,5 +1,5 @@
 """What the network is, measured from outside: nonlinear, all blocks at work, able to give the
-target's values, blind to the batch.
+target's values, blind to the other examples of a batch.
 
 Everything is read off predictions with the raw weights of the start, on validation examples.
 """
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 40
 MEANING = {
     "nonlinearity": (
-        "|f(a) + f(b) - f(a + b) - f(0)| relative to |f(a) - f(0)|",
+        "|f(a) + f(b) - f(a + b) - f(0)| relative to |f(a) - f(0)| for two inputs a and b",
         "the model is affine: its activations are missing or switched off",
     ),
     "idle_blocks": (
@@ -24,7 +25,7 @@ MEANING = {
         "a block's output is dropped, or its scale is zero for good",
     ),
     "weakest_block": (
-        "change of the output when the weakest block is taken out, relative to its size",
+        "change of the output when the weakest block is taken out, relative to its variation",
         "a block does next to nothing: check its initialisation and its skip",
     ),
     "range_low": (
@@ -43,22 +44,23 @@ MEANING = {
         "optimised tree",
     ),
     "batch_leak": (
-        "change of an example's output when the others of its batch change, relative to its size",
+        "change of an example's output when the others of its batch change, relative to its "
+        "variation",
         "examples talk to each other: a mean over the batch, or batch statistics at evaluation",
     ),
     "mode_gap": (
         "change of a prediction from one call to the next, or when the config's dropout is set to "
-        "0, relative to its size",
+        "0, relative to its variation",
         "dropout or another random choice is active at evaluation",
     ),
     "position": (
         "difference between the outputs for a shifted periodic input and the shifted output, "
         "relative to its variation",
-        "the model knows where it is in a box that has no places: coordinates or patches; augment "
+        "coordinates or patches tell the model where it is, in a box that has no places: augment "
         "with shifts",
     ),
     "reach": (
-        "voxels that one input voxel can influence, as a share of all",
+        "share of the output's voxels that one input voxel can influence",
         "the receptive field is too small for the structures",
     ),
     "pretrained_moved": (
@@ -67,7 +69,6 @@ MEANING = {
         "pretrained weights are initialised again after they were loaded",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "nonlinearity": (">", 0.01, 1e-3),  # relative
     "idle_blocks": ("<", 0.0, 0.0),  # blocks
@@ -77,8 +78,7 @@ LIMITS = {
     "idle_weights": ("<", 0.0, 0.001),  # share of the weights
     "batch_leak": ("<", 1e-4, 1e-2),  # relative
     "mode_gap": ("<", 1e-5, 1e-3),  # relative
-    # relative; a warning only: augmentation can teach it away
-    "position": ("<", 1.0, 1e9),
+    "position": ("<", 1.0, 1e9),  # relative; a warning only: augmentation can teach it away
     "reach": (">", 0.01, 1e-6),  # share of the voxels
     "pretrained_moved": ("<", 1e-6, 1e-3),  # relative, with init_from only
 }
@@ -92,27 +92,21 @@ def diagnose(ctx: Context) -> Result:
     """All metrics of MEANING; `position` only for periodic boxes, `pretrained_moved` only with
     init_from.
     """
-    params, extra = probe.pair(ctx.state, "raw")
-    host = ctx.batches(
-        "val" if ctx.dataset.sizes["val"] else "train", ctx.config.evaluate.batch_size
-    )[0]
-    batch = {name: x for name, x in ctx.put(host).items() if not name.startswith("_")}
+    weights = averages.weights_of(ctx.state, "raw")
+    batch = probe.unmarked(ctx.put(probe.examples(ctx)))
     if "input" not in batch or "target" not in batch:
         return Result(skip="the batch has no 'input' and 'target'")
-    forward = probe.predict(ctx)
 
     def f(x) -> np.ndarray:
-        return np.asarray(jax.device_get(forward(params, extra, {**batch, "input": x})), np.float64)
+        return probe.prediction(ctx, weights, {**batch, "input": x})
 
     x = batch["input"]
     y = f(x)
-    scale = max(float(np.sqrt(((y - y.mean()) ** 2).mean())), 1e-12)
+    scale = max(float(y.std()), 1e-12)
+    again, undropped = f(x), without_dropout(ctx, weights, batch)
     metrics = {
         "nonlinearity": nonlinearity(f, x),
-        "mode_gap": float(
-            max(np.abs(f(x) - y).max(), np.abs(undropped(ctx, params, extra, batch) - y).max())
-        )
-        / scale,
+        "mode_gap": float(max(np.abs(again - y).max(), np.abs(undropped - y).max())) / scale,
         "reach": reach(f, x),
         **output_range(ctx, batch),
     }
@@ -120,15 +114,11 @@ def diagnose(ctx: Context) -> Result:
         other = jnp.concatenate([x[:1], jnp.flip(x[1:], 2) * 1.5 + 0.3])
         metrics["batch_leak"] = float(np.abs(f(other)[0] - y[0]).max()) / scale
     if any(ctx.spec.periodic):
-        shift = tuple(
-            n // 2 if wraps and n > 2 else 0 for n, wraps in zip(x.shape[1:4], ctx.spec.periodic)
-        )
-        moved = f(jnp.roll(x, shift, (1, 2, 3)))
-        metrics["position"] = (
-            float(np.sqrt(((moved - np.roll(y, shift, (1, 2, 3))) ** 2).mean())) / scale
-        )
-    blocks = probe.modules(ctx)
-    table = ablation(ctx, blocks, batch, scale)
+        sides = zip(x.shape[1:4], ctx.spec.periodic)
+        shift = tuple(n // 2 if wraps and n > 2 else 0 for n, wraps in sides)
+        difference = f(jnp.roll(x, shift, (1, 2, 3))) - np.roll(y, shift, (1, 2, 3))
+        metrics["position"] = float(np.sqrt((difference**2).mean())) / scale
+    table = ablation(ctx, probe.modules(ctx), batch, scale)
     if table:
         effects = [row["change"] for row in table]
         metrics |= {
@@ -141,28 +131,31 @@ def diagnose(ctx: Context) -> Result:
     tables = {"effect of taking out a block": table}
     if idle:
         tables["weights that change nothing"] = [{"weights": name} for name in idle]
-    return Result(metrics, tables, absent=tuple(set(MEANING) - set(metrics)))
+    return Result(metrics, tables)
 
 
 def nonlinearity(f, x) -> float:
-    """Of two real inputs; an affine model gives rounding errors."""
+    """|f(a) + f(b) - f(a + b) - f(0)| / |f(a) - f(0)| of two real inputs, whose sum is large enough
+    to reach the bend of activations; an affine model gives rounding errors.
+    """
     a, b = x, jnp.roll(jnp.flip(x, 3), 1, 0)
     zero = f(jnp.zeros_like(x))
     fa = f(a)
-    # unit inputs are small for some activations: twice the input reaches their bend
     rest = fa + f(b) - f(a + b) - zero
     return float(np.sqrt((rest**2).mean()) / max(np.sqrt(((fa - zero) ** 2).mean()), 1e-30))
 
 
-def undropped(ctx: Context, params, extra, batch) -> np.ndarray:
+def without_dropout(ctx: Context, weights, batch) -> np.ndarray:
     """The prediction of a model without any dropout, which is what evaluation has to give."""
     rates = {
         f"model.{name}": 0.0
         for name in ctx.config.model
         if "dropout" in name and ctx.config.model[name] > 0
     }
-    forward = jax.jit(ctx.rebuild_task(rates).predict) if rates else probe.predict(ctx)
-    return np.asarray(jax.device_get(forward(params, extra, batch)), np.float64)
+    if not rates:
+        return probe.prediction(ctx, weights, batch)
+    forward = jax.jit(ctx.rebuild_task(rates).predict)
+    return np.asarray(jax.device_get(forward(*weights, batch)), np.float64)
 
 
 def reach(f, x) -> float:
@@ -173,10 +166,10 @@ def reach(f, x) -> float:
 
 
 def output_range(ctx: Context, batch) -> dict[str, float]:
-    """Can the output layer give the target's values?  Its input is scaled up and down a thousand
-    times in all directions.
+    """Shares of the target outside of all that the model gives with four sets of random weights,
+    ten times as large as those of the start in two of them.
     """
-    params, extra = probe.pair(ctx.state, "raw")
+    params, extra = averages.weights_of(ctx.state, "raw")
     forward, target = probe.predict(ctx), np.asarray(batch["target"])
     low, high = np.inf, -np.inf
     leaves, treedef = jax.tree.flatten(params)
@@ -195,34 +188,28 @@ def output_range(ctx: Context, batch) -> dict[str, float]:
 
 def ablation(ctx: Context, blocks: list, batch, scale: float) -> list[dict]:
     """Change of the output, relative to its variation, when a submodule is replaced by the identity
-    or zero.
+    or by zero; one row per submodule.
     """
     if not blocks:
         return []
-    forward, (params, extra) = (
-        probe.gated(ctx, blocks, often=len(blocks) > 8),
-        probe.pair(ctx.state, "raw"),
-    )
-    whole = np.asarray(forward(params, extra, batch, jnp.ones(len(blocks))), np.float64)
+    forward = probe.gated(ctx, blocks, often=len(blocks) > 8)
+    weights, all_on = averages.weights_of(ctx.state, "raw"), jnp.ones(len(blocks))
+    whole = np.asarray(forward(*weights, batch, all_on), np.float64)
     rows = []
     for i, path in enumerate(blocks):
-        without = np.asarray(
-            forward(params, extra, batch, jnp.ones(len(blocks)).at[i].set(0)), np.float64
-        )
-        rows.append(
-            {
-                "block": "/".join(path),
-                "change": float(np.sqrt(((without - whole) ** 2).mean())) / scale,
-            }
-        )
+        without = np.asarray(forward(*weights, batch, all_on.at[i].set(0)), np.float64)
+        change = float(np.sqrt(((without - whole) ** 2).mean())) / scale
+        rows.append({"block": "/".join(path), "change": change})
     return rows
 
 
 def idle_weights(ctx: Context, batch) -> tuple[float, list[str]]:
-    """Share of the weights in arrays to which the output has no derivative at all, and their names;
-    along a random cotangent.
+    """(share of the weights that lie in arrays whose change leaves the output as it was, names of
+    these arrays).
+
+    Only arrays without a derivative of the output along a random cotangent are tried.
     """
-    params, extra = probe.pair(ctx.state, "raw")
+    params, extra = averages.weights_of(ctx.state, "raw")
 
     def total(p, cotangent):
         return jnp.vdot(ctx.task.predict(p, extra, batch), cotangent)
@@ -238,44 +225,46 @@ def idle_weights(ctx: Context, batch) -> tuple[float, list[str]]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(predicting)
         if not np.any(np.asarray(leaf))
     ]
-    idle = [(jax.tree_util.keystr(path), size) for path, size in really_idle(ctx, batch, silent)]
-    return sum(n for _, n in idle) / max(sum(x.size for x in jax.tree.leaves(predicting)), 1), [
-        name for name, _ in idle
-    ]
+    idle = really_idle(ctx, batch, silent)
+    total = sum(leaf.size for leaf in jax.tree.leaves(predicting))
+    share = sum(size for _, size in idle) / max(total, 1)
+    return share, [jax.tree_util.keystr(path) for path, _ in idle]
 
 
 def really_idle(ctx: Context, batch, silent: list) -> list[tuple]:
-    """(path, size) of the arrays without a derivative that may be changed without changing the
-    output.
+    """(path, size) of those of the arrays at the paths `silent` whose change by noise does not
+    change the output.
     """
-    params, extra = probe.pair(ctx.state, "raw")
-    forward = probe.predict(ctx)
-    whole, rng, found = np.asarray(forward(params, extra, batch)), np.random.default_rng(2), []
+    params, extra = averages.weights_of(ctx.state, "raw")
+    whole, rng, idle = probe.prediction(ctx, (params, extra), batch), np.random.default_rng(2), []
     for path in silent:
+        leaf = dict(jax.tree_util.tree_leaves_with_path(params))[path]
+        moved = leaf + jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
         other = jax.tree_util.tree_map_with_path(
-            lambda at, v: v + jnp.asarray(rng.normal(size=v.shape), v.dtype) if at == path else v,
-            params,
+            lambda at, v, path=path, moved=moved: moved if at == path else v, params
         )
-        if np.array_equal(whole, np.asarray(forward(other, extra, batch))):
-            found.append((path, dict(jax.tree_util.tree_leaves_with_path(params))[path].size))
-    return found
+        if np.array_equal(whole, probe.prediction(ctx, (other, extra), batch)):
+            idle.append((path, leaf.size))
+    return idle
 
 
 def predicting_groups(ctx: Context, grads: dict) -> dict:
-    """Groups with any influence on the prediction: a discriminator has none by design."""
-    found = {
+    """Groups with any influence on the prediction (a discriminator has none by design), or all."""
+    predicting = {
         group: tree
         for group, tree in grads.items()
         if any(np.any(np.asarray(v)) for v in jax.tree.leaves(tree))
     }
-    return found or grads
+    return predicting or grads
 
 
 def pretrained_moved(ctx: Context) -> float:
     """Largest relative difference between the state's parameters and the averages that were loaded
-    with them.
+    with them; 1 where the parameters are those of a fresh start.
     """
-    pairs = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.state.averages["ema"]["params"]))
+    pairs = zip(
+        jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.state.averages["ema"]["params"])
+    )
     same = max(float(jnp.abs(a - b).max() / jnp.maximum(jnp.abs(b).max(), 1e-30)) for a, b in pairs)
     fresh = zip(jax.tree.leaves(ctx.state.params), jax.tree.leaves(ctx.init().params))
     untouched = all(bool((a == b).all()) for a, b in fresh)

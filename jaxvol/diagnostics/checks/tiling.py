@@ -1,15 +1,15 @@
-"""Tiled prediction of large volumes: a tiled identity is the volume, every voxel is covered, tiles
-agree with the whole.
+"""Tiled prediction of large volumes: a tiled identity gives the volume back, every voxel is
+covered, tiles agree with the whole.
 """
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.ops import window
+from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 56
@@ -29,7 +29,6 @@ MEANING = {
         "tiles come back at another place than they were cut from",
     ),
 }
-# metric -> (side, warn, fail), see jaxvol/config/limits.py
 LIMITS = {
     "identity": ("<", 1e-6, 1e-5),  # relative
     "uncovered": ("<", 0.0, 0.0),  # voxels
@@ -43,13 +42,11 @@ def applies(config) -> bool:
 
 
 def diagnose(ctx: Context) -> Result:
-    """The tile of `config.predict`, or half of the training volume; the volume is a
-    training input.
-    """
+    """A training input in tiles of `config.predict`, or of half its size where it names none."""
     x = np.asarray(ctx.batch(0)["input"])[0].astype(np.float64)
-    asked = tuple(ctx.config.predict.tile)
-    tile = asked or tuple(max(n // 2, 1) for n in x.shape[:3])
-    overlap = ctx.config.predict.overlap if asked else OVERLAP
+    tile, overlap = tuple(ctx.config.predict.tile), ctx.config.predict.overlap
+    if not tile:
+        tile, overlap = tuple(max(n // 2, 1) for n in x.shape[:3]), OVERLAP
     wrap = ctx.spec.wrap
     same = window.sliding(lambda v: v, x, tile, overlap, wrap)
     bent = window.sliding(np.tanh, x, tile, overlap, wrap)
@@ -76,34 +73,21 @@ def diagnose(ctx: Context) -> Result:
 
 
 def compare(ctx: Context, x: np.ndarray, tile: tuple[int, ...], overlap: float) -> list[dict]:
-    """Tiled and whole prediction: they differ by the context that tiles lack; told, not judged."""
-    params, extra = probe.pair(ctx.state, "raw")
-    forward = probe.predict(ctx)
+    """Tiled and whole prediction, for the table alone: they differ by the context that tiles lack,
+    which has no limit.
+    """
+    weights = averages.weights_of(ctx.state, "raw")
 
-    def call(v: np.ndarray) -> np.ndarray:
-        return np.asarray(
-            jax.device_get(forward(params, extra, {"input": jnp.asarray(v[None], jnp.float32)}))
-        )[0]
+    def predict(v: np.ndarray) -> np.ndarray:
+        return probe.prediction(ctx, weights, {"input": jnp.asarray(v[None], jnp.float32)})[0]
 
     try:
-        whole, tiled = (
-            call(x),
-            window.sliding(call, x.astype(np.float32), tile, overlap, ctx.spec.wrap),
-        )
+        whole = predict(x)
+        tiled = window.sliding(predict, x.astype(np.float32), tile, overlap, ctx.spec.wrap)
     # a model may not take a volume of the tile's size: that is worth a line, not an alarm
     except Exception as error:
-        return [
-            {
-                "tile": str(tile),
-                "difference": "not predicted",
-                "why": str(error).splitlines()[0][:200],
-            }
-        ]
-    gap = float(np.sqrt(((tiled - whole) ** 2).mean()) / max(whole.std(), 1e-12))
-    return [
-        {
-            "tile": str(tile),
-            "difference": gap,
-            "why": "relative to the variation of the whole prediction",
-        }
-    ]
+        why = str(error).splitlines()[0][:200]
+        return [{"tile": str(tile), "difference": "not predicted", "why": why}]
+    difference = float(np.sqrt(((tiled - whole) ** 2).mean()) / max(whole.std(), 1e-12))
+    why = "relative to the variation of the whole prediction"
+    return [{"tile": str(tile), "difference": difference, "why": why}]

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxvol.config import components
 from jaxvol.diagnostics import context
 from jaxvol.tasks import scoring
 from jaxvol.training import checkpoint, loop, optim, step
@@ -258,10 +259,8 @@ def random_step(size: float):
 
 def turned(metric: str):
     """The best checkpoint is chosen in the wrong direction."""
-    return {
-        "checkpoint.best_metric": metric,
-        "checkpoint.best_mode": "max" if metric == "vrmse" else "min",
-    }, []
+    opposite = replaced(components, "best_direction", lambda old: lambda config: -old(config))
+    return {"checkpoint.best_metric": metric}, [opposite]
 
 
 def terms_of(weight: float):

@@ -1,0 +1,90 @@
+"""Pictures of volumes: slices beside one another, and the distribution of the voxel values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxvol.plots.figures import TRUTH, canvas, limits, style, with_unit
+
+
+def slices(
+    input: np.ndarray,
+    target: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    length_unit: str = "",
+    units: Mapping[str, str] | None = None,
+    title: str = "",
+) -> Figure:
+    """Middle slices along depth of input, target, prediction and residual (prediction - target).
+
+    input, target, prediction: [D, H, W] in physical units.  Target and prediction share one colour
+             scale (0.5 to 99.5 per cent of both), the residual has a symmetric one.
+    spacing: voxel size along D, H, W in `length_unit`.
+    units:   of the values, {"input": ..., "target": ...}.
+    """
+    units = {"input": "", "target": "", **(units or {})}
+    middle = [np.asarray(v, np.float32)[np.shape(v)[0] // 2] for v in (input, target, prediction)]
+    middle.append(middle[2] - middle[1])
+    low, high = limits(np.concatenate([middle[1].ravel(), middle[2].ravel()]))
+    reach = max(abs(v) for v in limits(middle[3])) or 1.0
+    scales = [
+        (*limits(middle[0]), "viridis"),
+        (low, high, "viridis"),
+        (low, high, "viridis"),
+        (-reach, reach, "RdBu_r"),
+    ]
+    heads = ("input", "target", "prediction", "prediction − target")
+    height, width = middle[0].shape
+    extent = (0, width * spacing[2], height * spacing[1], 0)
+    figure = canvas(
+        14.6,
+        0.95 + 2.55 * min(max(extent[2] / extent[1], 0.3), 3.0) + (0.4 if title else 0.0),
+        "compressed",
+    )
+    panels = figure.subplots(1, 4, sharey=True)
+    for i, (panel, values, (vmin, vmax, colours), head) in enumerate(
+        zip(panels, middle, scales, heads)
+    ):
+        drawn = panel.imshow(
+            values, vmin=vmin, vmax=vmax, cmap=colours, extent=extent, interpolation="nearest"
+        )
+        panel.set_title(head, fontsize=11)
+        panel.set_xlabel(with_unit("W", length_unit))
+        bar = figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.03, extend="both")
+        bar.set_label(units["input"] if i == 0 else units["target"])
+        bar.formatter.set_powerlimits((-2, 3))
+    panels[0].set_ylabel(with_unit("H", length_unit))
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def pdf(fields: Mapping[str, np.ndarray], unit: str = "", bins: int = 80) -> Figure:
+    """Probability density of the voxel values; the entry "target" is drawn as the thick reference.
+
+    fields: {label: values of any shape}.  The range is 0.1 to 99.9 per cent of the target.
+    """
+    low, high = limits(np.asarray(fields["target"]), 0.1)
+    edges = np.linspace(low, high, bins + 1)
+    figure = canvas(6.2, 4.4)
+    panel = figure.subplots()
+    others = [label for label in fields if label != "target"]
+    for label, values in fields.items():
+        values = np.asarray(values, np.float64).ravel()
+        density = np.histogram(values, edges)[0] / max(values.size, 1) / np.diff(edges)
+        density = np.where(density > 0, density, np.nan)
+        if label == "target":
+            line = {"color": TRUTH, "linewidth": 3.0}
+        else:
+            line = {**style(others.index(label)), "linewidth": 1.7}
+        panel.plot(0.5 * (edges[1:] + edges[:-1]), density, label=label, **line)
+    panel.set_yscale("log")
+    panel.set_xlabel(with_unit("value", unit))
+    panel.set_ylabel("probability density")
+    panel.grid(alpha=0.25)
+    panel.legend(fontsize=9, frameon=False)
+    return figure

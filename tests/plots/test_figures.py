@@ -1,0 +1,85 @@
+"""Pictures of volumes, spectra and trainings show the numbers that they were given."""
+
+import numpy as np
+import pytest
+
+from jaxvol.plots import comparison, curves, figures, spectra, volumes
+
+
+def test_slices_show_the_middle_with_shared_and_symmetric_scales(tmp_path):
+    volume = np.arange(5 * 4 * 6, dtype=np.float32).reshape(5, 4, 6)
+    figure = volumes.slices(
+        volume,
+        volume,
+        volume + np.linspace(-1, 2, 6),
+        (2.0, 2.0, 3.0),
+        "Mpc/h",
+        {"target": "1 + δ"},
+    )
+    shown = [axes.images[0] for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(shown[1].get_array(), volume[2])
+    assert shown[1].get_clim() == shown[2].get_clim()
+    low, high = shown[3].get_clim()
+    assert low == -high and high == pytest.approx(2.0, rel=0.02)
+    assert shown[0].get_extent() == [0, 18.0, 8.0, 0]
+    assert figure.axes[0].get_xlabel() == "W  [Mpc/h]"
+    data = figures.save(figure, tmp_path / "new" / "slices.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and [p.name for p in (tmp_path / "new").iterdir()] == [
+        "slices.png"
+    ]
+
+
+def test_spectra_pdf_and_curves_hold_their_numbers(tmp_path):
+    k = np.array([0.1, 0.2, 0.4])
+    some = {"k": k, "T": k, "r": 1 - k, "modes": [6, 12, 30], "T_std": 0.1 * k, "r_std": 0.1 * k}
+    # two channels: the first is drawn
+    tapered = {**some, "window": "hann", "r": np.stack([1 - k, k], 1)}
+    figure = spectra.draw({"FNO": tapered, "mean": {**some, "r": [np.nan] * 3}})
+    assert "hann" in figure.get_suptitle()
+    # the mean has no spectrum
+    assert [line.get_label() for line in figure.axes[0].get_lines()][:1] == ["FNO"]
+    np.testing.assert_array_equal(figure.axes[1].get_lines()[0].get_ydata(), 1 - k)
+    values = np.random.default_rng(0).uniform(0, 2, 200_000)
+    line = volumes.pdf({"target": values}).axes[0].get_lines()[0]
+    # a density, not a count
+    np.testing.assert_allclose(line.get_ydata(), 0.5, rtol=0.1)
+    (tmp_path / "metrics.csv").write_text(
+        "step,tag,value\n0,train/net/mse,1.0\n10,train/net/mse,0.5\n0,val/vrmse,1.1\n10,val/v"
+    )
+    logged = curves.read(tmp_path / "metrics.csv")
+    np.testing.assert_array_equal(logged["train/net/mse"], ([0, 10], [1.0, 0.5]))
+    assert figures.image(curves.draw(logged)).shape[2] == 3
+
+
+def test_curves_of_a_run_stand_in_the_panel_of_their_kind():
+    logged = {
+        tag: (np.array([0.0, 1.0]), np.array([2.0, last]))
+        for tag, last in (
+            ("train/net/mse", 1.0),
+            ("train/net/lr", 0.1),
+            ("train/net/grad_norm", 3.0),
+            ("val/rmse", 0.5),
+            ("val/vrmse", -0.5),
+        )
+    }
+    figure = curves.draw(logged)
+    lines = {panel.get_title(loc="left"): panel.get_lines() for panel in figure.axes}
+    last = {head: [line.get_ydata()[-1] for line in drawn] for head, drawn in lines.items()}
+    assert last == {
+        "training loss": [1.0],
+        "validation vrmse": [-0.5],
+        "learning rate": [0.1],
+        "norms of gradient and update": [3.0],
+    }
+    assert [panel.get_yscale() for panel in figure.axes] == ["log", "linear", "linear", "log"]
+    del logged["val/vrmse"], logged["train/net/lr"]
+    figure = curves.draw(logged)
+    assert figure.axes[1].get_title(loc="left") == "validation rmse"  # what there is
+    assert [text.get_text() for text in figure.axes[2].texts] == ["not logged"]
+
+
+def test_bars_have_the_lengths_and_the_numbers_of_the_models():
+    values = {"FNO": {"vrmse": 0.25}, "mean": {"vrmse": 1.0}, "broken": {"vrmse": np.nan}}
+    (panel,) = comparison.bars(values, {"FNO": {"vrmse": 0.125}}, ["vrmse"]).axes
+    assert [bar.get_width() for bar in panel.patches] == [0.25, 1.0, 0.0]
+    assert [text.get_text() for text in panel.texts] == ["0.25", "1", "-"]
