@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from jaxvol.ops import quasi_newton
-from jaxvol.training import rules
-from jaxvol.training import optim
+from jaxvol.training import optim, rules
 from jaxvol.types import UserError
 from tests.training.test_optim import settings
 
