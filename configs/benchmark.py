@@ -1,13 +1,13 @@
-"""Four models at equal size and equal budget: the same boxes, loss, number of examples and metric
-code.  `launch/studies/benchmark.sh` runs them.
+"""Four models at equal size and equal budget: the same boxes, loss, examples and metrics.
 
-    python -m jaxvol.main --config=configs/benchmark.py:vnet-small       4 to 15 minutes on 2 CPU
-    cores, scores in the README
-    python -m jaxvol.main --config=configs/benchmark.py:fno-base         for a GPU
+`launch/studies/benchmark.sh` runs them; scores in docs/benchmark.md.
+
+    python -m jaxvol.main --config=configs/benchmark.py:vnet-small   4 to 15 minutes, 2 CPU cores
+    python -m jaxvol.main --config=configs/benchmark.py:fno-base     for a GPU
 
 A variant is <model>-<size>.  small: 1.07 million parameters, base: 4.3, large: 17, each within 5
-per cent (Pix2PixCC: its generator). Pix2PixCC has the same voxel loss and a discriminator's opinion
-besides.
+per cent (Pix2PixCC: its generator).  Pix2PixCC has the same voxel loss and a discriminator's
+opinion besides.
 """
 
 from jaxvol.config import base, experiments
@@ -63,9 +63,7 @@ def get_config(variant: str = "fno-small"):
     config.optimizer.learning_rate = RATES[model]
     config.optimizer.schedule.warmup_steps = {"small": 20, "base": 200, "large": 1000}[size]
     if model == "pix2pixcc":
-        config.task.ramp.start, config.task.ramp.steps = (
-            config.total_steps * 3 // 10,
-            config.total_steps // 5,
-        )
+        config.task.ramp.start = config.total_steps * 3 // 10
+        config.task.ramp.steps = config.total_steps // 5
     config.evaluate.every = config.checkpoint.every = config.total_steps // 6
     return config

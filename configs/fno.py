@@ -1,21 +1,21 @@
-"""FNO on volumes.  Times: 2 CPU cores, simulations included; VRMSE on unseen boxes (1 = mean
-predictor), Wiener filter 0.906.
+"""FNO on volumes.
 
-    python -m jaxvol.main --config=configs/fno.py            about 10 minutes         VRMSE 0.65 (28
-    % below)
-    python -m jaxvol.main --config=configs/fno.py:quick      about 5 minutes          VRMSE 0.71 (22
-    % below)
+Times: 2 CPU cores, simulations included.  VRMSE on unseen boxes: 1 is the mean predictor, the
+Wiener filter has 0.906.
+
+    python -m jaxvol.main --config=configs/fno.py         about 10 minutes   VRMSE 0.65 (28 % below)
+    python -m jaxvol.main --config=configs/fno.py:quick   about  5 minutes   VRMSE 0.71 (22 % below)
 
 On real data that this project does not ship:
 
-    python -m jaxvol.main --config=configs/fno.py:galaxies --config.data.path=FILE      about 4
-    minutes     VRMSE 0.648 (Wiener 0.669)
-    python -m jaxvol.main --config=configs/fno.py:darcy --config.data.root=FOLDER       about 2
-    minutes     relative L2 0.086
+    python -m jaxvol.main --config=configs/fno.py:galaxies --config.data.path=FILE
+                                                          about  4 minutes   VRMSE 0.648
+                                                                             (Wiener filter 0.669)
+    python -m jaxvol.main --config=configs/fno.py:darcy --config.data.root=FOLDER
+                                                          about  2 minutes   relative L2 0.086
 
-FILE: counts (.npz) or the catalogue gals_Mr19.ff of the package corrfunc.  FOLDER:
-      darcy_{train,test}_16.npz with the arrays x, y
-of the package neuraloperator 0.3.0.
+FILE: counts (.npz), or the catalogue gals_Mr19.ff of the package corrfunc.  FOLDER: with
+darcy_train_16.npz and darcy_test_16.npz (arrays x, y) of the package neuraloperator 0.3.0.
 """
 
 from jaxvol.config import base
@@ -32,15 +32,15 @@ def get_config(variant: str = ""):
 
 
 def full(config) -> None:
-    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of
-    4 Mpc/h.
+    """Evolved dark-matter density at z = 0 -> the linear density field it grew from.
+
+    Boxes of 32^3 cells of 4 Mpc/h.
     """
     config.data = base.data("cosmology")
     config.data.input_normaliser = (("log1p", {"floor": 0.0}), ("standardise", {}))
     config.model.modes, config.model.width = (16, 16, 16), 24
-    # Dense spectral weights learn every frequency from its own few examples; factors shared between
-    # frequencies learn
-    # ten times faster from 200 boxes.
+    # Dense spectral weights learn every frequency from its own few examples; factors that
+    # frequencies share learn ten times faster from 200 boxes.
     config.model.factorization, config.model.rank = "tucker", 0.02
     config.total_steps = 1000
     config.batch_size = 2
@@ -58,8 +58,9 @@ def quick(config) -> None:
 
 
 def galaxies(config) -> None:
-    """One random half of 1.24 million N-body galaxies -> the density of the other half, crops of a
-    periodic 420 Mpc/h box.
+    """One random half of 1.24 million N-body galaxies -> the density of the other half.
+
+    Crops of a periodic box of 420 Mpc/h.
     """
     config.data = base.data("galaxies")
     config.model.width, config.model.padding = 20, 0.25
@@ -72,8 +73,9 @@ def galaxies(config) -> None:
 
 
 def darcy(config) -> None:
-    """Darcy flow, coefficient -> pressure, 16^2: 1000 training fields, 40 epochs, last weights, no
-    averaging, no selection.
+    """Darcy flow, coefficient -> pressure, 16^2: 1000 training fields, 40 epochs.
+
+    The last weights count: no averaging, no selection.
     """
     config.data = base.data("volumes")
     config.data.augment = ("transpose",)  # samples at 0, h, 2h, ...: no mirror images
@@ -85,10 +87,8 @@ def darcy(config) -> None:
     # 191,881 parameters, as the published recipe
     config.model.modes, config.model.window = (0, 4, 4), "one_sided"
     config.model.width, config.model.coordinates = 24, "all"
-    config.task.losses, config.task.metrics = (
-        (("relative_l2", 1.0),),
-        ("relative_l2", "vrmse", "rmse"),
-    )
+    config.task.losses = (("relative_l2", 1.0),)
+    config.task.metrics = ("relative_l2", "vrmse", "rmse")
     config.task.spectra = False
     config.checkpoint.best_metric = "relative_l2"
     config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"

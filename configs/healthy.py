@@ -1,8 +1,8 @@
-"""Small healthy runs, 16^3 boxes: what the pre-flight has to pass, and what faults are planted into
-(launch/campaigns/planted/__init__.py).
+"""Small healthy runs on boxes of 16^3: what the pre-flight has to pass.
 
-python -m jaxvol.main --config=configs/healthy.py:fno --mode=preflight         half a minute on 2
-CPU cores
+Faults are planted into them (launch/campaigns/planted/__init__.py).
+
+    python -m jaxvol.main --config=configs/healthy.py:fno --mode=preflight   half a minute, 2 cores
 """
 
 from jaxvol.config import base, experiments
@@ -50,11 +50,8 @@ def get_config(variant: str = "fno"):
     name, *kind = variant.split("-")
     config = base.common()
     config.precision = "bf16" if kind == ["bf16"] else "f32"
-    config.model, config.task, config.data = (
-        base.model(name),
-        base.task("regression"),
-        base.data("cosmology"),
-    )
+    config.model, config.task = base.model(name), base.task("regression")
+    config.data = base.data("cosmology")
     for field, value in fields.items():
         config.model[field] = value
     if name == "pix2pixcc":
@@ -75,15 +72,13 @@ def get_config(variant: str = "fno"):
 
 
 def physics_informed():
-    """The diffusion equation in the published size and with a fifth of its points; the check of
-    physics alone.
+    """The diffusion equation in the published size and with a fifth of its points.
+
+    Only the check of physics looks at it.
     """
     config = pinn.get_config("diffusion-published")
-    config.data.points.interior, config.data.points.initial, config.data.points.boundary = (
-        400,
-        100,
-        40,
-    )
+    points = config.data.points
+    points.interior, points.initial, points.boundary = 400, 100, 40
     config.total_steps, config.evaluate.every, config.checkpoint.every = 200, 100, 100
     config.preflight.only = ("physics",)
     return config

@@ -1,30 +1,32 @@
 """Height of a surface from 16 fringe images: 4 wavelengths, 4 phase steps (jaxvol/ops/fringes.py).
 
-    python -m jaxvol.main --config=configs/interferometry.py:pinn       a network of coordinates,
-    one stack of images, 45 s of one core
-    python -m jaxvol.main --config=configs/interferometry.py:unet       images to heights, trained
-    on random surfaces, 200 s of one core
-    python -m jaxvol.main --config=configs/interferometry.py:pinn-published, :unet-published
-    the published losses
-    python launch/studies/fringe_points.py                                      pixels per second
-    and error for mini-batches of pixels
+    python -m jaxvol.main --config=configs/interferometry.py:pinn             45 s of one core
+        a network of coordinates, fitted to one stack of images
+    python -m jaxvol.main --config=configs/interferometry.py:unet            200 s of one core
+        images to heights, trained on random surfaces
+    python -m jaxvol.main --config=configs/interferometry.py:pinn-published
+    python -m jaxvol.main --config=configs/interferometry.py:unet-published
+        the published losses
+    python launch/studies/fringe_points.py
+        pixels per second and error for mini-batches of pixels
 
 RMSE in um on the published surface, 128^2 pixels, 8 bits, seed 0; camera noise in grey levels is
 data.problem.noise, data.optics.noise:
 
     noise                        0         5        10
-    pinn                    0.0049    0.0051    0.0066      pinn-published at noise 5: 101, the mean
-    7.6
-    unet                    0.0008   0.0036    0.0069
-    unwrapping              0.0007    0.0080    0.0160      (classical, needs the middle of the
-    heights; see ops/fringes.py)
+    pinn                    0.0049    0.0051    0.0066
+    unet                    0.0008    0.0036    0.0069
+    unwrapping              0.0007    0.0080    0.0160     classical, see jaxvol/ops/fringes.py; it
+                                                           needs the middle of the heights
     unwrapping, smoothed    0.0082    0.0085    0.0094
+    pinn-published               -       101         -
+    mean                         -       7.6         -
 
 Without the classical solution, 64^2 pixels, noise 5, on the published surface: unet-beats 1.4,
 unet-published 7.4, the mean 7.6.
 
-Users' stacks: --config.data.problem.folder=FOLDER (U-Net: --config.data.optics.folder=FOLDER), see
-               jaxvol/data/io/image_stack.py.
+Your own stacks (jaxvol/data/io/image_stack.py): --config.data.problem.folder=FOLDER, of the U-Net
+--config.data.optics.folder=FOLDER.
 """
 
 from jaxvol import pdes
@@ -56,14 +58,9 @@ def get_config(variant: str = "pinn"):
 
 
 def coordinates(config) -> None:
-    """h(x, y) = 12 + 15 network um, from pixels that are drawn anew for every update of Adam, 1,024
-    of them.
-    """
-    config.model, config.task, config.data = (
-        base.model("cheb_kan"),
-        base.task("physics"),
-        base.data("collocation"),
-    )
+    """h(x, y) = 12 + 15 network um, from 1,024 pixels, drawn anew for every update of Adam."""
+    config.model, config.task = base.model("cheb_kan"), base.task("physics")
+    config.data = base.data("collocation")
     config.data.problem = pdes.fields("interferometry")
     # One set: the same pixels in four sets of 256 take longer (launch/studies/fringe_points.py).
     config.data.points.interior, config.data.points.data, config.data.resample = 256, 1024, 1
@@ -119,22 +116,18 @@ def adam(config) -> None:
 
 
 def pinn_published(config) -> None:
-    """The published loss alone, from the same start and with as many updates: it ends in a fringe
-    nearby.
-    """
+    """The published loss alone, with the same start and updates: it ends in a fringe nearby."""
     adam(config)
     config.phases = ()
 
 
 def unet(config) -> None:
-    """What has to be added to the classical solution, 128^2 pixels, 256 random surfaces, noise anew
-    each time; no height is ever shown.
+    """What has to be added to the classical solution; no height is ever shown.
+
+    128^2 pixels, 256 random surfaces, noise anew each time.
     """
-    config.model, config.task, config.data = (
-        base.model("unet"),
-        base.task("fringes"),
-        base.data("fringes"),
-    )
+    config.model, config.task = base.model("unet"), base.task("fringes")
+    config.data = base.data("fringes")
     config.batch_size, config.evaluate.batch_size = 2, 2
     config.ema_decay = 0.99
     config.checkpoint.best_metric = "loss"
@@ -147,12 +140,11 @@ def unet(config) -> None:
 
 
 def small(config, pixels: int) -> None:
-    """Fewer pixels; roughness is counted per squared pixel, so its weight goes with the fourth
-    power of their size.
+    """Fewer pixels, that is larger ones.
+
+    Roughness is counted per squared pixel, so its weight goes with the fourth power of their size.
     """
-    config.task.weights.smooth = (
-        config.task.weights.smooth * (pixels / config.data.optics.size) ** 4
-    )
+    config.task.weights.smooth *= (pixels / config.data.optics.size) ** 4
     config.data.optics.size = pixels
 
 

@@ -1,21 +1,21 @@
-"""Physics-informed Chebyshev KANs, one variant per problem.  Relative L2 on a grid and processor
-time, seed 0, one core:
+"""Physics-informed Chebyshev KANs, one variant per problem.
 
-    python -m jaxvol.main --config=configs/pinn.py:helmholtz             u'' + k^2 u = 0, k = 4 pi
-    2.4e-8    65 s
-    python -m jaxvol.main --config=configs/pinn.py:poisson3d             exact boundary values
-    1.9e-6    85 s
-    python -m jaxvol.main --config=configs/pinn.py:diffusion             exact initial, boundary
-    values    3.1e-5   105 s
-    python -m jaxvol.main --config=configs/pinn.py:burgers               points follow the front
-    7.9e-4   380 s
-    python -m jaxvol.main --config=configs/pinn.py:diffusion-published   Adam alone, float32, 10,000
-    2.7e-2    80 s
-    python launch/studies/pinn_table.py                                          all of them, with
-    MLPs, unscaled, more seeds
+    python -m jaxvol.main --config=configs/pinn.py:VARIANT
+
+    variant                relative L2   seconds
+    helmholtz                   2.4e-8        65    u'' + k^2 u = 0, k = 4 pi
+    poisson3d                   1.9e-6        85    boundary values met exactly
+    diffusion                   3.1e-5       105    initial and boundary values met exactly
+    burgers                     7.9e-4       380    points follow the front
+    diffusion-published         2.7e-2        80    Adam alone, float32, 10,000 updates
+
+(On a grid; seed 0, processor time of one core.)  All of them, with MLPs, unscaled, more seeds:
+
+    python launch/studies/pinn_table.py
+
+One factor at a time, five seeds each; ablation-elliptic as well:
+
     python -m jaxvol.main --config=configs/pinn.py:ablation --mode=sweep
-
-sweep() has one factor at a time, five seeds each; `ablation-elliptic` is the same on Poisson 3D.
 
 `<variant>-mlp` is the same problem with an MLP of as many parameters; --config.model.scaling=none
 leaves the domain as it is.
@@ -76,31 +76,27 @@ def get_config(variant: str = ""):
         # 457 parameters against 528; 1,801 against 1,824
         widths = (19, 19) if name == "diffusion-published" else (40, 40)
         config.model = base.model("mlp")
-        config.model.widths, config.model.scaling = (
-            widths,
-            "space" if name == "diffusion-published" else "affine",
-        )
+        config.model.widths = widths
+        config.model.scaling = "space" if name == "diffusion-published" else "affine"
     return config
 
 
 def common():
-    """What all problems share: Adam, then the self-scaled Broyden method in float64 on one set of
-    points; scored at the end, as they are.
+    """What all problems share: Adam, then the self-scaled Broyden method, both in float64.
+
+    One set of points; the last weights are scored.
     """
     config = base.common()
-    config.model, config.task, config.data = (
-        base.model("cheb_kan"),
-        base.task("physics"),
-        base.data("collocation"),
-    )
+    config.model, config.task = base.model("cheb_kan"), base.task("physics")
+    config.data = base.data("collocation")
     config.precision = "f64"
     config.batch_size = config.evaluate.batch_size = 1
     config.ema_decay = 0.0
     config.evaluate.checkpoint, config.evaluate.weights = "final", "raw"
     config.checkpoint.best_metric = "loss"
     config.optimizer.name, config.optimizer.learning_rate = "adam", 2e-3
-    # not `gradients`: one term outweighs the others at the start by nature, and Adam does not mind
-    # a clip that scales everything
+    # Not the check `gradients`: one term outweighs the others at the start by nature, and Adam does
+    # not mind a clip that scales everything.
     config.preflight.only = ("environment", "state", "schedule", "physics", "numerics", "lr_range")
     two_phases(config, 600, 1200)
     return config
@@ -148,8 +144,9 @@ def poisson(config, dimension: int) -> None:
 
 
 def diffusion(config) -> None:
-    """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine; its values and those
-    of the ends are met exactly.
+    """u_t = alpha u_xx on [-6, 6] x [0, 1]: six periods of the initial sine.
+
+    Initial and boundary values are met exactly.
     """
     config.data.problem = pdes.fields("diffusion")
     config.data.points.interior = 1500
@@ -158,24 +155,19 @@ def diffusion(config) -> None:
 
 
 def published(config) -> None:
-    """Settings of the published code: 528 parameters, 2,000 + 400 + 2 x 200 random points, weights
-    0.01, 1 and 1, Adam 1e-3.
+    """Settings of the published code.
+
+    528 parameters, 2,000 + 400 + 2 x 200 random points, weights 0.01, 1 and 1, Adam 1e-3.
     """
     config.data.problem = pdes.fields("diffusion")
-    config.data.points.interior, config.data.points.initial, config.data.points.boundary = (
-        2000,
-        400,
-        200,
-    )
+    points = config.data.points
+    points.interior, points.initial, points.boundary = 2000, 400, 200
     config.data.sampler = "uniform"
     config.model.widths, config.model.scaling = (8, 8), "space"
     weights(config, 0.01, 1.0)
     config.precision, config.phases, config.total_steps = "f32", (), 10000
-    config.optimizer.learning_rate, config.optimizer.clip_norm, config.optimizer.schedule.name = (
-        1e-3,
-        0.0,
-        "constant",
-    )
+    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e-3, 0.0
+    config.optimizer.schedule.name = "constant"
     config.evaluate.every = config.checkpoint.every = 2500
 
 
@@ -186,9 +178,7 @@ def ablation(config) -> None:
 
 
 def ablation_elliptic(config) -> None:
-    """Factors of sweep() on another kind of equation: Poisson 3D with soft boundary values and the
-    same training.
-    """
+    """The same training on another kind of equation: Poisson 3D with soft boundary values."""
     ablation(config)
     config.data.problem = pdes.fields("poisson")
     config.data.points.interior, config.data.points.boundary = 1500, 200
@@ -204,8 +194,9 @@ def wave(config) -> None:
 
 
 def burgers(config) -> None:
-    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are drawn where it is; initial and
-    boundary values met exactly.
+    """u_t + u u_x = 0.01 / pi u_xx: a front forms, and points are drawn where it is.
+
+    Initial and boundary values are met exactly.
     """
     config.data.problem = pdes.fields("burgers")
     config.data.points.interior = 1000
@@ -245,8 +236,9 @@ def taylor_green(config) -> None:
 
 
 def quick(config) -> None:
-    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values, the
-    start that such runs end lowest from.
+    """3D Poisson equation in less than a minute: Adam alone, in float32, soft boundary values.
+
+    The initialisation is the one from which such runs end lowest.
     """
     poisson(config, 3)
     config.model.init = "small"
@@ -256,10 +248,11 @@ def quick(config) -> None:
 
 
 def sweep() -> list[dict]:
-    """Ablations of the variants `ablation` and `ablation-elliptic`, one factor at a time, five
-    seeds each, with equal updates:
-    weightings of the loss, adaptive points (four refinements), clipping, precision, schedules,
-    initialisations."""
+    """Ablations of `ablation` and `ablation-elliptic`: one factor at a time, five seeds each.
+
+    Weightings of the loss, adaptive points (four refinements), clipping, precision, schedules,
+    initialisations; equal updates.
+    """
     balances = ("fixed", "loss_ratio", "gradnorm", "ntk", "relobralo", "self_adaptive")
     factors = [{"task.balance.name": b} for b in balances]
     factors += [

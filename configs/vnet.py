@@ -1,11 +1,13 @@
 """V-Net on volumes, on the data of configs/fno.py.
 
-python -m jaxvol.main --config=configs/vnet.py              1000 updates, about 10 minutes on 2 CPU
-cores     not measured
-python -m jaxvol.main --config=configs/vnet.py:quick        300 updates, about 3 minutes and the
-pre-flight   VRMSE 0.773 (Wiener 0.906)
-python -m jaxvol.main --config=configs/vnet.py:original      the published 3D U-Net (batch norm, one
-convolution per level)
+Times: 2 CPU cores.  VRMSE on unseen boxes; the Wiener filter has 0.906.
+
+    python -m jaxvol.main --config=configs/vnet.py           1000 updates, about 10 minutes
+                                                             VRMSE not measured
+    python -m jaxvol.main --config=configs/vnet.py:quick     300 updates, about 3 minutes and the
+                                                             pre-flight; VRMSE 0.773
+    python -m jaxvol.main --config=configs/vnet.py:original  the published 3D U-Net (batch norm,
+                                                             one convolution per level)
 """
 
 from jaxvol.config import base, experiments
@@ -24,9 +26,7 @@ def get_config(variant: str = ""):
 
 
 def full(config) -> None:
-    """Evolved dark-matter density at z = 0 -> the linear density field it grew from, 32^3 cells of
-    4 Mpc/h, as configs/fno.py.
-    """
+    """The data of configs/fno.py: evolved dark-matter density -> the linear field it grew from."""
     reference = fno.get_config()
     for field in ("data", "total_steps", "batch_size", "ema_decay"):
         config[field] = reference[field]
@@ -44,8 +44,9 @@ def quick(config) -> None:
 
 
 def original(config) -> None:
-    """The layout of the published code, with a linear head: its own ends in norm and ReLU and can
-    give no density below the mean.
+    """The layout of the published code, with a linear head.
+
+    Its own head ends in norm and ReLU and can give no density below the mean.
     """
     quick(config)
     config.model.layout, config.model.norm, config.model.fit = "original", "batch", "crop"

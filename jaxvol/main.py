@@ -10,9 +10,7 @@ error, 2 pre-flight FAIL or ERROR, 3 non-finite, 4 workdir in use.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from logging import Formatter
@@ -29,7 +27,7 @@ from jaxvol.diagnostics import preflight, watch
 from jaxvol.evaluation import compare, evaluate, pictures, predict, sweep
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import errors, monitoring, processes, provenance, writer
-from jaxvol.training import assemble, checkpoint, handover, loop, restore, sharding
+from jaxvol.training import assemble, checkpoint, loop, restore, resume, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
 
@@ -45,30 +43,6 @@ def prepare(config: ConfigDict) -> None:
         logging.set_verbosity(logging.ERROR)
 
 
-def check_resume(config: ConfigDict, workdir: Path) -> None:
-    """UserError if the workdir holds a run of another config; with resume=fresh its checkpoints are
-    put aside.
-    """
-    file = workdir / "config.json"
-    if not file.exists():
-        return
-    if config.resume == "fresh":
-        aside = workdir / "discarded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9}"
-        for name in ("checkpoints", "metrics.csv", "perf.csv", "status.json"):
-            if (workdir / name).exists():
-                aside.mkdir(parents=True, exist_ok=True)
-                shutil.move(str(workdir / name), str(aside / name))
-        return
-    changed = identity.differences(provenance.read_config(file), config)
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run with another config:\n  - "
-            + "\n  - ".join(changed)
-            + "\nUse the old values to go on, another --workdir for a new run, or "
-            "--config.resume=fresh to start over."
-        )
-
-
 def do_train(config: ConfigDict, workdir: Path) -> int:
     """Train to the end or to the next interruption, then score the test split."""
     for doubt in validate.validate(config):
@@ -79,12 +53,12 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
 
     def parts_of(index: int) -> Parts:
         if index not in cache:
-            cache[index] = phase_parts(plan, index, mesh, cache)
+            cache[index] = assemble.phase_parts(plan, index, mesh, cache)
         return cache[index]
 
     with jax.set_mesh(mesh), processes.lock(workdir):
-        processes.once(lambda: check_resume(config, workdir))
-        check_phases(plan, parts_of)
+        processes.once(lambda: resume.check_resume(config, workdir))
+        assemble.check_phases(plan, parts_of)
         if refused(config, workdir, mesh, plan[0], parts_of(0)):
             return REFUSED
         run = open_run(config, workdir, mesh, parts_of(0))
@@ -96,27 +70,6 @@ def do_train(config: ConfigDict, workdir: Path) -> int:
         )
         return UNFINISHED
     return do_evaluate(config, workdir)
-
-
-def phase_parts(plan: list[Phase], index: int, mesh: Mesh, cache: dict[int, Parts]) -> Parts:
-    """The parts of a phase, put in the place of another's in `cache`: one phase's dataset and
-    programs at a time, and the same dataset where both read the same.
-    """
-    phase = plan[index]
-    same = [i for i in cache if phases.same_data(plan[i].config, phase.config)]
-    dataset = cache[same[0]].dataset if same else None
-    cache.clear()
-    steps = plan[-1].stop if phase.config.optimizer.schedule.span == "run" else phase.steps
-    return assemble.parts(phase.config, mesh, steps, dataset)
-
-
-def check_phases(plan: list[Phase], parts_of: Callable[[int], Parts]) -> None:
-    """Every phase is built and traced before the first one trains; UserError names the phase."""
-    for index in range(len(plan) - 1, 0, -1):
-        before, phase = parts_of(index - 1), plan[index]
-        after = parts_of(index)
-        assemble.trace(after, phase.config, f"phase {phase.name!r}")
-        handover.check(before, after, phase, plan[index - 1].name)
 
 
 def refused(config: ConfigDict, workdir: Path, mesh: Mesh, phase: Phase, parts: Parts):

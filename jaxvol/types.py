@@ -73,7 +73,7 @@ def unchanged(batch: Batch, key: Key) -> Batch:
     return batch
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What is learned and how it is scored, as pure functions (all of them traceable except
     `summarize`).

@@ -91,7 +91,8 @@ def test_evaluate_says_which_weights_and_averaged_differ_from_raw(trained):
             )
             == 0
         )
-        found[kind] = json.loads((trained / "run0/evaluation/metrics.json").read_text())
+        file = trained / "run0/evaluation/val-final/metrics.json"
+        found[kind] = json.loads(file.read_text())
         assert (
             found[kind]["weights"] == kind
             and found[kind]["split"] == "val"

@@ -122,9 +122,10 @@ def import_run(
         "data_hash": dataset.hash,
         "versions": provenance.versions(),
         "phase": 0,
+        "phase_name": "",
         "steps": config.total_steps,
         "spec": dataset.spec.to_json(),
-        "progress": dataclasses.asdict(progress.Progress()),
+        "progress": dataclasses.asdict(progress.Progress(starts=[0])),
     }
     provenance.write_config(output, config)
     checkpoint.save(store, state, meta)

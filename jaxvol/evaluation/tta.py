@@ -89,8 +89,7 @@ def wrap(module: Any, spec: Spec, name: str) -> Any:
     """The module itself for "none", else its average over the named transforms.
 
     UserError: unknown name; coordinates, which have no symmetry; a vector whose normaliser treats
-               its components differently, as
-    normalised values do not turn then.
+               its components differently, as normalised values do not turn then.
     """
     if name not in TRANSFORMS:
         raise UserError(f"evaluate.tta is {name!r}; it has to be one of {', '.join(TRANSFORMS)}.")
@@ -100,15 +99,14 @@ def wrap(module: Any, spec: Spec, name: str) -> Any:
         if field.kind == rotations.COORDINATES:
             raise UserError(
                 f"evaluate.tta is {name!r}, but the field {leaf!r} holds coordinates, which are "
-                "neither turned nor "
-                "mirrored; use tta 'none'."
+                "neither turned nor mirrored; use tta 'none'."
             )
         steps = [step["name"] for step in field.normaliser if not _turns(step)]
         if field.kind == "vector" and steps:
             raise UserError(
                 f"evaluate.tta is {name!r}, but the vector field {leaf!r} is normalised by "
-                f"{', '.join(steps)}, which "
-                "does not commute with rotations; use the normaliser standardise, or tta 'none'."
+                f"{', '.join(steps)}, which does not commute with rotations; use the normaliser "
+                "standardise, or tta 'none'."
             )
     return Averaged(module, name, spec)
 
@@ -119,14 +117,14 @@ def transforms(name: str, spec: Spec, shape: tuple[int, int, int]) -> tuple[Tran
     elements = rotations.allowed(shape, spec.spacing, kinds, spec.periodic)
     if name != "cube":
         elements = tuple(g for g in elements if g.axes == rotations.IDENTITY.axes)
-    found = tuple(_exact(g) for g in elements)
+    moves = tuple(_exact(g) for g in elements)
     if name == "rotations":
-        found += tuple(
+        moves += tuple(
             _turn(axis, sign * ANGLE, shape)
             for axis in turning_axes(spec, shape)
             for sign in (1, -1)
         )
-    return found
+    return moves
 
 
 def turning_axes(spec: Spec, shape: tuple[int, int, int]) -> tuple[int, ...]:

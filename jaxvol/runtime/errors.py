@@ -1,8 +1,8 @@
 """What machines do to a run, in words: a full disk, a device without memory, a process that is
 gone.
 
-`explain` is asked once, where a training ends with an exception.  What it does not know stays as it
-was raised.
+`explain` is called once, where a training ends with an exception.  What it does not know stays as
+it was raised.
 """
 
 from __future__ import annotations
@@ -30,24 +30,23 @@ DISK = {
     errno.EMFILE: "too many files are open (ulimit -n)",
 }
 GONE = re.compile(
-    r"gloo|connection (?:reset|closed|refused)|socket closed|heartbeat|coordination "
-    r"service|nccl|broken pipe|peer|"
-    r"DEADLINE_EXCEEDED|UNAVAILABLE|CANCELLED|barrier",
+    r"gloo|connection (?:reset|closed|refused)|socket closed|heartbeat|coordination service|nccl|"
+    r"broken pipe|peer|DEADLINE_EXCEEDED|UNAVAILABLE|CANCELLED|barrier",
     re.I,
 )
 MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|failed to allocate", re.I)
-ASKED = re.compile(r"([\d.]+)\s*(bytes|[KMGT]i?B)", re.I)
+SIZE = re.compile(r"([\d.]+)\s*(bytes|[KMGT]i?B)", re.I)
 UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 SAFE = 0.9  # of the memory that a step may plan with
 
 
 def chain(error: BaseException) -> list[BaseException]:
     """The error, and those that led to it."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.append(error)
         error = error.__cause__ or error.__context__
-    return found
+    return errors
 
 
 def explain(
@@ -59,10 +58,10 @@ def explain(
     """`error`, or what it means for people where that is known.
 
     saved:       newest step on disk, None for none.
-    batch_sizes: () -> (the largest batch that fits, 0 for unknown; how that is known), asked when
+    batch_sizes: () -> (the largest batch that fits, 0 for unknown; how that is known), called when
                  memory ran out.
     """
-    kept = (
+    checkpoint = (
         f"The checkpoint of step {saved} in {workdir} is sound"
         if saved is not None
         else f"Nothing had been saved in {workdir} yet"
@@ -70,22 +69,20 @@ def explain(
     for one in chain(error):
         if isinstance(one, (UserError, Interrupted)):
             return one
-        if told := disk(one):
+        if reason := disk(one):
             return UserError(
-                f"{workdir} cannot be written: {told}. {kept}; free some space, or mend the "
-                "permissions, and run the "
-                "same command again."
+                f"{workdir} cannot be written: {reason}. {checkpoint}; free some space, or mend "
+                "the permissions, and run the same command again."
             )
         if isinstance(one, TimeoutError):
             return Interrupted(
                 f"a save took too long ({_short(one)}): the disk is very slow, or the clock "
-                f"jumped. {kept}; run the same "
-                "command again."
+                f"jumped. {checkpoint}; run the same command again."
             )
         if isinstance(one, (MemoryError, jax.errors.JaxRuntimeError)) and (
             isinstance(one, MemoryError) or MEMORY.search(str(one))
         ):
-            return UserError(f"{memory(one, batch_sizes)} {kept}.")
+            return UserError(f"{memory(one, batch_sizes)} {checkpoint}.")
         if (
             isinstance(one, (jax.errors.JaxRuntimeError, ValueError, RuntimeError))
             and jax.process_count() > 1
@@ -93,8 +90,7 @@ def explain(
         ):
             return Interrupted(
                 f"another process of this run ended or cannot be reached any more ({_short(one)}). "
-                f"{kept}; run the same "
-                "command again in all processes."
+                f"{checkpoint}; run the same command again in all processes."
             )
     return error
 
@@ -108,16 +104,17 @@ def disk(error: BaseException) -> str:
         return f"{DISK[error.errno]}{place}"
     text = str(error)
     # TensorStore and Orbax raise a ValueError or RuntimeError with the system's text
-    for number, told in DISK.items():
+    for number, reason in DISK.items():
         if os.strerror(number) in text:
-            return told
+            return reason
     return ""
 
 
 def memory(error: BaseException, batch_sizes: Callable[[], tuple[int, str]] | None) -> str:
     """Asked, free, what fits, and the fields that decide it."""
-    asked = [float(number) * UNITS[unit[0].lower()] for number, unit in ASKED.findall(str(error))]
-    free, whose = free_memory()
+    sizes = [float(number) * UNITS[unit[0].lower()] for number, unit in SIZE.findall(str(error))]
+    wanted = f"{_bytes(max(sizes))} were" if sizes else "more was"
+    free, where = free_memory()
     largest, how = (0, "") if batch_sizes is None else batch_sizes()
     fits = (
         f"by the compiler's numbers for {how} the largest batch that fits is about {largest}"
@@ -127,23 +124,24 @@ def memory(error: BaseException, batch_sizes: Callable[[], tuple[int, str]] | No
         else "how large a batch fits could not be found out"
     )
     return (
-        f"Memory ran out: {_bytes(max(asked)) + ' were' if asked else 'more was'} asked for, "
-        f"{_bytes(free)} are free {whose}; {fits}. "
+        f"Memory ran out: {wanted} asked for, {_bytes(free)} are free {where}; {fits}. "
         "Lower batch_size (or raise micro_batches, which keeps the result), set model.remat=True "
-        "or precision='bf16', split more "
-        "with mesh.space or mesh.fsdp, or use smaller crops (data.crop)."
+        "or precision='bf16', split more with mesh.space or mesh.fsdp, or use smaller crops "
+        "(data.crop)."
     )
+
+
+def device_stats() -> list[dict[str, int]]:
+    """Memory statistics of this process's devices, of those that have any."""
+    every = [device.memory_stats() or {} for device in jax.local_devices()]
+    return [stats for stats in every if "bytes_limit" in stats]
 
 
 def free_memory() -> tuple[float, str]:
     """(bytes, where): of the fullest device of this process where it tells, else what the operating
     system could still give.
     """
-    stats = [
-        found
-        for device in jax.local_devices()
-        if "bytes_limit" in (found := device.memory_stats() or {})
-    ]
+    stats = device_stats()
     if stats:
         return min(float(s["bytes_limit"] - s["bytes_in_use"]) for s in stats), "on the device"
     lines = (
@@ -158,13 +156,9 @@ def free_memory() -> tuple[float, str]:
 
 def capacity() -> float:
     """Bytes that one device may hold; NaN where nobody tells."""
-    stats = [
-        found["bytes_limit"]
-        for device in jax.local_devices()
-        if "bytes_limit" in (found := device.memory_stats() or {})
-    ]
+    stats = device_stats()
     if stats:
-        return float(min(stats))
+        return float(min(s["bytes_limit"] for s in stats))
     free, _ = free_memory()
     return free / max(jax.local_device_count(), 1)
 
@@ -195,12 +189,12 @@ def sizes_of_step(
             name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding)
             for name, x in batch.items()
         }
-        found = (
+        memory = (
             step.lower(state, abstract, jax.ShapeDtypeStruct((), np.int32))
             .compile()
             .memory_analysis()
         )
-        return float(found.temp_size_in_bytes + found.argument_size_in_bytes)
+        return float(memory.temp_size_in_bytes + memory.argument_size_in_bytes)
 
     def ask() -> tuple[int, str]:
         try:

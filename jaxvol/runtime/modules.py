@@ -45,24 +45,26 @@ def module(room: str, name: str) -> ModuleType:
         f"jaxvol/{room}/ has {', '.join(choices(room))}. Use one of these, or the module path of "
         "your own file, seen from the config's folder or the current one."
     )
-    own = imported(name, f"config.{field} is {name!r}, but ", hint)
-    if not hasattr(own, function):
+    loaded = imported(name, f"config.{field} is {name!r}, but ", hint)
+    if not hasattr(loaded, function):
         raise UserError(
-            f"config.{field} is {name!r}, and {own.__file__} does not define {function}(). {hint}"
+            f"config.{field} is {name!r}, and {loaded.__file__} does not define {function}(). "
+            f"{hint}"
         )
-    return own
+    return loaded
 
 
 def function(name: str, field: str) -> Callable:
     """The user's own function `package.module.function`, named in the config as `field`."""
     path, _, attribute = name.rpartition(".")
     hint = "Expected the path of a function of yours, package.module.function."
-    own = imported(path, f"config.{field} has {name!r}, but ", hint)
-    if not callable(getattr(own, attribute, None)):
+    loaded = imported(path, f"config.{field} has {name!r}, but ", hint)
+    if not callable(getattr(loaded, attribute, None)):
         raise UserError(
-            f"config.{field} has {name!r}, and {own.__file__} has no function {attribute}. {hint}"
+            f"config.{field} has {name!r}, and {loaded.__file__} has no function {attribute}. "
+            f"{hint}"
         )
-    return getattr(own, attribute)
+    return getattr(loaded, attribute)
 
 
 def imported(name: str, before: str, hint: str) -> ModuleType:

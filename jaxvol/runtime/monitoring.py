@@ -26,17 +26,16 @@ UNFINISHED = 75  # exit status: run the same command again
 
 
 class Watchdog:
-    """Tells when waiting takes too long: `with watchdog("batch 17"): next(batches)`.  seconds = 0:
-    never.
+    """Tells when waiting takes too long: `with watchdog("batch 17"): next(batches)`.
 
-    After `seconds` it says what is waited for and prints where every thread stands; after twice
-    that it calls `give_up`, which
-    ends the process: a read that hangs in the kernel cannot be interrupted from Python.
+    After `seconds` (0: never) it says what is waited for and prints where every thread stands;
+    after twice that it calls `give_up`, which ends the process: a read that hangs in the kernel
+    cannot be interrupted from Python.
     """
 
     def __init__(self, seconds: float, give_up: Callable[[str], None]):
         self.seconds, self.give_up = seconds, give_up
-        self.what, self.since, self.told = "", 0.0, False
+        self.what, self.since, self.warned = "", 0.0, False
         self.changed = threading.Condition()
         self.closed = False
         if seconds > 0:
@@ -47,7 +46,7 @@ class Watchdog:
         return self
 
     def __enter__(self) -> None:
-        self.since, self.told = time.monotonic(), False
+        self.since, self.warned = time.monotonic(), False
 
     def __exit__(self, *error) -> None:
         self.since = 0.0
@@ -66,13 +65,12 @@ class Watchdog:
             # a wait that begins anew between these lines is a short one
             since = self.since
             waited = time.monotonic() - since if since else 0.0
-            if waited > self.seconds and not self.told:
-                self.told = True
+            if waited > self.seconds and not self.warned:
+                self.warned = True
                 logging.error(
                     "THE INPUT IS STALLED: %s did not come within %.0f s (config.stall_minutes). "
-                    "Is the disk or the network "
-                    "file system with the data there? The run ends after twice that. Where each "
-                    "thread stands:",
+                    "Is the disk or the network file system with the data there? The run ends "
+                    "after twice that. Where each thread stands:",
                     self.what,
                     waited,
                 )
@@ -154,15 +152,15 @@ def programs(step: Callable) -> int:
 
 
 def recompiled(writer, step: Callable, before: int, number: int) -> int:
-    """Programs that the jitted `step` has by now; told, and counted in perf.csv, when they have
-    become more than the first.
+    """Programs that the jitted `step` has by now; when they have become more than the first, a
+    warning says so and perf.csv counts it.
     """
     count = programs(step)
     if before >= 1 and count > before:
         logging.warning(
             "THE TRAIN STEP WAS COMPILED AGAIN at step %d (program %d): shape, type or placement "
-            "of its input changed. Each "
-            "compilation costs as much as the first; the batches should all look alike.",
+            "of its input changed. Each compilation costs as much as the first; the batches "
+            "should all look alike.",
             number,
             count,
         )
@@ -220,21 +218,21 @@ def summary(workdir: str | Path) -> Summary:
     return Summary(max(spent, default=0), hours, sum(spent.values()) / 3600, attempts, compiled)
 
 
-def sentence(found: Summary, best: tuple[str, float | None, int | None], reached: int) -> str:
+def sentence(run: Summary, best: tuple[str, float | None, int | None], reached: int) -> str:
     """One line for the console; best: (metric, its value, its step)."""
     metric, value, step = best
-    chosen = (
+    selected = (
         f"best {metric} {value:.5g} at step {step}"
         if value is not None
         else f"{metric} never validated"
     )
     share = (
-        f"{100 * found.goodput:.0f} % of it in work that counts"
-        if found.hours > 0
+        f"{100 * run.goodput:.0f} % of it in work that counts"
+        if run.hours > 0
         else "goodput not measured"
     )
-    again = f", {found.recompilations} recompilations" if found.recompilations else ""
+    again = f", {run.recompilations} recompilations" if run.recompilations else ""
     return (
-        f"summary: {reached} steps, {found.hours:.3g} h of wall clock ({share}), "
-        f"{max(found.attempts - 1, 0)} restarts{again}, {chosen}"
+        f"summary: {reached} steps, {run.hours:.3g} h of wall clock ({share}), "
+        f"{max(run.attempts - 1, 0)} restarts{again}, {selected}"
     )

@@ -1,11 +1,10 @@
 """How the processes of a run notice that one of them is gone, and say so, before XLA aborts them.
 
 XLA's coordination client ends a process with SIGABRT and a stack trace (status 134) a moment after
-process 0 is gone.  So every
-process holds a connection to process 0 over which one byte is sent at most: its exit status, when
-it ends by itself.  A connection that closes without it belonged to a process that was killed, or to
-a machine that died.  Where no connection can be made, because of a firewall say, the run goes on
-without, and XLA ends what is left.
+process 0 is gone.  So every process holds a connection to process 0 over which one byte is sent at
+most: its exit status, when it ends by itself.  A connection that closes without it belonged to a
+process that was killed, or to a machine that died.  Where no connection can be made, because of a
+firewall say, the run goes on without, and XLA ends what is left.
 """
 
 from __future__ import annotations
@@ -117,23 +116,23 @@ def _watch(connection: socket.socket, other: int) -> None:
     _end(
         UNFINISHED,
         f"another process of this run ended: process {other} was killed, or its machine is gone. "
-        "What was saved is sound; run "
-        "the same command again in all processes.",
+        "What was saved is sound; run the same command again in all processes.",
     )
 
 
-def _end(status: int, told: str) -> None:
+def _end(status: int, message: str) -> None:
     """Neither Python's files nor its exit handlers: XLA is about to abort."""
-    os.write(2, f"\njaxvol: {told}\n".encode())
+    os.write(2, f"\njaxvol: {message}\n".encode())
     goodbye(status)
     os._exit(status)
 
 
 def goodbye(status: int) -> None:
-    """Tell the others that this process ends by itself.  With an error, process 0 waits for them:
-    its end is what aborts them.
+    """Tell the others that this process ends by itself.
+
+    With an error, process 0 waits for them: its end is what aborts them.
     """
-    for other, connection in list(_held.items()):
+    for connection in list(_held.values()):
         with contextlib.suppress(OSError):
             connection.send(bytes([status]))
     end = time.monotonic() + GRACE_S + 2

@@ -1,5 +1,5 @@
-"""Several processes as one run, and one run per workdir: who they are, what they decide together,
-how one ends alone.
+"""Several processes as one run, and one run per workdir: which they are, what they decide
+together, how one ends alone.
 
 The environment says it: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID
 (launch/cluster/multihost.sh, launch/cluster/k8s.yaml), Slurm's srun, Open MPI's mpirun, or
@@ -41,14 +41,16 @@ class Group(NamedTuple):
     source: str  # who said so
 
 
-def find(environ: Mapping[str, str], asked) -> Group | None:
-    """The group that `asked` (config.distributed) or the environment describes; None for a run of
-    one process.
+def find(environ: Mapping[str, str], settings) -> Group | None:
+    """The group that `settings` (config.distributed) or the environment describes; None for a run
+    of one process.
 
     Raises UserError for a description that is not complete or contradicts itself.
     """
-    if asked.coordinator:
-        found = Group(asked.coordinator, asked.processes, asked.process, None, "config.distributed")
+    if settings.coordinator:
+        group = Group(
+            settings.coordinator, settings.processes, settings.process, None, "config.distributed"
+        )
     elif "JAX_COORDINATOR_ADDRESS" in environ:
         missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in environ]
         if missing:
@@ -56,7 +58,7 @@ def find(environ: Mapping[str, str], asked) -> Group | None:
                 f"JAX_COORDINATOR_ADDRESS is set without {' and '.join(missing)}; set all three, "
                 "or none of them."
             )
-        found = Group(
+        group = Group(
             environ["JAX_COORDINATOR_ADDRESS"],
             _whole(environ, "JAX_NUM_PROCESSES"),
             _whole(environ, "JAX_PROCESS_ID"),
@@ -66,7 +68,7 @@ def find(environ: Mapping[str, str], asked) -> Group | None:
     elif {"SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_JOB_ID"} <= set(
         environ
     ):
-        found = Group(
+        group = Group(
             f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port(_whole(environ, 'SLURM_JOB_ID'))}",
             _whole(environ, "SLURM_STEP_NUM_TASKS"),
             _whole(environ, "SLURM_PROCID"),
@@ -74,7 +76,7 @@ def find(environ: Mapping[str, str], asked) -> Group | None:
             "Slurm",
         )
     elif "OMPI_COMM_WORLD_SIZE" in environ:
-        found = Group(
+        group = Group(
             _open_mpi(environ),
             _whole(environ, "OMPI_COMM_WORLD_SIZE"),
             _whole(environ, "OMPI_COMM_WORLD_RANK"),
@@ -83,16 +85,15 @@ def find(environ: Mapping[str, str], asked) -> Group | None:
         )
     else:
         return None
-    if found.processes == 1:
+    if group.processes == 1:
         return None
-    if not 0 <= found.process < found.processes or not re.fullmatch(r"\S+:\d+", found.coordinator):
+    if not 0 <= group.process < group.processes or not re.fullmatch(r"\S+:\d+", group.coordinator):
         raise UserError(
-            f"{found.source} describes process {found.process} of {found.processes} with the "
-            "coordinator "
-            f"{found.coordinator!r}; expected a number from 0 to one less than their number, and "
-            "HOST:PORT."
+            f"{group.source} describes process {group.process} of {group.processes} with the "
+            f"coordinator {group.coordinator!r}; expected a number from 0 to one less than their "
+            "number, and HOST:PORT."
         )
-    return found
+    return group
 
 
 def _whole(environ: Mapping[str, str], name: str) -> int:
@@ -147,18 +148,17 @@ def _open_mpi(environ: Mapping[str, str]) -> str:
     raise UserError(
         "Open MPI started several processes, but does not say where process 0 runs; name it: "
         "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ..., with JAX_NUM_PROCESSES and "
-        "JAX_PROCESS_ID set in each process, "
-        "or --config.distributed.coordinator=HOST:PORT."
+        "JAX_PROCESS_ID set in each process, or --config.distributed.coordinator=HOST:PORT."
     )
 
 
-def start(asked) -> Group | None:
-    """Join the group that the environment or `asked` (config.distributed) describes, before JAX
+def start(settings) -> Group | None:
+    """Join the group that the environment or `settings` (config.distributed) describes, before JAX
     touches a device.
 
     Raises UserError when the others cannot be reached.
     """
-    group = find(os.environ, asked)
+    group = find(os.environ, settings)
     if group is None or jax.distributed.is_initialized():
         return group
     try:
@@ -169,16 +169,15 @@ def start(asked) -> Group | None:
             None if group.local is None else [group.local],
             cluster_detection_method="deactivate",
             initialization_timeout=CONNECT_S,
-            heartbeat_timeout_seconds=asked.heartbeat_seconds,
+            heartbeat_timeout_seconds=settings.heartbeat_seconds,
             shutdown_timeout_seconds=LEAVE_S,
         )
     except Exception as error:  # RuntimeError, XlaRuntimeError, ValueError: whatever gRPC says
         raise UserError(
             f"process {group.process} of {group.processes} ({group.source}) could not join the "
-            "others at "
-            f"{group.coordinator} within {CONNECT_S} s ({str(error).splitlines()[0][:200]}). Is "
-            "process 0 running there, "
-            "is the port open and free, and is the number of processes right?"
+            f"others at {group.coordinator} within {CONNECT_S} s "
+            f"({str(error).splitlines()[0][:200]}). Is process 0 running there, is the port open "
+            "and free, and is the number of processes right?"
         ) from error
     peer_watch.start(group.process, group.coordinator.rpartition(":")[0].strip("[]"), agree)
     return group
@@ -211,20 +210,22 @@ def once(action: Callable[[], object]) -> object:
     What it raises there is raised there; the others raise the same kind of error, whose text points
     to process 0.
     """
-    kinds = (Exception, UserError, WorkdirLocked)
-    failed, result = None, None
+    classes = (Exception, UserError, WorkdirLocked)
+    failure, result = None, None
     if first():
         try:
             result = action()
-        except Exception as error:  # told to the others, then raised
-            failed = error
-    kind = agree(
-        0 if failed is None else 1 + max(i for i, k in enumerate(kinds) if isinstance(failed, k))
+        except Exception as error:  # raised below, when the others know
+            failure = error
+    number = agree(
+        0
+        if failure is None
+        else 1 + max(i for i, c in enumerate(classes) if isinstance(failure, c))
     )
-    if failed is not None:
-        raise failed
-    if kind:
-        raise kinds[kind - 1]("process 0 could not go on; its message says why.")
+    if failure is not None:
+        raise failure
+    if number:
+        raise classes[number - 1]("process 0 could not go on; its message says why.")
     return result
 
 

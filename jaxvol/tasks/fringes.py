@@ -14,7 +14,7 @@ tasks/scoring.py, in um.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from jaxvol.ops import fringes, normalise
-from jaxvol.tasks import scoring
+from jaxvol.tasks import predictors, scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task
 
 STARTS = ("unwrapping", "constant")
@@ -190,15 +190,9 @@ def baselines(
     def smoothed(batch: Batch) -> Array:
         return fringes.smoothed(unwrapped(batch)[..., 0])[..., None]
 
-    def task(height) -> tuple[Task, Params, Extra]:
-        params, extra = {"net": {}}, {"stats": {"net": {}}}
-        return (
-            scoring.baseline(
-                config, spec, lambda params, extra, batch: height(batch), rows, params, {}
-            ),
-            params,
-            extra,
-        )
+    def task(height: Callable[[Batch], Array]) -> tuple[Task, Params, Extra]:
+        physical = lambda params, extra, batch: height(batch)
+        return predictors.untrained(config, spec, physical, rows, {"net": {}}, {})
 
     return {
         "mean": task(flat),

@@ -1,5 +1,6 @@
-"""Volume to volume: a network trained on a weighted sum of named losses; scoring and baselines are
-those of tasks/scoring.py.
+"""Volume to volume: a network trained on a weighted sum of named losses.
+
+Scoring is that of scoring.py, the baselines are those of predictors.py.
 """
 
 from __future__ import annotations
@@ -8,23 +9,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol.tasks import scoring
+from jaxvol.tasks import predictors, scoring
 from jaxvol.types import Batch, Extra, Fixed, Key, Metrics, Params, Spec, Task
 
-rules, baselines = scoring.rules, scoring.baselines
+rules, baselines = scoring.rules, predictors.baselines
 
 
 def fields() -> ConfigDict:
-    """Volume to volume: weighted sum of named losses in normalised units, metrics in physical
-    units.
-    """
+    """Weighted sum of named losses in normalised units, metrics in physical units."""
     return ConfigDict(
         {
             "name": "regression",
-            "losses": (("mse", 1.0),),  # (name in jaxvol/scores/losses.py, weight), ...
+            # ((loss, weight), ...) or ((loss, weight, {argument: value}), ...); a loss is a name in
+            # jaxvol/scores/losses.py or the path of a function of yours, package.module.function
+            "losses": (("mse", 1.0),),
             # a loss is its mean over volumes averaged over cubes of these sides, e.g. (1, 2, 4)
             "resolutions": (1,),
-            # names in jaxvol/scores/metrics.py
+            # names in jaxvol/scores/metrics.py, (name, {argument: value}), or paths of functions
             "metrics": ("vrmse", "rmse", "mae", "relative_l2", "pearson", "ssim", "psnr"),
             "spectra": True,  # P(k), T(k), r(k) per box (needs cubic voxels)
         }
@@ -32,11 +33,10 @@ def fields() -> ConfigDict:
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
-    """The task of training `model`, called as model(x, train=bool), whose parameters are the group
-    "net".
+    """The task of training `model`, called as model(x, train=bool): the group "net".
 
-    The model may use the rng "dropout" and hold other collections (batch statistics):
-    extra["stats"]["net"]. Raises UserError when the config names a loss or metric that does not
+    The model may use the rng "dropout" and hold other collections (batch statistics), which are
+    extra["stats"]["net"].  Raises UserError when the config names a loss or metric that does not
     exist, or the prediction has another shape than the target.
     """
     terms = scoring.terms(config, spec)

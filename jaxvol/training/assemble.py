@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxvol.config import components
-from jaxvol.training import optim, sharding, step
+from jaxvol.config import components, phases
+from jaxvol.config.phases import Phase
+from jaxvol.training import handover, optim, sharding, step
 from jaxvol.types import (
     Batch,
     Dataset,
@@ -123,3 +124,24 @@ def state_template(config: ConfigDict, spec: Spec, steps: int, mesh) -> tuple[Ca
         lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings
     )
     return init, struct
+
+
+def phase_parts(plan: list[Phase], index: int, mesh: Mesh, cache: dict[int, Parts]) -> Parts:
+    """The parts of a phase, put in the place of another's in `cache`: one phase's dataset and
+    programs at a time, and the same dataset where both read the same.
+    """
+    phase = plan[index]
+    same = [i for i in cache if phases.same_data(plan[i].config, phase.config)]
+    dataset = cache[same[0]].dataset if same else None
+    cache.clear()
+    steps = plan[-1].stop if phase.config.optimizer.schedule.span == "run" else phase.steps
+    return parts(phase.config, mesh, steps, dataset)
+
+
+def check_phases(plan: list[Phase], parts_of: Callable[[int], Parts]) -> None:
+    """Every phase is built and traced before the first one trains; UserError names the phase."""
+    for index in range(len(plan) - 1, 0, -1):
+        before, phase = parts_of(index - 1), plan[index]
+        after = parts_of(index)
+        trace(after, phase.config, f"phase {phase.name!r}")
+        handover.check(before, after, phase, plan[index - 1].name)

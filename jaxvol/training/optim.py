@@ -67,8 +67,8 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
     Moments, norms and clipping are at least float32.
 
     A group with `every` > 1 or `delay` > 0 waits (`every_k_steps`), and its schedule is as long as
-    it has updates.  Raises UserError for an unknown rule, schedule or overridden field, and for clipping
-    with a line search.
+    it has updates.  Raises UserError for an unknown rule, schedule or overridden field, and for
+    clipping with a line search.
     """
     config = settings(config, group)
     check_rhythm(config, group)
@@ -94,11 +94,8 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
         norm, (clipped, clipped_norm) = global_norm(grads), clip(grads, config.clip_norm)
         # Only a line search reads these; to any other rule they would be unused inputs of the
         # compiled step.
-        search = (
-            {"value": value, "grad": grads if grad is None else grad, "value_fn": value_fn}
-            if searched
-            else {}
-        )
+        given = {"value": value, "grad": grads if grad is None else grad, "value_fn": value_fn}
+        search = given if searched else {}
         unit, inner = rule.update(clipped, state.inner, params, **search)
         watched = (
             schedules.watch(config.schedule.plateau, state.plateau, monitor) if on_plateau else ()
@@ -115,11 +112,8 @@ def make(config, group: str, steps: int) -> optax.GradientTransformationExtraArg
         return updates, OptimizerState(optax.safe_increment(state.count), inner, used, watched)
 
     mover = optax.GradientTransformationExtraArgs(init, update)
-    return (
-        mover
-        if config.every == 1 and config.delay == 0
-        else every_k_steps(mover, config.every, config.delay)
-    )
+    always = config.every == 1 and config.delay == 0
+    return mover if always else every_k_steps(mover, config.every, config.delay)
 
 
 def check_rhythm(config, group: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from jaxvol.config import identity
 from jaxvol.config.phases import Phase
-from jaxvol.runtime import monitoring
+from jaxvol.runtime import monitoring, provenance
 from jaxvol.training import checkpoint, handover
 from jaxvol.training.progress import Progress, Run
 from jaxvol.types import TrainState, UserError
@@ -78,6 +82,30 @@ def check_belongs(run: Run, plan: list[Phase], meta: dict) -> None:
     if changed:
         raise UserError(
             f"{where} is of a run with another config:\n  - "
+            + "\n  - ".join(changed)
+            + "\nUse the old values to go on, another --workdir for a new run, or "
+            "--config.resume=fresh to start over."
+        )
+
+
+def check_resume(config: ConfigDict, workdir: Path) -> None:
+    """UserError if the workdir holds a run of another config; with resume=fresh its checkpoints are
+    put aside.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    if config.resume == "fresh":
+        aside = workdir / "discarded" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9}"
+        for name in ("checkpoints", "metrics.csv", "perf.csv", "status.json"):
+            if (workdir / name).exists():
+                aside.mkdir(parents=True, exist_ok=True)
+                shutil.move(str(workdir / name), str(aside / name))
+        return
+    changed = identity.differences(provenance.read_config(file), config)
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run with another config:\n  - "
             + "\n  - ".join(changed)
             + "\nUse the old values to go on, another --workdir for a new run, or "
             "--config.resume=fresh to start over."

@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # N processes on this machine that train as one: CPU with gloo, or one GPU each.
 #
-#   launch/cluster/multihost.sh N [arguments of jaxvol.main]      e.g. launch/cluster/multihost.sh 2 --config=configs/fno.py:quick
+#   launch/cluster/multihost.sh N [arguments of jaxvol.main]
+#   launch/cluster/multihost.sh 2 --config=configs/fno.py:quick
 #
-# Again, until it is finished, while the processes end with 75 (saved but unfinished).  The status is that of the first process
-# that failed; when one dies the others have 90 seconds to end by themselves.  RERUN=0 runs once; PYTHON chooses the interpreter.
+# Again, until it is finished, while the processes end with 75 (saved but unfinished).  The status
+# is that of the first process that failed; when one dies the others have 90 seconds to end by
+# themselves.  RERUN=0 runs once; PYTHON chooses the interpreter.
 set -euo pipefail
-if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then echo "usage: launch/cluster/multihost.sh N [arguments of jaxvol.main]" >&2; exit 1; fi
+if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+  echo "usage: launch/cluster/multihost.sh N [arguments of jaxvol.main]" >&2
+  exit 1
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 number=$1
 shift
@@ -30,7 +35,10 @@ await() {       # bash's wait ends with every signal that is trapped
 
 once() {
   local port worst=0 status i deadline=0
-  port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  port=$("$PYTHON" -c 'import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])')
   pids=()
   for (( i = 0; i < number; i++ )); do
     JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$number JAX_PROCESS_ID=$i \
@@ -60,7 +68,8 @@ once() {
 while true; do
   once "$@" && status=0 || status=$?
   if (( status > 128 )); then
-    echo "multihost.sh: a process was killed (signal $((status - 128))); what was saved is sound, the same command goes on" >&2
+    echo "multihost.sh: a process was killed (signal $((status - 128))); what was saved is sound," \
+      "the same command goes on" >&2
   fi
   if (( status != 75 )) || [[ ${RERUN:-1} == 0 ]]; then exit "$status"; fi
   echo "multihost.sh: saved but unfinished, starting again" >&2

@@ -1,5 +1,6 @@
-"""The ablations of configs/pinn.py as a table and a picture: relative L2 over seeds, and what
-refinement did to the residual.
+"""The ablations of configs/pinn.py as a table and a picture.
+
+Relative L2 of every factor over its seeds, and what refinement did to the residual.
 
     python -m jaxvol.main --config=configs/pinn.py:ablation --mode=sweep   # trains them
     python launch/studies/ablations.py                                     # reads what there is
@@ -23,16 +24,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol.evaluation import sweep_points  # noqa: E402
+from jaxvol.evaluation import sweep_points
 from jaxvol.plots import figures
-from jaxvol.runtime import atomic  # noqa: E402
+from jaxvol.runtime import atomic
 
 PERCENTILES = tuple(f"train/net/residual_p{p}" for p in (75, 95, 99))
 
 
 def groups(config: str, folder: str) -> dict[str, list[sweep_points.Point]]:
     """Factor -> its finished points, one per seed, in the order of sweep()."""
-    found: dict[str, list[sweep_points.Point]] = {}
+    finished: dict[str, list[sweep_points.Point]] = {}
     unnamed = ("seed", "task.refine.every", "task.refine.cap")
     for one in sweep_points.load(config, (), Path(folder)):
         factor = ", ".join(
@@ -41,68 +42,68 @@ def groups(config: str, folder: str) -> dict[str, list[sweep_points.Point]]:
             if name not in unnamed
         )
         if sweep_points.is_done(one) and (one.workdir / "evaluation" / "metrics.json").exists():
-            found.setdefault(factor or "as it is", []).append(one)
-    return found
+            finished.setdefault(factor or "as it is", []).append(one)
+    return finished
 
 
 def error(one: sweep_points.Point) -> float:
     """Relative L2 on the grid."""
-    return json.loads((one.workdir / "evaluation" / "metrics.json").read_text())["model"][
-        "relative_l2"
-    ]
+    scores = json.loads((one.workdir / "evaluation" / "metrics.json").read_text())
+    return scores["model"]["relative_l2"]
 
 
 def refinements(one: sweep_points.Point) -> list[str]:
-    """'updates: points; 75th, 95th, 99th percentile of |residual|' before each refinement; empty
-    without any.
+    """One line per refinement: 'updates: points; percentiles 75, 95, 99 of |residual|'.
+
+    Empty where nothing was refined.
     """
     rows: dict[int, dict[str, float]] = {}
     for row in csv.DictReader((one.workdir / "metrics.csv").open()):
         rows.setdefault(int(row["step"]), {})[row["tag"]] = float(row["value"])
-    seen, last = [], None
+    lines, last = [], None
     for step, row in sorted(rows.items()):
         now = [row[name] for name in PERCENTILES if name in row]
         if now and any(now) and now != last:
-            seen.append(
+            lines.append(
                 f"{step}: {row['train/net/points']:.0f} points; "
                 + ", ".join(f"{v:.2g}" for v in now)
             )
             last = now
-    return seen
+    return lines
 
 
-def main(config: str, folder: str) -> None:
-    """Print the table, write it and draw it."""
-    found = groups(config, folder)
-    errors = {factor: sorted(map(error, points)) for factor, points in found.items()}
+def table(points: dict[str, list[sweep_points.Point]], errors: dict[str, list[float]]) -> str:
+    """Markdown: one row per factor, best first, and the refinements of those that have any."""
     lines = ["| factor | relative L2, median | lowest to highest | seeds |", "|---|---|---|---|"]
-    lines += [
-        f"| {factor} | {statistics.median(v):.2e} | {v[0]:.2e} to {v[-1]:.2e} | {len(v)} |"
-        for factor, v in sorted(errors.items(), key=lambda item: statistics.median(item[1]))
-    ]
-    lines += [
-        f"\n{factor}, seed 0, update: points; 75th, 95th, 99th percentile of the residual before "
-        "the last refinement\n" + "\n".join(told)
-        for factor, points in found.items()
-        if (told := refinements(points[0]))
-    ]
-    print("\n".join(lines))
-    atomic.write_text(Path(folder) / "ablations.md", "\n".join(lines) + "\n")
-    if not errors:
-        return
+    for factor in ranked(errors):
+        v = errors[factor]
+        median = statistics.median(v)
+        lines.append(f"| {factor} | {median:.2e} | {v[0]:.2e} to {v[-1]:.2e} | {len(v)} |")
+    for factor, of_factor in points.items():
+        steps = refinements(of_factor[0])
+        if steps:
+            lines.append(
+                f"\n{factor}, seed 0, update: points; 75th, 95th, 99th percentile of the residual "
+                "before the last refinement"
+            )
+            lines += steps
+    return "\n".join(lines)
+
+
+def ranked(errors: dict[str, list[float]]) -> list[str]:
+    """Factors by the median of their errors."""
+    return sorted(errors, key=lambda factor: statistics.median(errors[factor]))
+
+
+def draw(errors: dict[str, list[float]]):
+    """Every run as a dot, and the median of each factor as a bar."""
     figure = figures.canvas(7.5, 1.0 + 0.27 * len(errors))
-    panel, names = figure.subplots(), sorted(errors, key=lambda f: statistics.median(errors[f]))
+    panel, names = figure.subplots(), ranked(errors)
     for row, name in enumerate(names):
-        panel.plot(
-            errors[name],
-            [row] * len(errors[name]),
-            "o",
-            color=figures.COLOURS[0],
-            alpha=0.5,
-            markersize=5,
-        )
+        dots = {"color": figures.COLOURS[0], "alpha": 0.5, "markersize": 5}
+        panel.plot(errors[name], [row] * len(errors[name]), "o", **dots)
         panel.plot(statistics.median(errors[name]), row, "|", color="black", markersize=12)
-    base = next(iter(found))  # sweep() begins with what the config has
+    base = next(iter(errors))  # sweep() begins with what the config has
     panel.axvline(
         statistics.median(errors[base]),
         color=figures.TRUTH,
@@ -117,11 +118,21 @@ def main(config: str, folder: str) -> None:
     ticks = [m * 10.0**e for e in range(-8, 1) for m in (1, 2, 5)]
     panel.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
     panel.set_xticks([], minor=True)
-    panel.set_xlim(
-        0.8 * min(min(v) for v in errors.values()), 1.25 * max(max(v) for v in errors.values())
-    )
+    values = [error for of_factor in errors.values() for error in of_factor]
+    panel.set_xlim(0.8 * min(values), 1.25 * max(values))
     panel.grid(axis="x", alpha=0.25)
-    figures.save(figure, Path(folder) / "ablations.png")
+    return figure
+
+
+def main(config: str, folder: str) -> None:
+    """Print the table, write it and draw it."""
+    points = groups(config, folder)
+    errors = {factor: sorted(map(error, of_factor)) for factor, of_factor in points.items()}
+    text = table(points, errors)
+    print(text)
+    atomic.write_text(Path(folder) / "ablations.md", text + "\n")
+    if errors:
+        figures.save(draw(errors), Path(folder) / "ablations.png")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Points per second and error at equal time: mini-batches of pixels for the coordinate network of
-configs/interferometry.py:pinn-adam.
+"""Pixels per second and error at equal time, for mini-batches of pixels of a coordinate network.
 
     python launch/studies/fringe_points.py --seconds=45
 
-Every setting is timed for 1,000 updates, gets as many as fit into the seconds at that speed (shares
-of the phases as in the config), and is scored on the grid.  The seconds of the table are those that
-the updates took in the end, compilation apart.  A set is an independent
-draw of pixels: 4 sets of 256 are statistically 1 set of 1,024.
+The network is that of configs/interferometry.py:pinn-adam.  Every setting is timed for 1,000
+updates, gets as many as fit into the seconds at that speed (shares of the phases as in the config),
+and is scored on the grid.  The seconds of the table are those that the updates took in the end,
+compilation apart.  A set is an independent draw of pixels: 4 sets of 256 are statistically 1 set of
+1,024.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol import main  # noqa: E402
+from jaxvol import main
 from jaxvol.config import experiments
 
 interferometry = experiments.load("interferometry")
@@ -40,16 +40,15 @@ SETTINGS = (
 
 
 def config_of(points: int, sets: int, precision: str, steps: tuple[int, ...]):
-    """The variant "pinn-adam" with so many pixels per update and updates per phase, without
-    pictures and checks.
+    """The variant "pinn-adam" with so many pixels per update and updates per phase.
+
+    It makes no pictures and runs no checks.
     """
     config = interferometry.get_config("pinn-adam")
     config.precision = precision
-    config.data.points.data, config.data.points.interior, config.batch_size = (
-        points // sets,
-        max(points // sets // 4, 1),
-        sets,
-    )
+    config.data.points.data = points // sets
+    config.data.points.interior = max(points // sets // 4, 1)
+    config.batch_size = sets
     interferometry.lengths(config, *steps)
     config.optimizer.schedule.warmup_steps = min(50, min(steps) // 2)
     config.preflight.run, config.evaluate.figures, config.log_every = False, False, 25
@@ -58,8 +57,9 @@ def config_of(points: int, sets: int, precision: str, steps: tuple[int, ...]):
 
 
 def trained(config) -> tuple[dict, float, float]:
-    """(scores, median of the updates per second over the log's rows, which leaves out compilation,
-    seconds at that rate).
+    """(scores, updates per second, seconds that all updates take at that rate).
+
+    The rate is the median over the rows of the log, which leaves out compilation.
     """
     folder = Path(tempfile.mkdtemp())
     try:
@@ -69,11 +69,8 @@ def trained(config) -> tuple[dict, float, float]:
             rate = statistics.median(
                 [float(row[2]) for row in csv.reader(file) if row[1] == "perf/steps_per_sec"]
             )
-        return (
-            json.loads((folder / "evaluation/metrics.json").read_text()),
-            rate,
-            config.total_steps / rate,
-        )
+        scores = json.loads((folder / "evaluation/metrics.json").read_text())
+        return scores, rate, config.total_steps / rate
     finally:
         shutil.rmtree(folder)
 
@@ -86,8 +83,7 @@ def measure(points: int, sets: int, precision: str, seconds: float) -> str:
     scores, rate, spent = trained(config_of(points, sets, precision, steps))
     return (
         f"| {points:,} | {sets} | {precision} | {sum(steps):,} | {rate * points:,.0f} | "
-        f"{spent:.1f} | {scores['model']['rmse']:.4f} | "
-        f"{scores['model']['mae']:.4f} |"
+        f"{spent:.1f} | {scores['model']['rmse']:.4f} | {scores['model']['mae']:.4f} |"
     )
 
 
@@ -98,10 +94,10 @@ if __name__ == "__main__":
     parser.add_argument(
         "--seconds", type=float, default=45.0, help="of training per setting, compilation apart"
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     print(
         "| pixels per update | sets | precision | updates | pixels/s | s | RMSE, µm | MAE, µm "
         "|\n|---|---|---|---|---|---|---|---|"
     )
     for points, sets, precision in SETTINGS:
-        print(measure(points, sets, precision, asked.seconds), flush=True)
+        print(measure(points, sets, precision, args.seconds), flush=True)

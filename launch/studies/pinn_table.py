@@ -1,17 +1,17 @@
-"""The table of the README over all problems of configs/pinn.py: relative L2 of cPIKAN, scaled and
-unscaled, and of the matched MLP.
+"""The table of docs/physics.md: relative L2 of all problems of configs/pinn.py.
 
-    python launch/studies/pinn_table.py                      # five seeds of the first problems, one
-    of the others
-    python launch/studies/pinn_table.py --budget=4           # stops after four hours, saved; the
-    same command goes on python launch/studies/pinn_table.py --only diffusion helmholtz --models
-    cPIKAN --seeds 3
-    python launch/studies/pinn_table.py --budget=0           # the table of what there is
+Columns: cPIKAN with scaled coordinates and without, and the MLP of as many parameters.
 
-What is trained first is what is asked first: scaled networks, then the others, then more seeds.
-Every run is a workdir in <folder>/, trained by jaxvol.main without its pre-flight; a finished one
-with today's config is not repeated.  <folder>/table.md and table.png are written after every run.
-Seconds are processor time of the whole process, compilation and evaluation included.
+    python launch/studies/pinn_table.py               # five seeds of MANY, one of the others
+    python launch/studies/pinn_table.py --budget=4    # saved after four hours; the same command
+                                                      # goes on
+    python launch/studies/pinn_table.py --only diffusion helmholtz --models cPIKAN --seeds 3
+    python launch/studies/pinn_table.py --budget=0    # the table of what there is
+
+Trained first are the scaled networks with seed 0, then the others, then more seeds.  Every run is a
+workdir in <folder>/, trained by jaxvol.main without its pre-flight; a finished one with today's
+config is not repeated.  <folder>/table.md and table.png are written after every run.  Seconds are
+processor time of the whole process, compilation and evaluation included.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "pinn" / "jax"))
 
 from jaxvol.config import command_line
-from jaxvol.evaluation import sweep, sweep_points  # noqa: E402
+from jaxvol.evaluation import sweep, sweep_points
 from jaxvol.plots import figures
-from jaxvol.runtime import atomic  # noqa: E402
+from jaxvol.runtime import atomic
 
 MANY = ("diffusion", "poisson3d", "helmholtz", "diffusion-published")  # five seeds
 PROBLEMS = (
@@ -66,11 +66,11 @@ MARKERS = ("o", "s", "^")
 
 def jobs(args: argparse.Namespace) -> list[tuple[str, str, int]]:
     """(problem, model, seed), most wanted first."""
-    asked = [p for p in PROBLEMS if not args.only or p in args.only]
+    problems = [p for p in PROBLEMS if not args.only or p in args.only]
     models = [m for m in MODELS if not args.models or m in args.models]
-    one = [(p, m, 0) for m in models for p in asked]
-    return one + [
-        (p, m, s) for s in range(1, args.seeds) for m in models for p in asked if p in MANY
+    first = [(p, m, 0) for m in models for p in problems]
+    return first + [
+        (p, m, seed) for seed in range(1, args.seeds) for m in models for p in problems if p in MANY
     ]
 
 
@@ -94,9 +94,7 @@ def point(job: tuple[str, str, int], folder: Path, extra: list[str]) -> sweep_po
 
 
 def train(one: sweep_points.Point, running: sweep.Running) -> None:
-    """Train a point that is not finished, and note what its process cost, interrupted attempts
-    included.
-    """
+    """Train a point that is not finished, and note the processor time of all its attempts."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     outcome = sweep.train(one, running)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -127,25 +125,19 @@ def score(one: sweep_points.Point) -> dict | None:
     }
 
 
-def cell(found: list[dict]) -> str:
-    """Median over seeds, and lowest to highest."""
-    if not found:
+def cell(scores: list[dict]) -> str:
+    """Median over seeds, and lowest to highest; the errors of coefficients behind it."""
+    if not scores:
         return ""
-    values = sorted(f["relative_l2"] for f in found)
+    values = sorted(s["relative_l2"] for s in scores)
     text = f"{statistics.median(values):.1e}"
-    errors = [
-        f"{k.removesuffix('_error')} off by {statistics.median([f[k] for f in found]):.1%}"
-        for k in found[0]
-        if k.endswith("_error")
-    ]
-    return ", ".join(
-        [
-            text
-            if len(values) == 1
-            else f"{text} ({values[0]:.1e} to {values[-1]:.1e}, {len(values)} seeds)",
-            *errors,
-        ]
-    )
+    if len(values) > 1:
+        text += f" ({values[0]:.1e} to {values[-1]:.1e}, {len(values)} seeds)"
+    for key in scores[0]:
+        if key.endswith("_error"):
+            median = statistics.median([s[key] for s in scores])
+            text += f", {key.removesuffix('_error')} off by {median:.1%}"
+    return text
 
 
 def table(results: dict[tuple[str, str], list[dict]]) -> str:
@@ -155,32 +147,28 @@ def table(results: dict[tuple[str, str], list[dict]]) -> str:
         "|---" * (len(MODELS) + 3) + "|",
     ]
     for problem in PROBLEMS:
-        own = {m: results.get((problem, m), []) for m in MODELS}
-        if any(own.values()):
-            seconds, parameters = (
-                " / ".join(f(own[m]) if own[m] else "-" for m in MODELS)
-                for f in (
-                    lambda found: f"{statistics.median([f['seconds'] for f in found]):.0f}",
-                    lambda found: found[0]["parameters"],
-                )
-            )
-            rows.append(
-                f"| {problem} | "
-                + " | ".join(cell(own[m]) for m in MODELS)
-                + f" | {seconds} | {parameters} |"
-            )
+        by_model = [results.get((problem, model), []) for model in MODELS]
+        if not any(by_model):
+            continue
+        seconds = [
+            f"{statistics.median([s['seconds'] for s in scores]):.0f}" if scores else "-"
+            for scores in by_model
+        ]
+        parameters = [scores[0]["parameters"] if scores else "-" for scores in by_model]
+        cells = [problem, *map(cell, by_model), " / ".join(seconds), " / ".join(parameters)]
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
 def draw(results: dict[tuple[str, str], list[dict]]):
     """Every run as a dot: problem against relative L2."""
-    shown = [p for p in PROBLEMS if any(results.get((p, m)) for m in MODELS)]
-    figure = figures.canvas(8.0, 1.4 + 0.36 * len(shown))
+    problems = [p for p in PROBLEMS if any(results.get((p, m)) for m in MODELS)]
+    figure = figures.canvas(8.0, 1.4 + 0.36 * len(problems))
     panel = figure.subplots()
     for i, (model, marker) in enumerate(zip(MODELS, MARKERS)):
         dots = [
             (f["relative_l2"], row + 0.16 * (i - 1))
-            for row, p in enumerate(shown)
+            for row, p in enumerate(problems)
             for f in results.get((p, model), [])
         ]
         panel.plot(
@@ -192,8 +180,8 @@ def draw(results: dict[tuple[str, str], list[dict]]):
             alpha=0.85,
         )
     panel.set(xscale="log", xlabel="relative L2 error on the grid (u = 0 has 1)")
-    panel.set_yticks(range(len(shown)), shown)
-    panel.set_ylim(len(shown) - 0.5, -0.5)
+    panel.set_yticks(range(len(problems)), problems)
+    panel.set_ylim(len(problems) - 0.5, -0.5)
     panel.axvline(1.0, color=figures.TRUTH, linewidth=0.8, linestyle="--")
     panel.grid(axis="x", alpha=0.25)
     panel.legend(
@@ -206,9 +194,9 @@ def write(points: list[sweep_points.Point], folder: Path) -> str:
     """table.md and table.png from what is finished."""
     results: dict[tuple[str, str], list[dict]] = {}
     for one in points:
-        found = score(one)
-        if found:
-            results.setdefault((one.params["problem"], one.params["model"]), []).append(found)
+        scores = score(one)
+        if scores:
+            results.setdefault((one.params["problem"], one.params["model"]), []).append(scores)
     text = table(results)
     atomic.write_text(folder / "table.md", text + "\n")
     if results:

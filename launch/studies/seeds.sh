@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# One config, several seeds, one table: mean and standard deviation over seeds next to the baselines.
+# One config, several seeds, one table: mean and deviation over seeds next to the baselines.
 #
-#   launch/studies/seeds.sh CONFIG SEED [SEED ...] [--config.a.b=v ...]      e.g. launch/studies/seeds.sh configs/fno.py:quick 0 1 2
+#   launch/studies/seeds.sh CONFIG SEED [SEED ...] [--config.a.b=v ...]
+#   launch/studies/seeds.sh configs/fno.py:quick 0 1 2
 #
-# Runs are in runs/<config>-seed<n>, the table and pictures in runs/<config>-seeds/comparison; finished runs are not repeated.
+# Runs are in runs/<config>-seed<n>, the table and pictures in runs/<config>-seeds/comparison;
+# finished runs are not repeated.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-# Glibc asks for huge pages then: fewer page faults for the large arrays of a CPU run (README, "Performance").
+# Glibc asks for huge pages then: fewer page faults for the large arrays of a CPU run
+# (docs/performance.md).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 config=$1
 shift
@@ -21,4 +24,5 @@ for seed in "${seeds[@]}"; do
   .venv/bin/python -m jaxvol.main --config="$config" --config.seed="$seed" --workdir="$run" "$@"
   runs=$runs${runs:+,}$run
 done
-.venv/bin/python -m jaxvol.main --config="$config" --mode=compare --config.compare.runs="$runs" --workdir="runs/$name-seeds"
+.venv/bin/python -m jaxvol.main --config="$config" --mode=compare --config.compare.runs="$runs" \
+  --workdir="runs/$name-seeds"

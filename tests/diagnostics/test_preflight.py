@@ -1,4 +1,4 @@
-"""The verdict engine: what counts, what stops, what is told; and the exit statuses of the command
+"""The verdict engine: what counts, what stops, what is written; and the exit statuses of the command
 line.
 """
 
@@ -29,18 +29,20 @@ def check(rank, result, applies=True):
             raise result
         return result
 
-    meaning = {name: (f"what {name} means", f"what to do about {name}") for name in LIMIT}
     return SimpleNamespace(
-        RANK=rank, applies=lambda config: applies, diagnose=diagnose, MEANING=meaning
+        RANK=rank,
+        applies=lambda config: applies,
+        diagnose=diagnose,
+        MEANING={name: (f"what {name} means", f"what to do about {name}") for name in LIMIT},
+        LIMITS=LIMIT,
     )
 
 
 def verdict(checks, limits=None, **fields):
-    """Run stand-ins under a config whose limits are LIMIT for every check."""
+    """Run stand-ins under a config with other limits for all of them, or with none."""
     config = base.common()
-    config.preflight.limits = ConfigDict(
-        {name: ConfigDict(LIMIT if limits is None else limits) for name in checks}
-    )
+    if limits:
+        config.preflight.limits = ConfigDict({name: ConfigDict(limits) for name in checks})
     config.preflight.update(fields)
     return engine.run(SimpleNamespace(config=config.lock(), mesh=sharding.one_device()), checks)
 
@@ -61,7 +63,7 @@ def verdict(checks, limits=None, **fields):
     ],
 )
 def test_a_metric_is_held_against_its_own_side(low, high, status):
-    found = verdict({"a": check(1, Result({"low": low, "high": high, "told": 5.0}))})
+    found = verdict({"a": check(1, Result({"low": low, "high": high, "no limit": 5.0}))})
     assert found.status == found.outcomes[0].status == status
     assert (found.first == "a") == (status != "PASS") == bool(found.outcomes[0].reason)
 
@@ -97,13 +99,13 @@ def test_what_is_compiled_beside_the_other_checks_belongs_to_its_own():
     """On the run's mesh, before the check itself; an error there is that check's, and the others go
     on.
     """
-    seen, good = [], Result({"low": 0, "high": 2})
+    events, good = [], Result({"low": 0, "high": 2})
     one, two, three = (check(rank, good) for rank in (1, 2, 3))
-    two.prepare = lambda ctx: seen.append(jax.sharding.get_abstract_mesh().axis_names)
-    two.diagnose = lambda ctx: seen.append("diagnosed") or good
+    two.prepare = lambda ctx: events.append(jax.sharding.get_abstract_mesh().axis_names)
+    two.diagnose = lambda ctx: events.append("diagnosed") or good
     three.prepare = lambda ctx: 1 / 0
     found = verdict({"a": one, "b": two, "c": three})
-    assert seen == [sharding.one_device().axis_names, "diagnosed"]
+    assert events == [sharding.one_device().axis_names, "diagnosed"]
     assert [o.status for o in found.outcomes] == [
         "PASS",
         "PASS",
@@ -116,20 +118,28 @@ def test_the_program_of_the_runs_own_batch_is_not_compiled_again(tmp_path):
     config = tiny.get_config().lock()
     requests = []
     with jax.set_mesh(sharding.one_device()):
-        seen = context.make(config, sharding.one_device(), tmp_path, config.total_steps)
-        seen.step(probe.copy(seen.state), seen.batch(0), jnp.int32(0))
+        ctx = context.make(config, sharding.one_device(), tmp_path, config.total_steps)
+        ctx.step(probe.copy(ctx.state), ctx.batch(0), jnp.int32(0))
         jax.monitoring.register_event_duration_secs_listener(
             lambda name, _, **about: requests.append(name)
         )
-        seen.trace(config.batch_size).lower().compile()
+        ctx.trace(config.batch_size).lower().compile()
         assert not [name for name in requests if "backend_compile" in name]
-        seen.trace(2 * config.batch_size).lower().compile()
+        ctx.trace(2 * config.batch_size).lower().compile()
         assert [name for name in requests if "backend_compile" in name]
 
 
 def test_a_check_that_measures_nothing_is_an_error_unless_it_says_why():
-    assert verdict({"a": check(1, Result({"low": 0}))}).status == "ERROR"
+    """What a Result does not measure of its MEANING is absent from the run, but never all of it."""
+    assert verdict({"a": check(1, Result({"low": 0}))}).status == "PASS"
     assert verdict({"a": check(1, Result({"low": 0}, absent=("high",)))}).status == "PASS"
+    assert verdict({"a": check(1, Result({"low": 0}, absent=()))}).status == "ERROR"
+    for nothing in (Result(), Result({"no limit": 1.0}), Result(absent=("low", "high"))):
+        outcome = verdict({"a": check(1, nothing)}).outcomes[0]
+        assert outcome.status == "ERROR" and "measured nothing" in outcome.reason
+    misspelt = {"hihg": (">", 1.0, 0.5)}
+    outcome = verdict({"a": check(1, Result({"low": 0, "high": 2}))}, limits=misspelt).outcomes[0]
+    assert outcome.status == "ERROR" and "hihg" in outcome.reason
 
 
 def test_skip_is_never_pass_and_never_counts():
@@ -140,9 +150,12 @@ def test_skip_is_never_pass_and_never_counts():
 
 
 def test_limits_come_from_the_config():
-    seen = Result({"low": 5.0, "high": 2.0})
-    assert verdict({"a": check(1, seen)}).status == "FAIL"
-    assert verdict({"a": check(1, seen)}, limits={"low": ("<", 6.0, 7.0)}).status == "PASS"
+    """One that the config names takes the place of the check's own; the others stay."""
+    looser = {"low": ("<", 6.0, 7.0)}
+    large, both = Result({"low": 5.0, "high": 2.0}), Result({"low": 5.0, "high": 0.0})
+    assert verdict({"a": check(1, large)}).status == "FAIL"
+    assert verdict({"a": check(1, large)}, limits=looser).status == "PASS"
+    assert verdict({"a": check(1, both)}, limits=looser).status == "FAIL"
 
 
 def test_a_waived_check_does_not_stop_and_stays_visible():
@@ -202,10 +215,11 @@ def test_exit_statuses_and_the_report_on_disk(tmp_path, capsys):
     impossible = "--config.preflight.limits.environment.host_memory=('>', 3.0, 2.0)"
     assert cli(tmp_path, "--mode=preflight") == 0
     assert cli(tmp_path, impossible) == 2 and not (tmp_path / "run" / "checkpoints").exists()
-    told = capsys.readouterr().out
-    assert "host_memory" in told and "waive" in told and "Pre-flight verdict: FAIL" in told
-    found = json.loads((tmp_path / "run" / "preflight" / "report.json").read_text())
-    assert found["verdict"] == "FAIL" and found["first_cause"] == "environment"
+    printed = capsys.readouterr().out
+    assert "host_memory" in printed and "waive" in printed
+    assert "Pre-flight verdict: FAIL" in printed
+    written = json.loads((tmp_path / "run" / "preflight" / "report.json").read_text())
+    assert written["verdict"] == "FAIL" and written["first_cause"] == "environment"
     assert (
         (tmp_path / "run" / "preflight" / "report.html").read_text().startswith("<!doctype html>")
     )

@@ -2,20 +2,15 @@
 what the data allow is done.
 """
 
-import json
-
 import flax.linen as nn
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvol import main
-from jaxvol.evaluation import loading, tta
+from jaxvol.evaluation import tta
 from jaxvol.ops import rotations, warp
 from jaxvol.types import Field, Spec, UserError
-from tests.convert.test_convert import ORIGINAL, call, random_tensors, settings
 
 
 def make_spec(
@@ -232,72 +227,3 @@ def test_small_rotations_average_what_lies_inside():
         lambda: sum(t.weight() for t in tta.transforms("rotations", spec, spec.shape)[8:])
     )()
     assert weights[4, 4, 4] == 6 and 0 <= weights.min() < 6
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tta")
-    np.savez(folder / "fno.npz", **random_tensors())
-    (folder / "fno.json").write_text(json.dumps(ORIGINAL))
-    assert call(folder, "fno", folder / "fno.npz") == 0
-    return folder
-
-
-def test_evaluate_reports_gain_and_cost(imported, capsys):
-    run = ["jaxvol", *settings(imported), f"--workdir={imported}/imported", "--mode=evaluate"]
-    assert main.cli(run) == 0
-    plain = json.loads((imported / "imported/evaluation/metrics.json").read_text())
-    assert main.cli([*run, "--config.evaluate.tta=flips"]) == 0
-    text, found = (
-        capsys.readouterr().out,
-        json.loads((imported / "imported/evaluation/metrics.json").read_text()),
-    )
-    assert "tta" not in plain and "mean of 8 (flips)" in text and "times as long" in text
-    assert (
-        found["tta"]["without"] == pytest.approx(plain["model"], rel=1e-5)
-        and found["tta"]["views"] == 8
-    )
-    gain = found["tta"]["gain"]
-    assert (
-        gain["vrmse"] == pytest.approx(plain["model"]["vrmse"] - found["model"]["vrmse"], abs=1e-6)
-        and gain["vrmse"] > 0
-    )
-    assert gain["pearson"] == pytest.approx(
-        found["model"]["pearson"] - plain["model"]["pearson"], abs=1e-6
-    )
-    took = found["tta"]["seconds_per_example"]
-    assert found["tta"]["time_ratio"] == pytest.approx(took["with"] / took["without"])
-    assert found["baselines"] == plain["baselines"]
-
-
-def test_predict_averages_tile_by_tile(imported):
-    x = field(5, 12, 8, 8)
-    with h5py.File(imported / "in.h5", "w") as file:
-        file["density"] = x
-    assert (
-        main.cli(
-            [
-                "jaxvol",
-                *settings(imported),
-                f"--workdir={imported}/imported",
-                "--mode=predict",
-                "--config.evaluate.tta=flips",
-                f"--config.predict.input={imported}/in.h5",
-                "--config.predict.key=density",
-                "--config.predict.tile=(8,8,8)",
-                "--config.predict.overlap=0.0",
-            ]
-        )
-        == 0
-    )
-    written = next((imported / "imported/predictions").rglob("in.h5"))
-    with h5py.File(written) as file:
-        y = file["prediction"][:]
-    predict, _, spec = loading.load(imported / "imported", transforms="flips")
-    assert json.loads(written.with_name("in.h5.json").read_text())[
-        "tta"
-    ] == "flips" and spec.shape == (8, 8, 8)
-    # tiles start at planes 0 and 6 of the ring of 12, so that 2 to 5 are the first one's alone
-    np.testing.assert_allclose(y[2:6], predict(x[None, :8, ..., None])[0, 2:6, ..., 0], atol=1e-5)
-    plain = loading.load(imported / "imported")[0](x[None, :8, ..., None])[0, 2:6, ..., 0]
-    assert np.abs(y[2:6] - plain).max() > 0.1 * plain.std()

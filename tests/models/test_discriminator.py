@@ -127,7 +127,8 @@ def test_published_discriminator_parameter_counts(original, x, known):
 
 def test_periodic_discriminator_commutes_with_shifts():
     model, x = judge(periodic=True, scales=2, strides=(2, 1, 1)), volume(1, 1, 16, 16, 16, 2)
-    f = jax.jit(lambda x, variables=start(model, x): model.apply(variables, x))
+    variables = start(model, x)
+    f = jax.jit(lambda x: model.apply(variables, x))
     for s, (moved, features) in enumerate(zip(f(np.roll(x, (4, 0, 8), (1, 2, 3))), f(x))):
         step = 2 * 2**s
         size = features[0].shape[1]

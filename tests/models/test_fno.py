@@ -76,7 +76,8 @@ def test_published_model(how):
 def test_periodic_model_commutes_with_shifts_and_is_not_affine():
     model = build()
     a, b = field(1, 1, 8, 8, 8, 1), field(2, 1, 8, 8, 8, 1)
-    f = jax.jit(lambda x, variables=start(model, a): model.apply(variables, x))
+    variables = start(model, a)
+    f = jax.jit(lambda x: model.apply(variables, x))
     np.testing.assert_allclose(
         f(np.roll(a, (3, 1, 5), (1, 2, 3))), np.roll(f(a), (3, 1, 5), (1, 2, 3)), atol=2e-6
     )

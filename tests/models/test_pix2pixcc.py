@@ -156,7 +156,8 @@ def test_periodic_generator_commutes_with_shifts(upsampling):
     convolution.
     """
     model, x = generator(periodic=True, upsampling=upsampling), volume(1, 1, 8, 8, 8, 1)
-    f = jax.jit(lambda x, variables=start(model, x): model.apply(variables, x))
+    variables = start(model, x)
+    f = jax.jit(lambda x: model.apply(variables, x))
     np.testing.assert_allclose(
         f(np.roll(x, (2, -4, 6), (1, 2, 3))), np.roll(f(x), (2, -4, 6), (1, 2, 3)), atol=5e-6
     )

@@ -101,7 +101,8 @@ def test_periodic_model_commutes_with_shifts_of_its_coarsest_cells(layout):
     coarse = 8 if layout == "original" else 4
     model = build((16, 16, 16), periodic=True, layout=layout)
     x = field(1, 1, 16, 16, 16, 1)
-    f = jax.jit(lambda x, variables=start(model, x): model.apply(variables, x))
+    variables = start(model, x)
+    f = jax.jit(lambda x: model.apply(variables, x))
     shift = (coarse, -coarse, 2 * coarse)
     np.testing.assert_allclose(
         f(np.roll(x, shift, (1, 2, 3))), np.roll(f(x), shift, (1, 2, 3)), atol=1e-5

@@ -89,8 +89,8 @@ def test_published_pix2pixcc_losses(name):
     np.testing.assert_allclose(gradient[:, ::2, ::2, ::2], expected, atol=2e-4 * expected.std())
     for one in ("PCC", "CCC"):
         mean = jax.jit(
-            lambda p, t, n, kind=one.lower(): adversarial.correlation(
-                p, t, n, kind, "batch", count_padding=True
+            lambda p, t, n, name=one: adversarial.correlation(
+                p, t, n, name.lower(), "batch", count_padding=True
             )[0],
             static_argnums=2,
             compiler_options=compiler.usual(),

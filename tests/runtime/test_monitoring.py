@@ -35,14 +35,14 @@ def test_the_watchdog_tells_then_gives_up_and_does_not_bark_at_short_waits():
     for _ in range(300):  # together longer than it bears
         with watchdog("batch 1"):
             time.sleep(0.01)
-    assert not given_up and not watchdog.told
+    assert not given_up and not watchdog.warned
     watchdog.seconds = 0.05
     with watchdog("batch 2"):
         end = time.monotonic() + 60
         while not given_up and time.monotonic() < end:
             time.sleep(0.01)
     watchdog.close()
-    assert given_up and given_up[0].startswith("batch 2 did not come within") and watchdog.told
+    assert given_up and given_up[0].startswith("batch 2 did not come within") and watchdog.warned
     silent = monitoring.Watchdog(0, given_up.append)
     with silent("batch 3"):
         pass

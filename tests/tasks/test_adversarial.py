@@ -100,8 +100,8 @@ def settings(**fields):
     return config.lock()
 
 
-def start(config, model=Generator(), count=2, spec=SPEC):
-    task = adversarial.make(config, spec, model)
+def start(config, model=None, count=2, spec=SPEC):
+    task = adversarial.make(config, spec, model or Generator())
     batch = {name: jnp.asarray(x[:count]) for name, x in toys.batch(0, slice(None)).items()}
     optimizers = assemble.make_optimizers(config, ("gen", "disc"), config.total_steps)
     state = jax.jit(lambda: step.init(task, optimizers, config.seed, batch))()
@@ -214,7 +214,7 @@ def test_a_constant_discriminator_sits_at_one_half(monkeypatch):
     """(c - 1)^2 / 2 + c^2 / 2 is least at 1/2; with the generator's w/2 (c - 1)^2 leaking in, at (1
     + w) / (2 + w) = 3/4.
     """
-    monkeypatch.setattr(adversarial, "discriminator", lambda *a: Constant())
+    monkeypatch.setattr(adversarial.discriminator, "discriminator", lambda *a: Constant())
     config = settings(
         task__weights__adversarial=2.0,
         task__weights__feature_matching=0.0,
@@ -242,7 +242,7 @@ def test_a_constant_discriminator_sits_at_one_half(monkeypatch):
 
 
 def test_hinge_terms_and_accuracies_of_a_constant_discriminator(monkeypatch):
-    monkeypatch.setattr(adversarial, "discriminator", lambda *a: Constant())
+    monkeypatch.setattr(adversarial.discriminator, "discriminator", lambda *a: Constant())
     task, batch, _, state = start(settings(task__mode="hinge", task__weights__adversarial=3.0))
     terms, (metrics, _) = terms_at(task, state, batch)(0)
     found = {name: float(v) for name, v in {**terms["disc"], **terms["gen"], **metrics}.items()}
@@ -262,7 +262,7 @@ def test_r1_of_a_linear_discriminator_is_its_squared_weights(monkeypatch, every)
     """D_p = w . y_p + v . x_p per patch: the penalty is weight / 2 |w|^2 (k times at every k-th
     step), its gradient weight w.
     """
-    monkeypatch.setattr(adversarial, "discriminator", lambda *a: Patches())
+    monkeypatch.setattr(adversarial.discriminator, "discriminator", lambda *a: Patches())
     config = settings(task__r1__weight=10.0, task__r1__every=every)
     task, batch, _, state = start(config)
     w = np.asarray(state.params["disc"]["patch"]["kernel"])[..., 1:, :]

@@ -12,7 +12,7 @@ import pytest
 from jaxvol.diagnostics.checks import adversarial as checks
 from jaxvol.models.discriminator import discriminator
 from jaxvol.ops import adversarial as ops
-from jaxvol.tasks import adversarial
+from jaxvol.tasks import views
 from tests import toys
 from tests.tasks import test_adversarial
 from tests.tasks.test_adversarial import SPEC, N, settings, start, terms_at
@@ -35,9 +35,7 @@ def test_ramp_and_decaying_instance_noise():
     assert float(run(1)[0]["gen"]["adversarial"]) == 0
     image = jnp.zeros((2, N, N, N, 1))
     for at, std in ((0, 0.5), (2, 0.25), (4, 0.0), (9, 0.0)):
-        view = adversarial.make_view(
-            config, SPEC, batch["input"], None, jnp.int32(at), jax.random.key(1)
-        )
+        view = views.make_view(config, SPEC, batch["input"], None, jnp.int32(at), jax.random.key(1))
         assert float(view(image)[..., 1].std()) == pytest.approx(std, rel=0.1)
         # one draw for real and generated images
         np.testing.assert_array_equal(view(image), view(image))
@@ -48,21 +46,21 @@ def test_views_move_the_pair_together_and_hide_missing_voxels():
     x = jnp.asarray(toys.batch(1, slice(0, 4))["input"])
     mask = jnp.ones((4, N, N, N, 1)).at[:, 2].set(0)
     shift = jnp.array([[1, 0, 0], [0, -2, 0], [0, 0, 2], [0, 0, -1]])
-    moved = adversarial.translate(x, shift, SPEC.periodic)
+    moved = views.translate(x, shift, SPEC.periodic)
     np.testing.assert_array_equal(moved[0], jnp.roll(x[0], 1, 0))
     np.testing.assert_array_equal(moved[1], jnp.roll(x[1], -2, 1))
     # the third axis does not wrap
     np.testing.assert_array_equal(moved[2], jnp.roll(x[2], 2, 2).at[:, :, :2].set(0))
     np.testing.assert_array_equal(moved[3], jnp.roll(x[3], -1, 2).at[:, :, -1:].set(0))
     shifts = np.concatenate(
-        [adversarial.random_shift(jax.random.key(i), x.shape, 0.25) for i in range(20)]
+        [views.random_shift(jax.random.key(i), x.shape, 0.25) for i in range(20)]
     )
     assert shifts.min() == -2 and shifts.max() == 2 and len(np.unique(shifts[:4], axis=0)) > 1
 
-    view = adversarial.make_view(config, SPEC, x, None, jnp.int32(0), jax.random.key(1))(x)
+    view = views.make_view(config, SPEC, x, None, jnp.int32(0), jax.random.key(1))(x)
     np.testing.assert_array_equal(view[..., 0], view[..., 1])
     assert not np.allclose(view[..., 0], x[..., 0])
-    changed = adversarial.change_intensity(x, jax.random.key(0), 0.3)
+    changed = views.change_intensity(x, jax.random.key(0), 0.3)
     for a, b in zip(np.asarray(x), np.asarray(changed)):
         slope, offset = np.polyfit(a.ravel(), b.ravel(), 1)
         np.testing.assert_allclose(slope * a + offset, b, atol=1e-5)

@@ -14,7 +14,7 @@ from jaxvol import main, pdes
 from jaxvol.config import base, components, experiments, validate
 from jaxvol.data import collocation
 from jaxvol.evaluation import loading, pictures
-from jaxvol.tasks import physics as task_of
+from jaxvol.tasks import balancing, equations
 from jaxvol.training import loop
 from jaxvol.training.gradients import pull_back
 from jaxvol.types import Fixed, UserError
@@ -176,16 +176,18 @@ def test_ntk_traces_are_those_of_the_kernel():
     """Mean over random signs of the estimate against sum |grad r_n|^2 / n, residual by residual."""
     chosen = config()
     dataset, _, batch, params, _ = parts(chosen)
-    own = task_of.setup(chosen, dataset.spec, components.model(chosen, dataset.spec))
-    f = jax.jit(lambda net: task_of.residuals(own, net, batch))
+    setup = equations.make_setup(chosen, components.model(chosen, dataset.spec))
+    f = jax.jit(lambda net: equations.residuals(setup, net, batch))
     jacobian = jax.jit(jax.jacrev(f))(params["net"])
     exact = [
         sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(jacobian[t])) / f(params["net"])[t].size
-        for t in own.terms
+        for t in setup.terms
     ]
     estimate = jax.jit(
         jax.vmap(
-            lambda k: task_of.pulled(lambda n: task_of.signed(f(n), k), params["net"], own.terms)
+            lambda k: balancing.pulled(
+                lambda n: balancing.signed(f(n), k), params["net"], setup.terms
+            )
         )
     )
     found = estimate(jax.random.split(jax.random.key(0), 400)).mean(0)
@@ -216,12 +218,12 @@ def test_self_adaptive_weights_ascend():
 def test_causal_weights_are_one_at_the_start_and_fall_with_what_is_unsolved_before():
     chosen = config(task__causal__epsilon=2.0, task__causal__bins=4)
     dataset, _, _, _, _ = parts(chosen)
-    own = task_of.setup(chosen, dataset.spec, components.model(chosen, dataset.spec))
+    setup = equations.make_setup(chosen, components.model(chosen, dataset.spec))
     points = jnp.stack([jnp.zeros(8), jnp.repeat(jnp.array([0.1, 0.3, 0.6, 0.9]), 2)], -1)[None]
     square = jnp.repeat(jnp.array([1.0, 3.0, 0.5, 2.0]), 2)[None]
     mean = np.array([1.0, 3.0, 0.5, 2.0])
     expected = np.mean(np.exp(-2 * np.array([0, 1, 4, 4.5])) * mean)
-    assert float(task_of.causal(own, points, square)) == pytest.approx(expected, rel=1e-5)
+    assert float(equations.causal(setup, points, square)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["rar", "rad"])

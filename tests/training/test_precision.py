@@ -120,8 +120,8 @@ def test_float64():
         both = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)
         value, grads = both(now.params)
         ahead, behind = (
-            both(jax.tree.map(lambda p, a: p + step / length * a, now.params, along))[0]
-            for step in (1e-4, -1e-4)
+            both(jax.tree.map(lambda p, a, h=h: p + h / length * a, now.params, along))[0]
+            for h in (1e-4, -1e-4)
         )
         slope = sum(
             jax.tree.leaves(jax.tree.map(lambda g, a: jnp.vdot(g, a / length), grads, along))

@@ -85,7 +85,8 @@ def test_ema_follows_its_recursion_over_parameters_and_statistics():
         state, _ = run(state, device_batch(i), i)
         decay = min(0.9, (1 + i) / (10 + i))
         now = averages.averaged(state.params, state.extra)
-        expected = jax.tree.map(lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now)
+        follow = lambda e, n, d=decay: d * e + (1 - d) * np.asarray(n)
+        expected = jax.tree.map(follow, expected, now)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),
         state.averages["ema"],
@@ -193,9 +194,8 @@ def test_statistics_and_average_of_a_waiting_group_wait_with_it():
             jax.tree.map(np.testing.assert_array_equal, now, before)
         else:
             decay, moved = min(0.9, (1 + moved) / (10 + moved)), moved + 1
-            expected = jax.tree.map(
-                lambda e, n: decay * e + (1 - decay) * np.asarray(n), expected, now
-            )
+            follow = lambda e, n, d=decay: d * e + (1 - d) * np.asarray(n)
+            expected = jax.tree.map(follow, expected, now)
             assert now["stats"]["net"]["seen"] != before["stats"]["net"]["seen"]
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6),

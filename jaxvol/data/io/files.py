@@ -3,86 +3,91 @@ in them.
 
 The extension names the container: .h5 .hdf5 .npy .npz .zarr .nii .nii.gz.  HDF5, .npz and Zarr
 groups hold arrays under keys; .npy, .nii and a Zarr array hold one, whose key is "" (any other key
-is ignored there).  Every fault of a file is one UserError naming file, key, what was found and what
-was expected.
+is ignored there).
+
+What a header declares binds what is unpacked: reading headers costs memory in proportion to the
+file; reading an array takes at most what its header declares, and one chunk; every step ends.  The
+module of each container (hdf5, numpy_files, zarr_store, nifti) says what it may claim and what is
+refused.  Every fault of a file is one UserError naming file, key, what was found and what was
+expected.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import hashlib
+import logging
 import os
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxvol.data.io import containers
-from jaxvol.data.io.containers import Opened
+from jaxvol.data.io.hdf5 import write_hdf5
+from jaxvol.data.io.nifti import write_nifti
+from jaxvol.data.io.numpy_files import write_npy, write_npz
+from jaxvol.data.io.open_files import (
+    EXTENSIONS as EXTENSIONS,
+)
+from jaxvol.data.io.open_files import (
+    decoded,
+    extension,
+    file_identity,
+    forget,
+    of_shape,
+    one_error,
+    open_file,
+    place,
+)
+from jaxvol.data.io.opened import Opened, array_bytes
+from jaxvol.data.io.zarr_store import write_zarr
 from jaxvol.runtime import atomic
-from jaxvol.types import UserError
+from jaxvol.runtime.regular_files import FileError, open_regular
 
-EXTENSIONS = (".h5", ".hdf5", ".npy", ".npz", ".zarr", ".nii", ".nii.gz")
-MAX_OPEN = 32  # files that one thread keeps open
-MAX_DECODED = 1 << 30  # bytes kept of arrays that can only be decoded whole
-MAX_RATIO = 2000  # deflate reaches 1032; a file that promises more than this is lying
-MAX_SPARSE = 1 << 26  # bytes that any file may promise (small arrays of fill values)
+# an array in chunks may declare so many bytes for each that its chunks or its file hold; an array
+# of few bytes any number
+MAX_SPARSITY = 2000
+MAX_SPARSE = 1 << 26
 
-OPENERS = {
-    ".h5": containers.open_hdf5,
-    ".npy": containers.open_npy,
-    ".npz": containers.open_npz,
-    ".zarr": containers.open_zarr,
-    ".nii": containers.open_nifti,
-    ".nii.gz": containers.open_nifti,
-}
 WRITERS = {
-    ".h5": containers.write_hdf5,
-    ".npy": containers.write_npy,
-    ".npz": containers.write_npz,
-    ".zarr": containers.write_zarr,
-    ".nii": containers.write_nifti,
-    ".nii.gz": containers.write_nifti,
+    ".h5": write_hdf5,
+    ".npy": write_npy,
+    ".npz": write_npz,
+    ".zarr": write_zarr,
+    ".nii": write_nifti,
+    ".nii.gz": write_nifti,
 }
 
 Index = tuple[slice | int, ...]
-_local = threading.local()
-_decoded: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
-_decoded_lock = threading.Lock()
-
-
-class FileError(UserError, OSError):
-    """A file that is missing, damaged or not what was expected; an OSError too, so that a reader
-    may try again or skip it.
-    """
-
-
-def extension(path: str) -> str:
-    """The container of `path`; UserError when there is none for this extension."""
-    for end in sorted(EXTENSIONS, key=len, reverse=True):
-        if str(path).lower().endswith(end):
-            return ".h5" if end == ".hdf5" else end
-    raise FileError(
-        f"{path}: no container has this extension; expected one of {' '.join(EXTENSIONS)}"
-    )
+MAX_NOTED = 1 << 16
+# (file, key) whose chunks have been counted -> how many are missing, which has been said
+_missing: dict[tuple, int] = {}
 
 
 def inspect(path: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """key -> (shape, dtype) of every array in the file, read from its headers only."""
-    return dict(_open(str(path)).arrays)
+    return dict(open_file(str(path)).arrays)
 
 
 def header(
-    path: str, key: str = "", ndim: tuple[int, ...] = ()
+    path: str, key: str = "", ndim: tuple[int, ...] = (), missing_chunks: str = "warn"
 ) -> tuple[str, tuple[int, ...], np.dtype]:
     """Key, shape and dtype of one sound numeric array; key "" means the only array of the file.
 
     Raises FileError when the file or key is missing, the array is not numeric, has a number of axes
-    that is not in `ndim` (if given), or is larger than the file can hold.
+    that is not in `ndim` (if given), is larger than the file can hold, or has no chunk at all. Some
+    chunks missing, which read as the fill value, is a warning, or with missing_chunks = "error" a
+    FileError.
     """
-    return _header(str(path), _open(str(path)), key, ndim)
+    path = str(path)
+    opened = open_file(path)
+    checked = _header(path, opened, key, ndim)
+    with one_error(path, checked[0]):
+        missing, total = opened.chunks(checked[0])
+    if missing and missing_chunks == "error":
+        raise FileError(
+            f"{_missing_text(path, checked[0], missing, total)}: copy the file again, or set "
+            "data.missing_chunks='warn' if it was written so"
+        )
+    return checked
 
 
 def read(
@@ -95,39 +100,40 @@ def read(
     of them kept in memory. Raises FileError as `header` does, and when the values cannot be read.
     """
     path = str(path)
-    opened = _open(path)
+    opened = open_file(path)
     key, shape, _ = _header(path, opened, key, ndim)
     try:
-        with _guard(path, key):
+        with one_error(path, key):
             if index is None:
-                return _sound(opened.read(key, ()), shape, path, key)
+                return of_shape(opened.read(key, ()), shape, path, key)
             if opened.partial:
                 return np.asarray(opened.read(key, tuple(index)))
-            return np.array(_whole(path, key, opened, shape)[tuple(index)])
-    except UserError:
+            return np.array(decoded(path, key, opened, shape)[tuple(index)])
+    except FileError:
         # a stale handle must not spoil the next try
-        _local.opened.pop(_identity(path), None)
+        forget(path)
         raise
 
 
 def metadata(path: str, key: str = "") -> dict[str, Any]:
-    """`attributes` of the array, `file_attributes`, `affine` ([4, 4] or None) and `spacing` (three
-    numbers or None).
+    """`attributes` of the array, `file_attributes`, `affine` ([4, 4] or None), `spacing` (three
+    numbers or None) and `missing_chunks` (how many of its chunks are not stored).
     """
     path = str(path)
-    opened = _open(path)
+    opened = open_file(path)
     key = _resolve(path, opened, key)
-    with _guard(path, key):
-        found = {
+    with one_error(path, key):
+        entries = {
             "attributes": {},
             "file_attributes": {},
             "affine": None,
             "spacing": None,
+            "missing_chunks": opened.chunks(key)[0],
         } | opened.metadata(key)
-        for attributes in (found["attributes"], found["file_attributes"]):
-            if found["spacing"] is None and np.size(attributes.get("spacing", ())) == 3:
-                found["spacing"] = tuple(float(s) for s in np.ravel(attributes["spacing"]))
-        return found
+        for attributes in (entries["attributes"], entries["file_attributes"]):
+            if entries["spacing"] is None and np.size(attributes.get("spacing", ())) == 3:
+                entries["spacing"] = tuple(float(s) for s in np.ravel(attributes["spacing"]))
+        return entries
 
 
 def write(path: str, key: str, array: np.ndarray, like: str = "", like_key: str = "") -> None:
@@ -138,8 +144,8 @@ def write(path: str, key: str, array: np.ndarray, like: str = "", like_key: str 
     first.  Raises FileError when `like` is another container than `path`, or when the disk refuses.
     """
     path = str(path)
-    kind = extension(path)
-    if like and extension(like) != kind:
+    container = extension(path)
+    if like and extension(like) != container:
         raise FileError(
             f"{path}: cannot keep the attributes of {like}, which is another container; expected "
             "the same extension"
@@ -151,7 +157,7 @@ def write(path: str, key: str, array: np.ndarray, like: str = "", like_key: str 
     )
     try:
         with atomic.replacing(path) as temporary:
-            WRITERS[kind](str(temporary), key, np.asarray(array, np.float32), meta, like)
+            WRITERS[container](str(temporary), key, np.asarray(array, np.float32), meta, like)
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error}") from None
 
@@ -162,7 +168,7 @@ def fingerprint(path: str) -> str:
     """
     path = str(path)
     digest = hashlib.blake2b(digest_size=16)
-    with _guard(path, ""):
+    with one_error(path, ""):
         if os.path.isdir(path):
             for folder, folders, names in os.walk(path):
                 folders.sort()
@@ -174,32 +180,11 @@ def fingerprint(path: str) -> str:
             return digest.hexdigest()
         size = os.path.getsize(path)
         digest.update(str(size).encode())
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest.update(file.read(1 << 16))
             file.seek(max(0, size - (1 << 16)))
             digest.update(file.read(1 << 16))
         return digest.hexdigest()
-
-
-def _where(path: str, key: str) -> str:
-    return f"{path}, key '{key}'" if key else path
-
-
-@contextlib.contextmanager
-def _guard(path: str, key: str) -> Iterator[None]:
-    """Turn whatever a library raises on a bad file into one UserError (`FileError`)."""
-    try:
-        yield
-    except UserError:
-        raise
-    # libraries raise anything on corrupt bytes, from KeyError to zlib.error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileError(
-            f"{_where(path, key)}: cannot be read as {extension(path)} ({type(error).__name__}: "
-            f"{reason}); "
-            "the file is truncated, corrupt or of another format: write it again or leave it out"
-        ) from None
 
 
 def _resolve(path: str, opened: Opened, key: str) -> str:
@@ -210,7 +195,7 @@ def _resolve(path: str, opened: Opened, key: str) -> str:
         return key.strip("/")
     if not key and len(names) == 1:
         return names[0]
-    listed = ", ".join(f"'{n}' {opened.arrays[n][0]}" for n in names[:20]) + (
+    listed = ", ".join(f"'{n[:80]}' {opened.arrays[n][0]}" for n in names[:20]) + (
         ", ..." if len(names) > 20 else ""
     )
     wanted = (
@@ -224,11 +209,12 @@ def _header(
 ) -> tuple[str, tuple[int, ...], np.dtype]:
     key = _resolve(path, opened, key)
     shape, dtype = opened.arrays[key]
-    where = _where(path, key)
-    if key in opened.faults:
+    where = place(path, key)
+    with one_error(path, key):
+        fault = opened.fault(key)
+    if fault:
         raise FileError(
-            f"{where}: {opened.faults[key]}; the file is truncated or corrupt, or of a kind that "
-            "is not read"
+            f"{where}: {fault}; the file is truncated or corrupt, or of a kind that is not read"
         )
     if dtype.kind not in "biuf":
         raise FileError(
@@ -245,51 +231,40 @@ def _header(
         raise FileError(
             f"{where}: found shape {shape} with {len(shape)} axes; expected {expected} axes"
         )
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if size > MAX_SPARSE and size > MAX_RATIO * (stored := _stored_bytes(path)):
-        raise FileError(
-            f"{where}: declares shape {shape} of {dtype} ({size} bytes) in a file of {stored} "
-            "bytes, which cannot "
-            "hold it; the file is corrupt or was never filled"
-        )
+    _check_chunks(path, opened, key)
     return key, shape, dtype
 
 
-def _whole(path: str, key: str, opened: Opened, shape: tuple[int, ...]) -> np.ndarray:
-    """A decoded array, kept for the next piece; two threads may decode the same one, which costs
-    only time.
+def _check_chunks(path: str, opened: Opened, key: str) -> None:
+    """FileError when no chunk is stored, or too few for what is declared; some missing is said
+    once.
     """
-    identity = (*_identity(path), key)
-    with _decoded_lock:
-        if identity in _decoded:
-            _decoded.move_to_end(identity)
-            return _decoded[identity]
-    whole = _sound(opened.read(key, ()), shape, path, key)
-    if whole.nbytes <= MAX_DECODED:
-        with _decoded_lock:
-            _decoded[identity] = whole
-            while sum(a.nbytes for a in _decoded.values()) > MAX_DECODED:
-                _decoded.popitem(last=False)
-    return whole
-
-
-def _sound(value: Any, shape: tuple[int, ...], path: str, key: str) -> np.ndarray:
-    value = np.asarray(value)
-    if value.shape != shape:
+    identity = (*file_identity(path), key)
+    if identity in _missing:
+        return
+    shape, dtype = opened.arrays[key]
+    with one_error(path, key):
+        missing, total = opened.chunks(key)
+    size = array_bytes(shape, dtype)
+    sparse = size > MAX_SPARSE and total > MAX_SPARSITY * (total - missing)
+    if missing >= total or (sparse and size > MAX_SPARSITY * _stored_bytes(path)):
         raise FileError(
-            f"{_where(path, key)}: read shape {value.shape}; its header declares {shape}"
+            f"{place(path, key)}: declares shape {shape} of {dtype} ({size} bytes) but "
+            f"{total - missing} of its {total} chunks are stored, which cannot hold it; the file "
+            "is corrupt or was never filled"
         )
-    return value
+    if missing:
+        logging.warning("%s", _missing_text(path, key, missing, total))
+    if len(_missing) >= MAX_NOTED:
+        _missing.clear()
+    _missing[identity] = missing
 
 
-def _identity(path: str) -> tuple:
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise FileError(
-            f"{path}: {error.strerror}; expected a file with extension {' '.join(EXTENSIONS)}"
-        ) from None
-    return os.path.abspath(path), stat.st_ino, stat.st_mtime_ns, stat.st_size
+def _missing_text(path: str, key: str, missing: int, total: int) -> str:
+    return (
+        f"{place(path, key)}: {missing} of its {total} chunks are missing and read as the fill "
+        "value (a writer may have left them out, or a copy broke off)"
+    )
 
 
 def _stored_bytes(path: str) -> int:
@@ -300,28 +275,3 @@ def _stored_bytes(path: str) -> int:
             for name in names
         )
     return os.path.getsize(path)
-
-
-def _open(path: str) -> Opened:
-    """The open file, from this thread's cache; a changed file, or a forked process,
-    opens it anew.
-    """
-    kind, identity = extension(path), _identity(path)
-    # handles do not survive a fork: forget them without closing
-    if getattr(_local, "pid", None) != os.getpid():
-        _local.pid, _local.opened = os.getpid(), collections.OrderedDict()
-    cache = _local.opened
-    if identity in cache:
-        cache.move_to_end(identity)
-        return cache[identity]
-    if os.path.isdir(path) != (kind == ".zarr"):
-        raise FileError(
-            f"{path}: found a {'folder' if os.path.isdir(path) else 'file'}; expected a "
-            f"{'folder (Zarr directory store)' if kind == '.zarr' else 'file'}"
-        )
-    with _guard(path, ""):
-        opened = OPENERS[kind](path)
-    cache[identity] = opened
-    while len(cache) > MAX_OPEN:
-        cache.popitem(last=False)[1].close()
-    return opened

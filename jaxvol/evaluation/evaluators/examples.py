@@ -25,7 +25,7 @@ def score(
 ) -> tuple[Metrics, dict[str, np.ndarray]]:
     """Metrics of a split and its rows, one per example in the order of the split, padding dropped.
 
-    evaluate: what `make` returned.
+    evaluate: what `training.assemble.evaluation` returned.
     put:      host batch of this process -> arrays on the mesh.
     rows:     the part of each global batch of `config.evaluate.batch_size` examples that this
               process reads.
@@ -36,9 +36,11 @@ def score(
     key = jax.random.key(config.seed)
     parts: list[dict[str, np.ndarray]] = []
     for number, batch in enumerate(dataset.batches(split, config.evaluate.batch_size, rows, limit)):
-        found = jax.device_get(evaluate(params, extra, put(batch), jax.random.fold_in(key, number)))
-        real = np.asarray(found.pop("_mask")) > 0
-        parts.append({name: np.asarray(values)[real] for name, values in found.items()})
+        scores = jax.device_get(
+            evaluate(params, extra, put(batch), jax.random.fold_in(key, number))
+        )
+        real = np.asarray(scores.pop("_mask")) > 0
+        parts.append({name: np.asarray(values)[real] for name, values in scores.items()})
     if not parts or not any(len(next(iter(part.values()))) for part in parts):
         raise UserError(
             f"split '{split}' has no examples to score (sizes: {dataset.sizes}); "

@@ -2,8 +2,8 @@
 check that has to say so first.
 
 A fault is a function of its strength that returns the config overrides and the patches that make
-it; what it patches is a public function or a method of the package, as somebody's mistake would.
-Strengths are ordered from the weakest to the strongest.
+it; a patch takes the place of a function or a method of the package, as somebody's mistake would.
+Strengths are ordered from the weakest to the strongest.  catalogue.py has all faults.
 """
 
 from __future__ import annotations

@@ -16,20 +16,16 @@ def source(change):
     """Patch the examples as they are read: change(example, split, index, read) -> example."""
 
     def make(dataset):
-        def faulty(own, config):
+        def faulty(files, config):
             def read(split, index, rng):
-                return change(
-                    dict(own.read(split, index, rng)),
-                    split,
-                    index,
-                    lambda s, i: own.read(s, i, rng),
-                )
+                another = lambda s, i: files.read(s, i, rng)
+                return change(dict(another(split, index)), split, index, another)
 
-            return dataset(dataclasses.replace(own, read=read), config)
+            return dataset(dataclasses.replace(files, read=read), config)
 
         return faulty
 
-    return [replaced(pipeline, "dataset", make)]
+    return {}, [replaced(pipeline, "dataset", make)]
 
 
 def target(move, share: float = 1.0):
@@ -61,7 +57,7 @@ def half_voxel(amount: float):
 
 
 def leaked(share: float):
-    """Validation examples whose first slices are those of training examples, moved and mirrored."""
+    """The first slices of validation examples are those of training ones, moved and mirrored."""
 
     def change(example, split, index, read):
         if split == "val":
@@ -105,19 +101,19 @@ def missing(voxels: int):
 
         return faulty
 
-    return [replaced(pipeline, "_normalise", make)]
+    return {}, [replaced(pipeline, "_normalise", make)]
 
 
-def one_sided(kind: str):
+def one_sided(name: str):
     """The input is turned (or shifted) by the augmentation, the target stays."""
 
     def make(augment):
         def faulty(example, spec, rng, names):
-            return {**augment(example, spec, rng, (kind,)), "target": example["target"]}
+            return {**augment(example, spec, rng, (name,)), "target": example["target"]}
 
         return faulty
 
-    return [replaced(pipeline, "augment", make)]
+    return {}, [replaced(pipeline, "augment", make)]
 
 
 def inverse(power: float):
@@ -129,13 +125,11 @@ def inverse(power: float):
 
         return faulty
 
-    return [replaced(normalise, "inverse", make)]
+    return {}, [replaced(normalise, "inverse", make)]
 
 
 def refitted(shift: float):
-    """Training fields are off by so many standard deviations: the normaliser was
-    fitted on others.
-    """
+    """Inputs are off by so many standard deviations: the normaliser was fitted on other data."""
 
     def make(normalised):
         def faulty(example, spec, dtype):
@@ -144,7 +138,7 @@ def refitted(shift: float):
 
         return faulty
 
-    return [replaced(pipeline, "_normalise", make)]
+    return {}, [replaced(pipeline, "_normalise", make)]
 
 
 def cut(slope: float):
@@ -163,12 +157,13 @@ def same_batch(period: int):
 
     def make(dataset):
         def faulty(config):
-            own = dataset(config)
-            return dataclasses.replace(own, batch=lambda step, rows: own.batch(step % period, rows))
+            made = dataset(config)
+            batch = lambda step, rows: made.batch(step % period, rows)
+            return dataclasses.replace(made, batch=batch)
 
         return faulty
 
-    return [replaced(components, "dataset", make)]
+    return {}, [replaced(components, "dataset", make)]
 
 
 FAULTS = (
@@ -177,7 +172,7 @@ FAULTS = (
         "fno",
         "data",
         (0.5, 1.0),
-        lambda s: ({}, another(s)),
+        another,
         ("baselines", "overfit", "prediction"),
     ),
     Fault(
@@ -185,7 +180,7 @@ FAULTS = (
         "vnet",
         "data",
         (0, 2),
-        lambda s: ({}, target(lambda y: np.flip(y, s).copy())),
+        lambda s: target(lambda y: np.flip(y, s).copy()),
         ("prediction", "baselines"),
     ),
     Fault(
@@ -193,7 +188,7 @@ FAULTS = (
         "vit3d",
         "data",
         ((0, 2, 1, 3), (2, 1, 0, 3)),
-        lambda s: ({}, target(lambda y: y.transpose(s).copy())),
+        lambda s: target(lambda y: y.transpose(s).copy()),
         ("prediction", "baselines"),
     ),
     Fault(
@@ -201,7 +196,7 @@ FAULTS = (
         "fno",
         "data",
         (0.5, 1.0, 2.0),
-        lambda s: ({}, target(half_voxel(s))),
+        lambda s: target(half_voxel(s)),
         ("vnet", "vit3d"),
     ),
     Fault(
@@ -209,7 +204,7 @@ FAULTS = (
         "fno",
         "data",
         (1, 4096),
-        lambda s: ({}, missing(s)),
+        missing,
         (
             "state",
             "schedule",
@@ -225,39 +220,19 @@ FAULTS = (
             "tiling",
         ),
     ),
-    Fault("constant volumes", "vnet", "data", (0.25, 0.5), lambda s: ({}, flat(s))),
-    Fault("duplicated volumes", "fno", "data", (1, 8), lambda s: ({}, copies(s))),
-    Fault(
-        "overlapping train and validation crops",
-        "fno",
-        "data",
-        (0.1, 1.0),
-        lambda s: ({}, leaked(s)),
-    ),
-    Fault(
-        "normaliser not inverted",
-        "fno",
-        "data",
-        (1.1, 0.0),
-        lambda s: ({}, inverse(s)),
-        ("prediction",),
-    ),
-    Fault("normaliser of other data", "vit3d", "data", (1.2, 3.0), lambda s: ({}, refitted(s))),
+    Fault("constant volumes", "vnet", "data", (0.25, 0.5), flat),
+    Fault("duplicated volumes", "fno", "data", (1, 8), copies),
+    Fault("overlapping train and validation crops", "fno", "data", (0.1, 1.0), leaked),
+    Fault("normaliser not inverted", "fno", "data", (1.1, 0.0), inverse, ("prediction",)),
+    Fault("normaliser of other data", "vit3d", "data", (1.2, 3.0), refitted),
     Fault(
         "augmentation on the input only",
         "fno",
         "data",
         ("transpose", "cube", "shift"),
-        lambda s: ({}, one_sided(s)),
+        one_sided,
         ("overfit", "prediction", "baselines"),
     ),
-    Fault(
-        "crops that claim to be periodic",
-        "vnet",
-        "data",
-        (3.0, 6.0),
-        lambda s: ({}, cut(s)),
-        ("baselines",),
-    ),
-    Fault("the same batch at every step", "fno", "data", (1,), lambda s: ({}, same_batch(s))),
+    Fault("crops that claim to be periodic", "vnet", "data", (3.0, 6.0), cut, ("baselines",)),
+    Fault("the same batch at every step", "fno", "data", (1,), same_batch),
 )

@@ -1,5 +1,5 @@
-"""Faults that were written after the limits had been frozen (jaxvol/config/limits.py): how well the
-checks do on what they were not made for.
+"""Faults that were written after the limits of the checks had been frozen: how well the checks do
+on what they were not made for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def tailed(power: float):
 
         return faulty
 
-    return [replaced(pipeline, "_normalise", make)]
+    return {}, [replaced(pipeline, "_normalise", make)]
 
 
 def unrelated(share: float):
@@ -37,9 +37,8 @@ def unrelated(share: float):
 
     def change(example, split, index, read):
         noise = np.random.default_rng(index).normal(size=example["target"].shape).astype(np.float32)
-        example["target"] = (1 - share) * example["target"] + share * noise * example[
-            "target"
-        ].std()
+        target = example["target"]
+        example["target"] = (1 - share) * target + share * noise * target.std()
         return example
 
     return source(change)
@@ -47,7 +46,7 @@ def unrelated(share: float):
 
 def gate(gain: float):
     """Decoders see the skips only: what comes from the coarse grids is multiplied by `gain`."""
-    return [replaced(vnet, "brought", lambda old: lambda *a: gain * old(*a))]
+    return {}, [replaced(vnet, "brought", lambda old: lambda *a: gain * old(*a))]
 
 
 def sign(factor: float):
@@ -82,26 +81,25 @@ def half_batch(share: float):
 
         return faulty
 
-    return [replaced(scoring, "terms", make)]
+    return {}, [replaced(scoring, "terms", make)]
 
 
 def lazy_generator(group: str):
     """One player of the GAN does not move."""
 
     def make(build):
-        def faulty(config, own, steps):
-            rule = build(config, own, steps)
-            if own != group:
-                return rule
-            return rule._replace(
-                update=lambda g, s, p, **k: (lambda u, n: (jax.tree.map(jnp.zeros_like, u), n))(
-                    *rule.update(g, s, p, **k)
-                )
-            )
+        def faulty(config, player, steps):
+            rule = build(config, player, steps)
+
+            def still(grads, state, params, **arguments):
+                updates, new = rule.update(grads, state, params, **arguments)
+                return jax.tree.map(jnp.zeros_like, updates), new
+
+            return rule._replace(update=still) if player == group else rule
 
         return faulty
 
-    return [replaced(optim, "make", make)]
+    return {}, [replaced(optim, "make", make)]
 
 
 def wrong_pairs(order: str):
@@ -112,11 +110,11 @@ def wrong_pairs(order: str):
             pair(y, x, balance) if order == "exchanged" else pair(x, x, balance)
         )
 
-    return [replaced(adversarial, "pair", make)]
+    return {}, [replaced(adversarial, "pair", make)]
 
 
-def statistics_of_the_batch(kind: str):
-    """Evaluation normalises with the statistics of its own batch."""
+def statistics_of_the_batch(statistics: str):
+    """Evaluation normalises with the statistics of its batch."""
 
     def patch(old):
         def faulty(self, x, train):
@@ -127,7 +125,7 @@ def statistics_of_the_batch(kind: str):
 
         return faulty
 
-    return [replaced(layers.Norm, "running", patch)]
+    return {}, [replaced(layers.Norm, "running", patch)]
 
 
 def other_prediction(change):
@@ -140,7 +138,7 @@ def other_prediction(change):
 
         return faulty
 
-    return [replaced(scoring, "network", make)]
+    return {}, [replaced(scoring, "network", make)]
 
 
 def old_average(lag: int):
@@ -154,7 +152,7 @@ def old_average(lag: int):
 
         return faulty
 
-    return [replaced(step, "average", make)]
+    return {}, [replaced(step, "average", make)]
 
 
 FAULTS = (
@@ -163,7 +161,7 @@ FAULTS = (
         "fno",
         "data",
         (5.0, 9.0),
-        lambda s: ({}, tailed(s)),
+        tailed,
         ("numerics", "overfit", "gradients"),
     ),
     Fault(
@@ -171,47 +169,28 @@ FAULTS = (
         "fno",
         "data",
         (0.9, 1.0),
-        lambda s: ({}, unrelated(s)),
+        unrelated,
         ("baselines", "prediction", "overfit"),
     ),
-    Fault(
-        "coarse grids cut off",
-        "vnet",
-        "structure",
-        (0.0,),
-        lambda s: ({}, gate(s)),
-        ("gradients", "vnet"),
-    ),
+    Fault("coarse grids cut off", "vnet", "structure", (0.0,), gate, ("gradients", "vnet")),
     Fault(
         "update uphill",
         "fno",
         "gradients",
         (-1.0,),
-        lambda s: ({}, sign(s)),
+        sign,
         ("overfit", "lr_range", "baselines", "prediction", "numerics"),
     ),
     Fault(
-        "updates of half the size",
-        "fno",
-        "gradients",
-        (0.5, 0.01),
-        lambda s: ({}, sign(s)),
-        ("overfit", "prediction"),
+        "updates of half the size", "fno", "gradients", (0.5, 0.01), sign, ("overfit", "prediction")
     ),
-    Fault(
-        "half of the batch is read",
-        "fno",
-        "numerics",
-        (0.5,),
-        lambda s: ({}, half_batch(s)),
-        ("gradients",),
-    ),
+    Fault("half of the batch is read", "fno", "numerics", (0.5,), half_batch, ("gradients",)),
     Fault(
         "generator that does not move",
         "pix2pixcc",
         "gradients",
         ("gen",),
-        lambda s: ({}, lazy_generator(s)),
+        lazy_generator,
         ("adversarial", "overfit", "prediction"),
     ),
     Fault(
@@ -219,7 +198,7 @@ FAULTS = (
         "pix2pixcc",
         "adversarial",
         ("exchanged", "input twice"),
-        lambda s: ({}, wrong_pairs(s)),
+        wrong_pairs,
         ("gradients",),
     ),
     Fault(
@@ -227,7 +206,7 @@ FAULTS = (
         "vnet-batch",
         "structure",
         ("batch",),
-        lambda s: ({}, statistics_of_the_batch(s)),
+        statistics_of_the_batch,
         ("vnet",),
     ),
     Fault(
@@ -235,7 +214,7 @@ FAULTS = (
         "fno",
         "prediction",
         (0.5, 0.1),
-        lambda s: ({}, other_prediction(lambda y, physical: (y, s * physical))),
+        lambda s: other_prediction(lambda y, physical: (y, s * physical)),
         ("baselines", "state"),
     ),
     Fault(
@@ -243,8 +222,8 @@ FAULTS = (
         "fno",
         "structure",
         (1.0, 0.3),
-        lambda s: ({}, other_prediction(lambda y, physical: (jnp.clip(y, -s, s), physical))),
+        lambda s: other_prediction(lambda y, physical: (jnp.clip(y, -s, s), physical)),
         ("prediction", "overfit"),
     ),
-    Fault("averages that lag behind", "fno", "state", (1.5, 10), lambda s: ({}, old_average(s))),
+    Fault("averages that lag behind", "fno", "state", (1.5, 10), old_average),
 )

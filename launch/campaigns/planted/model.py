@@ -6,25 +6,22 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxvol.models import discriminator, fno, layers, vit3d, vnet
-from jaxvol.ops import fourier, patches, window
+from jaxvol.models import discriminator, fno, layers, transformer, vit3d, vnet
+from jaxvol.ops import fourier, patches, pointwise, window
 from jaxvol.tasks import scoring
 from launch.campaigns.planted import Fault, replaced
 
 
 def linear(slope: float):
     """gelu(x) is replaced by x / 2 + slope * |x|: no bend (0) or next to none."""
-    return [
-        replaced(module, "gelu", lambda old: lambda x: 0.5 * x + slope * jnp.abs(x))
-        for module in (fno, vit3d)
-    ]
+    bent = lambda old: lambda x: 0.5 * x + slope * jnp.abs(x)
+    return {}, [replaced(pointwise, "gelu", bent)]
 
 
 def octant(damping: float):
-    """The spectral weights act on one Fourier octant; the others get `damping` times
-    their share.
-    """
+    """The spectral weights act on one Fourier octant; others get `damping` times their share."""
 
     def make(contract):
         def faulty(spectrum, core, factors, *rest):
@@ -35,7 +32,7 @@ def octant(damping: float):
 
         return faulty
 
-    return [replaced(fourier, "contract_again", make)]
+    return {}, [replaced(fourier, "contract_again", make)]
 
 
 def bypassed(cls: type, attribute: str, gain: float, index: int = 1):
@@ -48,7 +45,7 @@ def bypassed(cls: type, attribute: str, gain: float, index: int = 1):
 
         return faulty
 
-    return [replaced(cls, attribute, make)]
+    return {}, [replaced(cls, attribute, make)]
 
 
 def bounded(cls: type, function):
@@ -60,37 +57,33 @@ def bounded(cls: type, function):
 
         return faulty
 
-    return [replaced(cls, "__call__", make)]
+    return {}, [replaced(cls, "__call__", make)]
 
 
 def displaced(voxels: int):
     """Up-sampled features come back so many voxels away."""
-    return [
+    return {}, [
         replaced(vnet, "brought", lambda old: lambda x, *rest: jnp.roll(old(x, *rest), voxels, 2))
     ]
 
 
-def permuted(kind: str):
+def permuted(change: str):
     """Patches, or the voxels within them, come back in another order."""
 
     def make(unpatchify):
         def faulty(tokens, patch):
-            if kind == "two patches":
-                tokens = (
-                    tokens.at[:, 0, 0, 0]
-                    .set(tokens[:, 0, 0, 1])
-                    .at[:, 0, 0, 1]
-                    .set(tokens[:, 0, 0, 0])
-                )
-            if kind == "patches mirrored":
+            if change == "two patches":
+                one, two = tokens[:, 0, 0, 0], tokens[:, 0, 0, 1]
+                tokens = tokens.at[:, 0, 0, 0].set(two).at[:, 0, 0, 1].set(one)
+            if change == "patches mirrored":
                 tokens = jnp.flip(tokens, 2)
-            if kind == "axes exchanged":
-                return unpatchify(tokens.swapaxes(1, 3), patch)
+            if change == "axes exchanged":
+                tokens = tokens.swapaxes(1, 3)
             return unpatchify(tokens, patch)
 
         return faulty
 
-    return [replaced(patches, "unpatchify", make)]
+    return {}, [replaced(patches, "unpatchify", make)]
 
 
 def ungrounded(share: float):
@@ -103,7 +96,7 @@ def ungrounded(share: float):
 
         return faulty
 
-    return [replaced(vit3d.ViT3D, "place", make)]
+    return {}, [replaced(vit3d.ViT3D, "place", make)]
 
 
 def constant_judge(gain: float):
@@ -115,12 +108,12 @@ def constant_judge(gain: float):
 
         return faulty
 
-    return [replaced(discriminator.Discriminator, "__call__", make)]
+    return {}, [replaced(discriminator.Discriminator, "__call__", make)]
 
 
 def frozen_statistics(momentum: float):
     """Running means and variances move `momentum` of the way only."""
-    return [replaced(layers, "MOMENTUM", lambda old: momentum)]
+    return {}, [replaced(layers, "MOMENTUM", lambda old: momentum)]
 
 
 def mixed(share: float):
@@ -138,7 +131,7 @@ def mixed(share: float):
 
         return faulty
 
-    return [replaced(scoring, "network", make)]
+    return {}, [replaced(scoring, "network", make)]
 
 
 def awake(rate: float):
@@ -153,7 +146,7 @@ def awake(rate: float):
 
         return faulty
 
-    return {"model.dropout": rate}, [replaced(vit3d, "drop", make)]
+    return {"model.dropout": rate}, [replaced(transformer, "drop", make)]
 
 
 def beyond_nyquist(modes: int):
@@ -182,50 +175,35 @@ def wrong_slope(factor: float):
 
         return faulty
 
-    return [replaced(fno, "gelu", make)]
+    return {}, [replaced(pointwise, "gelu", make)]
 
 
 def loud(gain: float):
     """First predictions that are `gain` times too large."""
-    return [replaced(fno, "OUTPUT_GAIN", lambda old: old * gain)]
+    return {}, [replaced(fno, "OUTPUT_GAIN", lambda old: old * gain)]
 
 
-def holes(kind: str):
+def holes(place: str):
     """Tiles that leave voxels out, or that weigh nothing at their rims."""
-    if kind == "one tile in eight":
-        return [replaced(window, "positions", lambda old: lambda *a: old(*a)[::8])]
-    return [
-        replaced(
-            window,
-            "gaussian",
-            lambda old: lambda *a: jnp.where(old(*a) > 2e-3, old(*a), 0.0).__array__(),
-        )
-    ]
+    if place == "between tiles":
+        return {}, [replaced(window, "positions", lambda old: lambda *a: old(*a)[::8])]
+    rimless = lambda old: lambda *a: np.where(old(*a) > 2e-3, old(*a), 0.0)
+    return {}, [replaced(window, "gaussian", rimless)]
 
 
 FAULTS = (
     Fault(
-        "activations removed",
-        "fno",
-        "structure",
-        (3e-5, 0.0),
-        lambda s: ({}, linear(s)),
-        ("overfit", "prediction"),
+        "activations removed", "fno", "structure", (3e-5, 0.0), linear, ("overfit", "prediction")
     ),
     Fault(
-        "one Fourier octant only",
-        "fno-dense",
-        "spectra",
-        (0.2, 0.0),
-        lambda s: ({}, octant(s)),
-        ("structure", "fno"),
+        "one Fourier octant only", "fno-dense", "spectra", (0.2, 0.0), octant, ("structure", "fno")
     ),
     Fault(
         "block output dropped (FNO)",
         "fno",
         "structure",
         (0.0,),
-        lambda s: ({}, bypassed(fno.Block, "__call__", s)),
+        lambda s: bypassed(fno.Block, "__call__", s),
         ("gradients",),
     ),
     Fault(
@@ -233,7 +211,7 @@ FAULTS = (
         "vit3d",
         "structure",
         (0.0,),
-        lambda s: ({}, bypassed(vit3d.Block, "__call__", s)),
+        lambda s: bypassed(transformer.Block, "__call__", s),
         ("gradients",),
     ),
     Fault(
@@ -249,7 +227,7 @@ FAULTS = (
         "vit3d",
         "structure",
         (2.0, 1.0),
-        lambda s: ({}, bounded(vit3d.ViT3D, lambda y: s * jnp.tanh(y / s))),
+        lambda s: bounded(vit3d.ViT3D, lambda y: s * jnp.tanh(y / s)),
         ("overfit",),
     ),
     Fault(
@@ -257,16 +235,16 @@ FAULTS = (
         "vit3d-linear",
         "gradients",
         (0.0,),
-        lambda s: ({}, ungrounded(s)),
+        ungrounded,
         ("structure",),
     ),
-    Fault("decoder features displaced", "vnet", "vnet", (1, 2), lambda s: ({}, displaced(s)), ()),
+    Fault("decoder features displaced", "vnet", "vnet", (1, 2), displaced, ()),
     Fault(
         "patches permuted on reassembly",
         "vit3d-linear",
         "vit3d",
         ("two patches", "patches mirrored", "axes exchanged"),
-        lambda s: ({}, permuted(s)),
+        permuted,
         ("overfit", "baselines", "prediction", "structure"),
     ),
     Fault(
@@ -274,7 +252,7 @@ FAULTS = (
         "pix2pixcc",
         "adversarial",
         (1e-6, 0.0),
-        lambda s: ({}, constant_judge(s)),
+        constant_judge,
         ("gradients", "structure"),
     ),
     Fault(
@@ -282,32 +260,18 @@ FAULTS = (
         "vnet-batch",
         "vnet",
         (1e-9, 0.0),
-        lambda s: ({}, frozen_statistics(s)),
+        frozen_statistics,
         ("baselines", "prediction", "overfit"),
     ),
-    Fault(
-        "examples of a batch mixed",
-        "fno",
-        "structure",
-        (0.02, 0.5),
-        lambda s: ({}, mixed(s)),
-        ("numerics",),
-    ),
+    Fault("examples of a batch mixed", "fno", "structure", (0.02, 0.5), mixed, ("numerics",)),
     Fault("dropout active at evaluation", "vit3d", "structure", (0.02, 0.3), awake),
-    Fault(
-        "wrong derivative",
-        "fno",
-        "gradients",
-        (1.2, 2.0),
-        lambda s: ({}, wrong_slope(s)),
-        ("overfit",),
-    ),
+    Fault("wrong derivative", "fno", "gradients", (1.2, 2.0), wrong_slope, ("overfit",)),
     Fault(
         "first predictions too large",
         "fno",
         "numerics",
         (300.0, 3000.0),
-        lambda s: ({}, loud(s)),
+        loud,
         ("overfit", "baselines", "prediction", "gradients", "lr_range", "fno", "spectra"),
     ),
     Fault(
@@ -317,7 +281,7 @@ FAULTS = (
         "tiles that do not cover the volume",
         "fno",
         "tiling",
-        ("one tile in eight", "no weight at the rims"),
-        lambda s: ({}, holes(s)),
+        ("between tiles", "at the rims"),
+        holes,
     ),
 )

@@ -1,6 +1,4 @@
-"""Faults of physics-informed runs, two or more for every metric of
-jaxvol/diagnostics/checks/physics.py.
-"""
+"""Faults of physics-informed runs, two or more for every metric of the check `physics`."""
 
 from __future__ import annotations
 
@@ -13,14 +11,14 @@ import numpy as np
 from jaxvol import pdes
 from jaxvol.data import collocation
 from jaxvol.models import cheb_kan
-from jaxvol.tasks import physics
+from jaxvol.tasks import equations
 from launch.campaigns.planted import Fault, replaced
 from launch.campaigns.planted.later import sign
 
 
 def problem(change) -> list:
     """Data, task and check see another problem; change: Problem -> its fields that differ."""
-    return [
+    return {}, [
         replaced(
             pdes,
             "make",
@@ -64,13 +62,13 @@ def stretched(factor: float):
     return problem(change)
 
 
-def first_faces(kept: int):
+def first_faces(count: int):
     """Points on the first faces of a condition only, as in the published example."""
-    return [
+    return {}, [
         replaced(
             collocation,
             "on_faces",
-            lambda old: lambda rng, n, p, faces, sampler: old(rng, n, p, faces[:kept], sampler),
+            lambda old: lambda rng, n, p, faces, sampler: old(rng, n, p, faces[:count], sampler),
         )
     ]
 
@@ -88,7 +86,7 @@ def inside(share: float):
 
         return faulty
 
-    return [replaced(collocation, "on_faces", make)]
+    return {}, [replaced(collocation, "on_faces", make)]
 
 
 def detached(name: str):
@@ -99,7 +97,7 @@ def detached(name: str):
             own, jax.lax.stop_gradient(net) if c.name == name else net, c, batch
         )
 
-    return [replaced(physics, "condition", make)]
+    return {}, [replaced(equations, "condition", make)]
 
 
 def itself(name: str):
@@ -112,11 +110,11 @@ def itself(name: str):
 
         return faulty
 
-    return [replaced(physics, "condition", make)]
+    return {}, [replaced(equations, "condition", make)]
 
 
 def bounds(factor: float):
-    """The model is told of a domain that is smaller."""
+    """The model scales its coordinates by the bounds of a smaller domain."""
 
     def make(old):
         def faulty(p):
@@ -128,7 +126,7 @@ def bounds(factor: float):
 
         return faulty
 
-    return [replaced(collocation, "specify", make)]
+    return {}, [replaced(collocation, "specify", make)]
 
 
 def equal(spread: float, first):
@@ -144,7 +142,7 @@ def equal(spread: float, first):
 
         return faulty
 
-    return [replaced(cheb_kan, "initialiser", make)]
+    return {}, [replaced(cheb_kan, "initialiser", make)]
 
 
 def alike(spread: float):
@@ -176,33 +174,13 @@ def no_lift(amplitude: float):
 
 HARD = {"task.constraints": "hard"}
 FAULTS = (
-    Fault(
-        "coefficient of another equation",
-        "pinn",
-        "physics",
-        (1.0001, 1.1),
-        lambda s: ({}, coefficient(s)),
-    ),
-    Fault("sign of a term", "pinn", "physics", ("first", "second"), lambda s: ({}, turned(s))),
-    Fault(
-        "derivatives not scaled back", "pinn", "physics", (1.01, 6.0), lambda s: ({}, stretched(s))
-    ),
-    Fault("one of two boundaries", "pinn", "physics", (1,), lambda s: ({}, first_faces(s))),
-    Fault("boundary points inside", "pinn", "physics", (1e-4, 1e-2), lambda s: ({}, inside(s))),
-    Fault(
-        "condition without gradient",
-        "pinn",
-        "physics",
-        ("boundary", "initial"),
-        lambda s: ({}, detached(s)),
-    ),
-    Fault(
-        "condition compared with itself",
-        "pinn",
-        "physics",
-        ("boundary", "initial"),
-        lambda s: ({}, itself(s)),
-    ),
+    Fault("coefficient of another equation", "pinn", "physics", (1.0001, 1.1), coefficient),
+    Fault("sign of a term", "pinn", "physics", ("first", "second"), turned),
+    Fault("derivatives not scaled back", "pinn", "physics", (1.01, 6.0), stretched),
+    Fault("one of two boundaries", "pinn", "physics", (1,), first_faces),
+    Fault("boundary points inside", "pinn", "physics", (1e-4, 1e-2), inside),
+    Fault("condition without gradient", "pinn", "physics", ("boundary", "initial"), detached),
+    Fault("condition compared with itself", "pinn", "physics", ("boundary", "initial"), itself),
     Fault(
         "condition of weight 0",
         "pinn",
@@ -211,27 +189,23 @@ FAULTS = (
         lambda s: ({f"task.weights.{s}": 0.0}, []),
     ),
     Fault("domain not scaled", "pinn", "physics", ("none",), lambda s: ({"model.scaling": s}, [])),
-    Fault("bounds of another domain", "pinn", "physics", (1.5, 3.0), lambda s: ({}, bounds(s))),
-    Fault("neurons that start alike", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, alike(s))),
-    Fault(
-        "coefficients that start equal", "pinn", "physics", (1e-2, 0.0), lambda s: ({}, constant(s))
-    ),
-    Fault("initial values lost", "pinn", "physics", (1e-3, 0.0), lambda s: ({}, no_start(s))),
+    Fault("bounds of another domain", "pinn", "physics", (1.5, 3.0), bounds),
+    Fault("neurons that start alike", "pinn", "physics", (1e-2, 0.0), alike),
+    Fault("coefficients that start equal", "pinn", "physics", (1e-2, 0.0), constant),
+    Fault("initial values lost", "pinn", "physics", (1e-3, 0.0), no_start),
     Fault(
         "lift of exact conditions lost",
         "pinn",
         "physics",
         (1e-3, 0.0),
-        lambda s: (HARD, no_lift(s)),
+        lambda s: (HARD, no_lift(s)[1]),
     ),
     Fault(
-        "learning rate far too high",
+        "learning rate far too high for an equation",
         "pinn",
         "physics",
         (0.3, 3.0),
         lambda s: ({"optimizer.learning_rate": s}, []),
     ),
-    Fault(
-        "uphill on the equation", "pinn", "physics", (-1.0,), lambda s: ({}, sign(s)), ("schedule",)
-    ),
+    Fault("uphill on the equation", "pinn", "physics", (-1.0,), sign, ("schedule",)),
 )

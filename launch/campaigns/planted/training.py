@@ -1,23 +1,17 @@
-"""Faults of what moves the weights: losses, gradients, optimizers, schedules, averages, checkpoints
-and the players of a GAN.
+"""Faults of what moves the weights: losses, gradients, optimizers, schedules and the players of a
+GAN.
 """
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from jaxvol.config import components
-from jaxvol.diagnostics import context
 from jaxvol.tasks import scoring
-from jaxvol.training import checkpoint, loop, optim, step
+from jaxvol.training import assemble, optim, schedules, step
 from launch.campaigns.planted import Fault, replaced
-
-# a finished run, for faults of pretrained weights
-SOURCE = Path(__file__).parents[3] / ".cache" / "faults" / "source"
 
 
 def leaking(share: float):
@@ -42,7 +36,7 @@ def leaking(share: float):
 
         return terms, {group: gradient(group) for group in terms}, metrics, extra
 
-    return [replaced(step, "group_gradients", lambda old: faulty)]
+    return {}, [replaced(step, "group_gradients", lambda old: faulty)]
 
 
 def optimizer(change):
@@ -50,12 +44,12 @@ def optimizer(change):
 
     def make(build):
         def faulty(config, group, steps):
-            own = build(config, group, steps)
-            return own._replace(update=change(own.update))
+            rule = build(config, group, steps)
+            return rule._replace(update=change(rule.update))
 
         return faulty
 
-    return [replaced(optim, "make", make)]
+    return {}, [replaced(optim, "make", make)]
 
 
 def norm_after_clip(update):
@@ -89,21 +83,19 @@ def left_out(part: str):
 
 def lowered(factor: float):
     """The schedule's highest rate is a fraction of the config's."""
-    return [
-        replaced(
-            optim,
-            "schedule",
-            lambda old: (
-                lambda config, steps: lambda count, rate=old(config, steps): factor * rate(count)
-            ),
-        )
-    ]
+
+    def make(build):
+        def faulty(config, steps):
+            rate = build(config, steps)
+            return lambda count: factor * rate(count)
+
+        return faulty
+
+    return {}, [replaced(schedules, "schedule", make)]
 
 
 def other_schedule(updates: int):
-    """The step uses another schedule than the one that is planned: it has gone on for so many
-    updates already.
-    """
+    """The step is ahead of the planned schedule by so many updates."""
 
     def make(compile_parts):
         def faulty(config, mesh, task, optimizers, state):
@@ -117,52 +109,7 @@ def other_schedule(updates: int):
 
         return faulty
 
-    return [replaced(context, "compiled", make)]
-
-
-def pretrained(warmup: int):
-    """Training starts from a finished run, with a warm-up as for random weights."""
-    return {
-        "init_from": str(SOURCE),
-        "init_checkpoint": "final",
-        "optimizer.schedule.warmup_steps": warmup,
-    }, []
-
-
-def reinitialised(part: str):
-    """Of the weights that were loaded, those whose name contains `part` are random again."""
-
-    def make(adopt):
-        def faulty(config, state, params, stats):
-            new = adopt(config, state, params, stats)
-            kept = jax.tree_util.tree_map_with_path(
-                lambda path, own, loaded: own if part in jax.tree_util.keystr(path) else loaded,
-                state.params,
-                new.params,
-            )
-            return new.replace(params=kept)
-
-        return faulty
-
-    return {
-        "init_from": str(SOURCE),
-        "init_checkpoint": "final",
-        "optimizer.schedule.warmup_steps": 0,
-    }, [replaced(loop, "adopt", make)]
-
-
-def other_weights(asked: str):
-    """Validation takes the raw weights where the config asks for the averages, and the reverse."""
-
-    def make(validated):
-        return lambda kind, state: validated("raw" if kind == "ema" else "ema", state)
-
-    return {"evaluate.weights": asked}, [replaced(step, "validated", make)]
-
-
-def still_average(decay: float):
-    """The EMA's decay is another one: 1 never moves."""
-    return [replaced(step, "ema_decay_at", lambda old: lambda d, t: jnp.float32(decay))]
+    return {}, [replaced(assemble, "compiled", make)]
 
 
 def last_dropped(parts: int):
@@ -170,28 +117,17 @@ def last_dropped(parts: int):
 
     def make(accumulate):
         def faulty(loss, params, fixed, batch, key, n):
-            fewer = (
-                {
-                    name: x.reshape(x.shape[0] // n, n, *x.shape[1:])
-                    .swapaxes(0, 1)[:-1]
-                    .reshape(-1, *x.shape[1:])
-                    for name, x in batch.items()
-                }
-                if n > 1
-                else batch
-            )
-            return accumulate(loss, params, fixed, fewer, key, max(n - 1, 1))
+            if n == 1:
+                return accumulate(loss, params, fixed, batch, key, n)
+            fewer = {
+                name: parts[:-1].reshape(-1, *parts.shape[2:])
+                for name, parts in step.split(batch, n).items()
+            }
+            return accumulate(loss, params, fixed, fewer, key, n - 1)
 
         return faulty
 
     return {"micro_batches": parts, "batch_size": 4}, [replaced(step, "accumulate", make)]
-
-
-def same_key(rate: float):
-    """Every update uses the random numbers of update 0."""
-    return {"model.dropout": rate}, [
-        replaced(step, "key_at", lambda old: lambda seed, at: old(seed, 0))
-    ]
 
 
 def averaged_twice(devices: int):
@@ -206,65 +142,11 @@ def averaged_twice(devices: int):
 
         return faulty
 
-    return [replaced(scoring, "terms", make)]
-
-
-def forgetful(what: str):
-    """A checkpoint that does not bring the optimizer, or its counter, or the averages back."""
-
-    def make(restore):
-        def faulty(store, template):
-            tree, meta = restore(store, template)
-            zero = functools.partial(jax.tree.map, jnp.zeros_like)
-            if what == "averages":
-                return {
-                    **tree,
-                    "ema": {**tree["ema"], "params": jax.tree.map(jnp.copy, tree["params"])},
-                }, meta
-            if what == "counter":
-                return {
-                    **tree,
-                    "opt": {g: o._replace(count=zero(o.count)) for g, o in tree["opt"].items()},
-                }, meta
-            return {**tree, "opt": zero(tree["opt"])}, meta
-
-        return faulty
-
-    return [replaced(checkpoint, "restore_newest", make)]
-
-
-def random_step(size: float):
-    """The step adds noise that is no function of the seed."""
-    calls = iter(range(10**9))
-
-    def make(compile_parts):
-        def faulty(config, mesh, task, optimizers, state):
-            update, evaluate = compile_parts(config, mesh, task, optimizers, state)
-
-            def noisy(old, batch, taken):
-                new, metrics = update(old, batch, taken)
-                key = jax.random.key(next(calls))
-                return new.replace(
-                    params=jax.tree.map(
-                        lambda p: p * (1 + size * jax.random.normal(key, ())), new.params
-                    )
-                ), metrics
-
-            return noisy, evaluate
-
-        return faulty
-
-    return [replaced(context, "compiled", make)]
-
-
-def turned(metric: str):
-    """The best checkpoint is chosen in the wrong direction."""
-    opposite = replaced(components, "best_direction", lambda old: lambda config: -old(config))
-    return {"checkpoint.best_metric": metric}, [opposite]
+    return {}, [replaced(scoring, "terms", make)]
 
 
 def terms_of(weight: float):
-    """Two losses, one of which is decoration."""
+    """Two losses, of which one has next to no weight."""
     return {"task.losses": (("mse", 1.0), ("l1", weight))}, []
 
 
@@ -275,7 +157,7 @@ FAULTS = (
         "pix2pixcc",
         "adversarial",
         (0.5, 1.0),
-        lambda s: ({}, leaking(s)),
+        leaking,
         ("gradients",),
     ),
     Fault(
@@ -283,29 +165,25 @@ FAULTS = (
         "fno",
         "gradients",
         (1.0, 0.05),
-        lambda s: ({"optimizer.clip_norm": s}, optimizer(norm_after_clip)),
+        lambda s: ({"optimizer.clip_norm": s}, optimizer(norm_after_clip)[1]),
     ),
     Fault(
         "weights left out of the optimizer",
         "vit3d",
         "gradients",
         ("block_1", "head"),
-        lambda s: ({}, left_out(s)),
+        left_out,
         ("overfit",),
     ),
     Fault(
-        "position table not in the optimizer",
-        "vit3d-linear",
-        "gradients",
-        ("position",),
-        lambda s: ({}, left_out(s)),
+        "position table not in the optimizer", "vit3d-linear", "gradients", ("position",), left_out
     ),
     Fault(
         "schedule that never reaches its maximum",
         "fno",
         "schedule",
         (0.8, 0.1),
-        lambda s: ({}, lowered(s)),
+        lowered,
         EVERYTHING_LATER,
     ),
     Fault(
@@ -319,28 +197,7 @@ FAULTS = (
         ),
         EVERYTHING_LATER,
     ),
-    Fault(
-        "another schedule in the step",
-        "fno",
-        "schedule",
-        (50, 150),
-        lambda s: ({}, other_schedule(s)),
-        ("state",),
-    ),
-    Fault("warm-up restarted on pretrained weights", "fno", "schedule", (10, 100), pretrained),
-    Fault(
-        "pretrained weights re-initialised",
-        "fno",
-        "structure",
-        ("projection", "kernel"),
-        reinitialised,
-        ("schedule",),
-    ),
-    Fault("evaluation with raw instead of EMA weights", "fno", "state", ("ema",), other_weights),
-    Fault("evaluation with EMA instead of raw weights", "vit3d", "state", ("raw",), other_weights),
-    Fault(
-        "EMA decay that never moves", "fno", "state", (0.98, 1.0), lambda s: ({}, still_average(s))
-    ),
+    Fault("another schedule in the step", "fno", "schedule", (50, 150), other_schedule, ("state",)),
     Fault(
         "accumulation that drops the last micro-batch",
         "fno",
@@ -349,42 +206,7 @@ FAULTS = (
         last_dropped,
         ("numerics",),
     ),
-    Fault("the same random numbers at every step", "vit3d", "state", (0.05, 0.3), same_key),
-    Fault(
-        "a mean over devices taken twice",
-        "fno",
-        "numerics",
-        (2, 8),
-        lambda s: ({}, averaged_twice(s)),
-    ),
-    Fault(
-        "restore that skips the optimizer",
-        "fno",
-        "state",
-        ("counter", "moments"),
-        lambda s: ({}, forgetful(s)),
-    ),
-    Fault(
-        "restore that skips the averages",
-        "vnet",
-        "state",
-        ("averages",),
-        lambda s: ({}, forgetful(s)),
-    ),
-    Fault(
-        "a step that is not deterministic",
-        "fno",
-        "state",
-        (1e-5, 1e-2),
-        lambda s: ({}, random_step(s)),
-    ),
-    Fault(
-        "best checkpoint chosen in the wrong direction",
-        "fno",
-        "state",
-        ("pearson", "vrmse"),
-        turned,
-    ),
+    Fault("a mean over devices taken twice", "fno", "numerics", (2, 8), averaged_twice),
     Fault("one loss term at 98 % of the gradient", "fno", "gradients", (0.01, 1e-4), terms_of),
     Fault(
         "learning rate far too high",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from jaxvol.data.io import files
+from jaxvol.data.io import files, open_files
 from jaxvol.types import UserError
 
 SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".zarr", ".nii", ".nii.gz")
@@ -219,8 +219,8 @@ def test_nothing_is_unpickled(tmp_path):
     folder.mkdir()
     for dtype in ("|O", "<f4"):
         (folder / ".zarray").write_text(
-            '{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "%s", "compressor": null, '
-            '"fill_value": null, "order": "C", "filters": [{"id": "pickle"}]}' % dtype
+            f'{{"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "{dtype}", '
+            '"compressor": null, "fill_value": null, "order": "C", "filters": [{"id": "pickle"}]}'
         )
         (folder / "0").write_bytes(numcodecs.Pickle().encode(bomb))
         os.utime(folder, ns=(len(dtype), len(dtype)))
@@ -241,9 +241,9 @@ def test_external_data_and_complex_numbers_are_refused(tmp_path):
 def test_a_file_is_opened_once_per_thread_and_again_when_it_changes(tmp_path, monkeypatch):
     path, key = make(tmp_path, ".h5")
     opened = []
-    opener = files.OPENERS[".h5"]
+    opener = open_files.OPENERS[".h5"]
     monkeypatch.setitem(
-        files.OPENERS, ".h5", lambda p: opened.append(threading.get_ident()) or opener(p)
+        open_files.OPENERS, ".h5", lambda p: opened.append(threading.get_ident()) or opener(p)
     )
 
     def reads():
@@ -259,10 +259,10 @@ def test_a_file_is_opened_once_per_thread_and_again_when_it_changes(tmp_path, mo
     reads()
     files.write(path, "group/rho", 3 * volume(), like=path, like_key=key)
     np.testing.assert_array_equal(files.read(path, key), 3 * volume())
-    for i in range(files.MAX_OPEN + 5):
+    for i in range(open_files.MAX_OPEN + 5):
         np.save(tmp_path / f"{i}.npy", np.full(3, i))
         assert files.read(str(tmp_path / f"{i}.npy"))[0] == i
-    assert len(files._local.opened) == files.MAX_OPEN
+    assert len(open_files._local.opened) == open_files.MAX_OPEN
 
 
 def test_pieces_of_an_npz_decode_it_once(tmp_path, monkeypatch):

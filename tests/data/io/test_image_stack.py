@@ -182,13 +182,10 @@ def test_heights_that_nobody_knows_are_not_scored(tmp_path):
     ):
         chosen = config("pinn", data__problem__folder=str(tmp_path), data__problem__sample=sample)
         dataset = components.dataset(chosen)
-        task, batch = (
-            components.task(chosen, dataset.spec),
-            next(dataset.batches("test", 1, slice(0, 1), 0)),
-        )
-        rows = jax.eval_shape(
-            lambda: task.evaluate(*task.init(jax.random.key(0), batch), batch, jax.random.key(0))
-        )
+        task = components.task(chosen, dataset.spec)
+        batch = next(dataset.batches("test", 1, slice(0, 1), 0))
+        weights = jax.eval_shape(task.init, jax.random.key(0), batch)
+        rows = jax.eval_shape(task.evaluate, *weights, batch, jax.random.key(0))
         assert set(rows) == {"loss", "loss_pde", "loss_images"} | metrics
         assert (
             bool(components.baselines(chosen, dataset.spec, [batch]))
