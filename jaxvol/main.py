@@ -260,6 +260,12 @@ def cli(argv: list[str]) -> int:
     except command_line.Help as text:
         print(text)
         return 0
+    except KeyboardInterrupt:
+        print(
+            "\njaxvol: interrupted. What was saved is sound; run the same command again to go on.",
+            file=sys.stderr,
+        )
+        return UNFINISHED
     except Exception as error:
         if type(error) in STATUS or isinstance(error, UserError):
             status = STATUS[type(error)] if type(error) in STATUS else 1

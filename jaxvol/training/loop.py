@@ -8,6 +8,7 @@ same bits.  The loop is handed its parts and imports none of them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -24,7 +25,42 @@ from jaxvol.training import step as stepping
 from jaxvol.training.progress import Run
 from jaxvol.types import NonFiniteError, Parts
 
+# With any of them a run saves, says how to go on and ends with status 75: of a scheduler, of
+# Ctrl-C, of a terminal that was closed.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 BUDGET = 1000  # what out_of_time agrees on besides the numbers of signals
+
+
+class Clock:
+    """Seconds since the last row of the log, and how many of them were spent waiting for data."""
+
+    def __init__(self, step: int):
+        self.step, self.began, self.waited = step, time.monotonic(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """What happens inside counts as waiting."""
+        began = time.monotonic()
+        yield
+        self.waited += time.monotonic() - began
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Readings up to a step; the next lap begins there."""
+        seconds = time.monotonic() - self.began
+        readings = {
+            "perf/steps_per_sec": (step - self.step) / seconds,
+            "perf/seconds": seconds,
+            "perf/data_wait": self.waited / seconds,
+        }
+        self.__init__(step)
+        return readings
+
+
+def stop_soon(run: Run, number: int) -> None:
+    """Remember a signal: the loop saves before its next update.  A second Ctrl-C ends at once."""
+    if run.signal and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    run.signal = number
 
 
 def check_finite(run: Run, parts: Parts, taken: int) -> None:
@@ -119,7 +155,7 @@ def run_phase(run: Run, parts: Parts, index: int, phase: Phase) -> str:
     began_at = run.progress.starts[index]
     start, stop = max(began_at, run.saved), began_at + phase.steps
     validated = parts.dataset.sizes["val"] > 0  # without a split "val" nothing is selected
-    waited, clock, since, programs = 0.0, time.monotonic(), start, monitoring.programs(parts.step)
+    clock, programs = Clock(start), monitoring.programs(parts.step)
     watchdog = monitoring.Watchdog(
         60 * config.stall_minutes,
         lambda why: monitoring.end_stalled(
@@ -144,9 +180,8 @@ def run_phase(run: Run, parts: Parts, index: int, phase: Phase) -> str:
                 return ""
             if why:
                 return why
-            began = time.monotonic()
-            batch = sharding.put(run.mesh, next(batches), size)
-            waited += time.monotonic() - began
+            with clock.waiting():
+                batch = sharding.put(run.mesh, next(batches), size)
             if step == start:
                 unit = run.mesh.shape["data"] * run.mesh.shape["fsdp"] * config.micro_batches
                 run.fits = errors.sizes_of_step(parts.step, parts.struct, batch, unit)
@@ -155,19 +190,7 @@ def run_phase(run: Run, parts: Parts, index: int, phase: Phase) -> str:
             run.writer.advance(step + 1)
             if (step + 1) % config.log_every == 0:
                 jax.block_until_ready(metrics)
-                seconds = time.monotonic() - clock
-                log_now(
-                    run,
-                    parts,
-                    metrics,
-                    step + 1,
-                    {
-                        "perf/steps_per_sec": (step + 1 - since) / seconds,
-                        "perf/seconds": seconds,
-                        "perf/data_wait": waited / seconds,
-                    },
-                )
-                waited, clock, since = 0.0, time.monotonic(), step + 1
+                log_now(run, parts, metrics, step + 1, clock.lap(step + 1))
             monitoring.profile(config.profile, run.writer.workdir, step)
         return ""
     finally:
@@ -197,10 +220,7 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable = list) 
     run.total = total_of(run, plan)
     run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
     run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
-    previous = {
-        s: signal.signal(s, lambda number, _: setattr(run, "signal", number))
-        for s in (signal.SIGTERM, signal.SIGUSR1)
-    }
+    previous = {s: signal.signal(s, lambda number, _: stop_soon(run, number)) for s in SIGNALS}
     why = ""
     try:
         for index in range(first, len(plan)):

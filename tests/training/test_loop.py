@@ -243,3 +243,29 @@ def test_eight_devices_train_like_one(tmp_path, shape):
         found["one"],
         found["eight"],
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_save_as_a_scheduler_does(tmp_path, number):
+    def stream(start, stop, rows):
+        for s, batch in zip(range(start, stop), toys.dataset().stream(start, stop, rows)):
+            if s == 5:
+                signal.raise_signal(number)
+            yield batch
+
+    dataset = dataclasses.replace(toys.dataset(), stream=stream)
+    why, run = run_toy(tmp_path, toys.config(), dataset=dataset)
+    assert why == f"signal {number.name}" and run.saved == 6 == int(run.state.step)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    def stream(start, stop, rows):
+        for s, batch in zip(range(start, stop), toys.dataset().stream(start, stop, rows)):
+            if s == 5:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(tmp_path, toys.config(), dataset=dataclasses.replace(toys.dataset(), stream=stream))
