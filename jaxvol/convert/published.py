@@ -33,11 +33,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvol.config import base, components, identity, validate
-from jaxvol.training import progress
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
 from jaxvol.data.io import weights
 from jaxvol.runtime import provenance
-from jaxvol.training import assemble, checkpoint, sharding, step
+from jaxvol.training import assemble, checkpoint, progress, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
 
 Converted = tuple[nn.Module, dict]
