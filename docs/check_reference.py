@@ -1,7 +1,7 @@
-"""The README's table of the pre-flight's checks, from the checks themselves and their limits.
+"""The table of the pre-flight's checks in docs/checks.md, from the checks and their limits.
 
 python docs/check_reference.py            prints it
-python docs/check_reference.py --write    puts it into README.md, between its two markers
+python docs/check_reference.py --write    puts it into docs/checks.md, between its two markers
 """
 
 import sys
@@ -10,13 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxvol.config.limits import limits  # noqa: E402
 from jaxvol.diagnostics import preflight  # noqa: E402
 
-BEGIN, END = (
-    "<!-- checks: made by docs/check_reference.py --write -->\n",
-    "<!-- end of checks -->\n",
-)
+PAGE = ROOT / "docs" / "checks.md"
+BEGIN = "<!-- made by docs/check_reference.py --write -->\n"
+END = "<!-- end of the checks -->\n"
 
 
 def table() -> str:
@@ -25,33 +23,31 @@ def table() -> str:
         "| check | measures | WARN unless | FAIL unless | what to do |",
         "|---|---|---|---|---|",
     ]
-    for name, module in sorted(
-        preflight.checks().items(), key=lambda item: (item[1].RANK, item[0])
-    ):
-        for i, (metric, (side, warn, fail)) in enumerate(limits()[name].items()):
-            meaning, remedy = module.MEANING[metric]
+    checks = preflight.checks()
+    for name in sorted(checks, key=lambda name: (checks[name].RANK, name)):
+        module = checks[name]
+        for i, (metric, (side, warn, fail)) in enumerate(module.LIMITS.items()):
+            meaning, remedy = (text.replace("|", "¦") for text in module.MEANING[metric])
             rows.append(
-                f"| {f'**{name}**' if i == 0 else ''} | `{metric}`: {meaning.replace('|', '¦')} | "
-                f"{at_most(side, warn)} | "
-                f"{at_most(side, fail)} | {remedy.replace('|', '¦')} |"
+                f"| {f'**{name}**' if i == 0 else ''} | `{metric}`: {meaning} | "
+                f"{limit(side, warn)} | {limit(side, fail)} | {remedy} |"
             )
     return "\n".join(rows) + "\n"
 
 
-def at_most(side: str, value: float) -> str:
-    """A limit in words; beyond 1e8 there is none."""
+def limit(side: str, value: float) -> str:
+    """A limit in signs; beyond 1e8 there is none."""
     return "–" if value >= 1e8 else f"{'≥' if side == '>' else '≤'} {value:g}"
 
 
-def written(text: str) -> str:
-    """The README with the table of today."""
-    before, rest = text.split(BEGIN)
+def written(page: str) -> str:
+    """The page with the table of today."""
+    before, rest = page.split(BEGIN)
     return before + BEGIN + "\n" + table() + "\n" + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
     if "--write" in sys.argv:
-        readme.write_text(written(readme.read_text()))
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print(table())

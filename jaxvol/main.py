@@ -129,8 +129,7 @@ def finish(run: Run, parts_of: Callable[[int], Parts], cache: dict[int, Parts]) 
 
 
 def close(run: Run, status: dict, cache: dict[int, Parts], failed: bool = False) -> None:
-    """The last lines of a training: what was skipped, what came of it, status.json; its files are
-    closed.
+    """Say what was skipped and what came of a training, write status.json, close its files.
 
     failed: an error is on its way to the user, and none from here may take its place.
     """
@@ -184,9 +183,7 @@ def do_preflight(config: ConfigDict, workdir: Path) -> int:
 
 
 def do_evaluate(config: ConfigDict, workdir: Path) -> int:
-    """Score the split with the model and the baselines; the run's own config decides everything but
-    `config.evaluate`.
-    """
+    """Score a split; the run's own config decides everything but `config.evaluate`."""
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         tell(evaluate.evaluate_run(config.evaluate, workdir, mesh))
@@ -211,14 +208,11 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
 
 def do_sweep(config: ConfigDict, workdir: Path, argv: list[str]) -> int:
     """Train every point of the config file's sweep() in a process of its own, and rank them."""
-    command = (sys.executable, "-m", "jaxvol.main")
-    return sweep.sweep(config.sweep, argv[1:], workdir, command)
+    return sweep.sweep(config.sweep, argv[1:], workdir, (sys.executable, "-m", "jaxvol.main"))
 
 
 def quiet_libraries() -> None:
-    """Show our own messages, without stamps, and of other packages only errors (Orbax tells forty
-    lines per save).
-    """
+    """Show our own messages, without stamps, and of other packages only errors."""
     ours = str(Path(__file__).parent)
     flags.FLAGS.mark_as_parsed()  # absl's logger waits for its own flags, which we do not use
     logging.use_absl_handler()

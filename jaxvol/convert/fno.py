@@ -99,7 +99,7 @@ def fno(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]
     for i in range(original["n_layers"]):
         params[f"block_{i}"] = _block(tensors, f"fno_blocks.{{}}.{i}", len(modes), chosen)
     # axes of even and odd n_modes have windows of their own
-    return module.clone(kept=_window(modes)), {"params": params}
+    return module.clone(frequencies=_window(modes)), {"params": params}
 
 
 def spectral_conv(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]:
@@ -127,17 +127,17 @@ class SpectralConv(nn.Module):
     """
 
     features: int
-    kept: fourier.Window
+    frequencies: fourier.Window
     use_bias: bool
 
     @nn.compact
     def __call__(
         self, x: Array, train: bool = False, output_shape: tuple[int, int, int] | None = None
     ) -> Array:
-        shape = (*fourier.window_size(self.kept), x.shape[-1], self.features)
+        shape = (*fourier.window_size(self.frequencies), x.shape[-1], self.features)
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
         kernel = tuple(self.param(f"kernel_{part}", init, shape) for part in ("real", "imag"))
-        y = fourier.spectral_conv(x, kernel, (), self.kept, output_shape=output_shape)
+        y = fourier.spectral_conv(x, kernel, (), self.frequencies, output_shape=output_shape)
         return (
             y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else y
         )

@@ -1,12 +1,11 @@
 """Chebyshev KAN on coordinates, in the two published forms.
 
-y_o = sum_i sum_k C_kio T_k(x_i)                    one layer, T_k of degree 0 ... K, no bias (T_0
-is one)
+    y_o = sum_i sum_k C_kio T_k(x_i)          one layer, degrees k = 0 ... K; T_0 is the bias
 
-tanh:        x <- layer(tanh x) in every layer, the first and the last included  (Scaled-cPIKAN,
-             arXiv:2501.02762)
-layer_norm:  x <- tanh(norm(layer x)) in hidden layers, y = layer(x) in the last  (its port,
-             StreoCalibration/Scaled-cPIKANs)
+tanh:        x <- layer(tanh x) in every layer, the first and the last included
+             (Scaled-cPIKAN, arXiv:2501.02762)
+layer_norm:  x <- tanh(norm(layer x)) in hidden layers, y = layer(x) in the last
+             (its port, StreoCalibration/Scaled-cPIKANs)
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ EPSILON = 1e-5
 
 
 def fields() -> ConfigDict:
-    """Chebyshev KAN; form="tanh", init="xavier", degree=5 is Scaled-cPIKAN's, form="layer_norm",
-    init="kaiming" its port's.
+    """Chebyshev KAN.
+
+    Scaled-cPIKAN has form="tanh", init="xavier", degree=5, its port form="layer_norm",
+    init="kaiming".
     """
     return ConfigDict(
         {
@@ -49,20 +50,19 @@ def fields() -> ConfigDict:
 
 def rules(config) -> list[str]:
     """Violated rules of `config.model`, for jaxvol/config/validate.py."""
-    m, found = config.model, []
+    m, errors = config.model, []
     for field, value, known in (("form", m.form, FORMS), ("init", m.init, INITS)):
         if value not in known:
-            found.append(f"model.{field} is {value!r}; it has to be one of {', '.join(known)}.")
+            errors.append(f"model.{field} is {value!r}; it has to be one of {', '.join(known)}.")
     if m.degree < 1:
-        found.append(f"model.degree is {m.degree}; it has to be at least 1.")
-    return found
+        errors.append(f"model.degree is {m.degree}; it has to be at least 1.")
+    return errors
 
 
 def make(config, spec: Spec) -> nn.Module:
-    """The Chebyshev KAN of `config.model`: physical coordinates [.., d] -> fields [.., channels],
-    Taylor operands likewise.
+    """The Chebyshev KAN of `config.model`: physical coordinates [.., d] -> fields [.., channels].
 
-    Raises UserError, see `coordinates.fields`.
+    Taylor operands likewise.  Raises UserError, see `coordinates.scaled_fields`.
     """
     m = config.model
     return ChebKAN(**scaled_fields(config, spec), degree=m.degree, form=m.form, initial=m.init)
@@ -114,10 +114,10 @@ class ChebKAN(nn.Module):
 def initialiser(name: str) -> Callable:
     """Coefficients [K + 1, m, n] of one layer at the start, for (key, shape, dtype).
 
-    xavier:      normal, variance 2 / ((m + n)(K + 1))            kaiming: uniform within sqrt(2 /
-                 1.01) sqrt(3 / (m (K + 1)))
-    orthogonal:  the (K + 1) m rows or the n columns orthonormal  small: normal, standard deviation
-                 0.1 / sqrt(m (K + 1))
+    xavier:      normal, variance 2 / ((m + n)(K + 1))
+    kaiming:     uniform within sqrt(2 / 1.01) sqrt(3 / (m (K + 1)))
+    orthogonal:  the (K + 1) m rows or the n columns orthonormal
+    small:       normal, standard deviation 0.1 / sqrt(m (K + 1))
     """
 
     def draw(key: jax.Array, shape: tuple[int, int, int], dtype) -> Array:

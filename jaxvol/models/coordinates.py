@@ -1,5 +1,4 @@
-"""What networks of coordinates share: the scaling of the domain to [-1, 1] inside the model, and
-the precision.
+"""What networks of coordinates share: the scaling of the domain to [-1, 1], and the precision.
 
     xhat = 2 (x - low) / (high - low) - 1
 
@@ -14,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.models.fno import COMPUTE
+from jaxvol.models import layers
 from jaxvol.ops import taylor
 from jaxvol.types import Array, Spec, UserError
 
@@ -22,8 +21,7 @@ SCALINGS = ("affine", "space", "none")
 
 
 def scaled_fields(config, spec: Spec) -> dict[str, Any]:
-    """What every network of coordinates is made of: channels, widths, scaling and precision, from
-    `config.model`.
+    """Channels, widths, scaling and precision of a network of coordinates, from `config.model`.
 
     Raises UserError for widths that are no positive numbers, and for data that are no points of a
     domain.
@@ -40,17 +38,16 @@ def scaled_fields(config, spec: Spec) -> dict[str, Any]:
         "widths": tuple(m.widths),
         "factor": factor,
         "shift": shift,
-        "dtype": COMPUTE[config.precision],
-        "param_dtype": jnp.float64 if config.precision == "f64" else jnp.float32,
+        **layers.dtypes(config.precision),
     }
 
 
 def scaling(kind: str, spec: Spec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(factor, shift) per coordinate: xhat = factor x + shift.  kind: affine | space (all but t) |
-    none.
+    """(factor, shift) per coordinate: xhat = factor x + shift.
 
+    kind: affine | space (all but t) | none.
     The bounds are those of the `linear` normaliser of the field "input", one coordinate per
-    channel. Raises UserError for an unknown kind, and for data that are no points of a domain.
+    channel.  Raises UserError for an unknown kind, and for data that are no points of a domain.
     """
     if kind not in SCALINGS:
         raise UserError(f"config.model.scaling is {kind!r}; choose one of {', '.join(SCALINGS)}.")
@@ -74,8 +71,8 @@ def enter(
     x: Array | taylor.Taylor, factor: tuple[float, ...], shift: tuple[float, ...], dtype
 ) -> Array | taylor.Taylor:
     """The scaled coordinates; scaled in x's own precision, then brought to `dtype`."""
-    own = x.value.dtype if isinstance(x, taylor.Taylor) else x.dtype
-    scaled = x * jnp.asarray(factor, own) + jnp.asarray(shift, own)
+    given = x.value.dtype if isinstance(x, taylor.Taylor) else x.dtype
+    scaled = x * jnp.asarray(factor, given) + jnp.asarray(shift, given)
     return taylor.linear(lambda v: v.astype(dtype), scaled)
 
 

@@ -2,8 +2,8 @@
 
 Scale s sees the volume average-pooled s times and has its own weights:
 
-    D^1 = act(conv x);   D^l = act(norm(conv D^(l-1)));   D^L = conv D^(L-1), the logits;    act =
-    LeakyReLU 0.2
+    D^1 = act(conv x);   D^l = act(norm(conv D^(l-1)));   D^L = conv D^(L-1), the logits
+    act = LeakyReLU 0.2
 
 Each logit judges a patch.  All convolutions are 4^3; volumes of depth 1 have kernels of depth 1.
 With spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) the kernels are divided by their
@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxvol.models.fno import COMPUTE
-from jaxvol.models.layers import NORMS, Norm
-from jaxvol.models.pix2pixcc import PADDINGS, boundary
+from jaxvol.models import layers
+from jaxvol.models.layers import NORMS, PADDINGS, Norm
 from jaxvol.ops import convolution, resample
 from jaxvol.types import Array, Spec, UserError
 
@@ -34,8 +33,9 @@ WARM_UP = 15  # power iterations before the first step
 
 
 def fields() -> ConfigDict:
-    """Multi-scale patch discriminator (`config.task.discriminator`); norm="instance", no spectral
-    norm is Pix2PixCC's.
+    """Multi-scale patch discriminator (`config.task.discriminator`).
+
+    Pix2PixCC's has norm="instance" and no spectral norm.
     """
     return ConfigDict(
         {
@@ -51,8 +51,7 @@ def fields() -> ConfigDict:
             "padding": "auto",
             # of all convolutions but the first and the last: none | group | instance | batch
             "norm": "instance",
-            # divide each kernel by its largest singular value, followed by one power iteration per
-            # call
+            # divide each kernel by its largest singular value, by one power iteration per call
             "spectral_norm": False,
             # zeros beyond the border count in the average-pooling between scales (Pix2PixCC in 3D)
             "count_padding": False,
@@ -62,14 +61,14 @@ def fields() -> ConfigDict:
 
 
 def discriminator(block: ConfigDict, spec: Spec, precision: str) -> nn.Module:
-    """The discriminator of `block` (fields of discriminator.fields()) for volumes of `spec`,
-    precision f32 | bf16 | f64.
+    """The discriminator of `block`, which holds the fields of `fields()`, for volumes of `spec`.
 
-    Called as module(x, train=bool), x [B, D, H, W, C] the pair of condition and image -> per scale,
-    a tuple of one feature volume per entry of `block.strides`, the last being the logits [B, D',
-    H', W', 1], in at least float32.  With spectral normalisation (and norm="batch") a call with
-    train=True changes the collection "batch_stats". Raises UserError for an unknown choice and when
-    a scale has no voxels left.
+    precision: f32 | bf16 | f64
+    Called as module(x, train=bool), x [B, D, H, W, C] being the pair of condition and image, it
+    returns per scale a tuple of one feature volume per entry of `block.strides`, the last being
+    the logits [B, D', H', W', 1], in at least float32.  With spectral normalisation (and with
+    norm="batch") a call with train=True changes the collection "batch_stats".  Raises UserError
+    for an unknown choice and when a scale has no voxels left.
     """
     if block.norm not in NORMS:
         raise UserError(
@@ -83,8 +82,8 @@ def discriminator(block: ConfigDict, spec: Spec, precision: str) -> nn.Module:
     if len(block.strides) < 2 or block.scales < 1:
         raise UserError(
             f"config.task.discriminator has strides {tuple(block.strides)} and scales "
-            f"{block.scales}; expected two "
-            "or more strides, one per convolution, and at least one scale."
+            f"{block.scales}; expected two or more strides, one per convolution, and at least one "
+            "scale."
         )
     strides = tuple(block.strides)
     feature_shapes(spec.shape, block.scales, strides, block.pad_width)
@@ -94,13 +93,12 @@ def discriminator(block: ConfigDict, spec: Spec, precision: str) -> nn.Module:
         max_width=block.max_width,
         strides=strides,
         pad_width=block.pad_width,
-        padding=boundary(block.padding, spec, "zero"),
+        padding=layers.boundary(block.padding, spec, "zero"),
         norm=block.norm,
         spectral_norm=block.spectral_norm,
         count_padding=block.count_padding,
         remat=block.remat,
-        dtype=COMPUTE[precision],
-        param_dtype=jnp.float64 if precision == "f64" else jnp.float32,
+        **layers.dtypes(precision),
     )
 
 
@@ -108,31 +106,31 @@ def feature_shapes(
     shape: Shape, scales: int, strides: tuple[int, ...], pad_width: int
 ) -> list[list[Shape]]:
     """[scale][layer] -> voxels of the feature volume; UserError when a scale has none left."""
-    flat, found = shape[0] == 1, []
+    flat, all_sides = shape[0] == 1, []
     for s in range(scales):
-        sides, layers = shape, []
+        sides, of_scale = shape, []
         for i, stride in enumerate(strides):
             sides = tuple(
                 1 if flat and axis == 0 else (n + 2 * pad_width - KERNEL) // stride + 1
                 for axis, n in enumerate(sides)
             )
-            layers.append(sides)
+            of_scale.append(sides)
             if min(sides) < 1:
                 raise UserError(
                     f"the discriminator's scale {s} sees {'x'.join(map(str, shape))} voxels and "
-                    "has none left after "
-                    f"convolution {i + 1} of {len(strides)} (strides {strides}, padding "
-                    f"{pad_width}): lower "
-                    "config.task.discriminator.scales or its strides, or take larger volumes."
+                    f"has none left after convolution {i + 1} of {len(strides)} (strides "
+                    f"{strides}, padding {pad_width}): lower config.task.discriminator.scales or "
+                    "its strides, or take larger volumes."
                 )
-        found.append(layers)
+        all_sides.append(of_scale)
         shape = tuple((n - 1) // 2 + 1 for n in shape)
-    return found
+    return all_sides
 
 
 class Discriminator(nn.Module):
-    """[B, D, H, W, C] -> (features of scale 0, of scale 1, ...), width * 2^l channels in layer l,
-    at most max_width.
+    """[B, D, H, W, C] -> (features of scale 0, of scale 1, ...).
+
+    Layer l has width * 2^l channels, at most max_width.
     """
 
     scales: int
@@ -152,7 +150,7 @@ class Discriminator(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> tuple[tuple[Array, ...], ...]:
         feature_shapes(x.shape[1:4], self.scales, self.strides, self.pad_width)
         layer = nn.remat(Layer, static_argnums=(2,)) if self.remat else Layer
-        last, found = len(self.strides) - 1, []
+        last, scales = len(self.strides) - 1, []
         for s in range(self.scales):
             x = self.halve(x) if s else x
             v, features = x, []
@@ -170,12 +168,13 @@ class Discriminator(nn.Module):
                     name=f"scale_{s}_block_{i}",
                 )(v, train)
                 features.append(v)
-            found.append(tuple(features))
-        return tuple(found)
+            scales.append(tuple(features))
+        return tuple(scales)
 
     def halve(self, x: Array) -> Array:
-        """Averages over 3^3 voxels at every second one; beyond the border the volume wraps, is 0
-        (count_padding) or left out.
+        """Averages over 3^3 voxels at every second one.
+
+        Beyond the border the volume wraps, is 0 (count_padding) or left out.
         """
         flat = x.shape[1] == 1
         if self.padding == "periodic":
@@ -216,11 +215,10 @@ class Layer(nn.Module):
         return nn.leaky_relu(y, SLOPE) if self.activate else y
 
     def largest_singular_value(self, kernel: Array, train: bool) -> Array:
-        """sigma = v^T W u of W [inputs, features]; while training after one more power iteration v
-        = W u, u = W^T v (normalised).
+        """sigma = v^T W u of W [inputs, features].
 
-        u and v are kept in "batch_stats" and are constants of the gradient, as in torch's
-        spectral_norm.
+        While training after one more power iteration v = W u, u = W^T v (both normalised).  u and v
+        lie in "batch_stats" and are constants of the gradient, as in torch's spectral_norm.
         """
         w = kernel.reshape(-1, self.features)
         u = self.variable("batch_stats", "u", lambda: self.first_vector(w))
@@ -238,8 +236,9 @@ class Layer(nn.Module):
 
 
 def power_iteration(w: Array, u: Array) -> tuple[Array, Array]:
-    """One step (u, v) towards the singular vectors of w [inputs, features] with the largest
-    singular value, as constants.
+    """One step (u, v) towards the singular vectors of the largest singular value, as constants.
+
+    w: [inputs, features], u: [features].
     """
     w = jax.lax.stop_gradient(w)
     v = unit(dot(w, u))

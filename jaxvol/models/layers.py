@@ -1,4 +1,6 @@
-"""Layers that several models share: convolution and normalisation of volumes [B, D, H, W, C]."""
+"""What several models share: convolutions and normalisation of volumes [B, D, H, W, C], precisions,
+and the reading of a config's choices.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +10,67 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from jaxvol.ops import convolution
 from jaxvol.types import Array, Spec, UserError
 
 Dtype = Any
+# config.precision -> type that a network computes in
+COMPUTE = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f64": jnp.float64}
+# of the last convolution: the first prediction is close to the mean
+SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 PADDINGS = ("auto", *convolution.PADDINGS)
 NORMS = ("batch", "instance", "group", "none")
-# groups of channels of the norm `group`, or the largest power of two that divides them
+# groups of the norm `group`, or fewer where they do not divide the channels
 GROUPS = 8
 EPSILON = 1e-5
 MOMENTUM = 0.1  # of the running statistics: new = 0.9 old + 0.1 batch
 
 
-class Conv(nn.Module):
-    """Convolution with a cube of `kernel_size`^3 voxels, `width` voxels of padding at each face;
-    [B, D, H, W, C] -> [.., features].
+def dtypes(precision: str) -> dict[str, Dtype]:
+    """The fields `dtype` (of activations) and `param_dtype` of a module, for `config.precision`."""
+    return {
+        "dtype": COMPUTE[precision],
+        "param_dtype": jnp.float64 if precision == "f64" else jnp.float32,
+    }
 
-    Parameters: kernel [k, k, k, C, features] and bias [features].  The product is in `dtype`, and
-                so is the result; the bias is
-    added in at least float32, as its gradient is a sum over all voxels.
+
+def check_choices(model: ConfigDict, **known: tuple[str, ...]) -> None:
+    """UserError unless every named field of `config.model` holds one of the values known for it."""
+    for field, values in known.items():
+        if model[field] not in values:
+            raise UserError(
+                f"config.model.{field} is {model[field]!r}; choose one of {', '.join(values)}."
+            )
+
+
+def target_channels(spec: Spec, model: str) -> int:
+    """Channels of the field `target`, which the network `model` estimates; UserError without it."""
+    if "target" not in spec.fields:
+        raise UserError(
+            f"the dataset has the fields {', '.join(spec.fields)}; model {model} needs one named "
+            "'target'."
+        )
+    return len(spec.fields["target"].channels)
+
+
+def boundary(padding: str, spec: Spec, otherwise: str = "replicate") -> str:
+    """What the padding `auto` means for volumes of `spec`.
+
+    Periodic if they wrap along every axis of more than one voxel, else `otherwise`.
+    """
+    if padding != "auto":
+        return padding
+    return "periodic" if all(p for p, n in zip(spec.periodic, spec.shape) if n > 1) else otherwise
+
+
+class Conv(nn.Module):
+    """Convolution with a cube of `kernel_size`^3 voxels: [B, D, H, W, C] -> [.., features].
+
+    Each face is padded by `width` voxels.  Parameters: kernel [k, k, k, C, features] and bias
+    [features].  The product is in `dtype`, and so is the result; the bias is added in at least
+    float32, as its gradient is a sum over all voxels.
     """
 
     features: int
@@ -63,19 +106,43 @@ class Conv(nn.Module):
         return (y + bias.astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
 
 
-def boundary(padding: str, spec: Spec, otherwise: str = "replicate") -> str:
-    """What the padding `auto` means: periodic if the volumes wrap along every axis of more than one
-    voxel, else `otherwise`.
+class TransposedConv(nn.Module):
+    """torch's ConvTranspose3d(k3, s2, p1, output_padding 1), n -> 2n voxels.
+
+    Where the volume wraps, so do the kernels.
     """
-    if padding != "auto":
-        return padding
-    return "periodic" if all(p for p, n in zip(spec.periodic, spec.shape) if n > 1) else otherwise
+
+    features: int
+    periodic: bool
+    use_bias: bool
+    dtype: Dtype
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (3,) * 3 + (x.shape[-1], self.features)
+        # a voxel meets half of the taps per axis: an eighth of the fan-in that he_normal assumes
+        kernel = self.param(
+            "kernel",
+            nn.initializers.variance_scaling(16.0, "fan_in", "normal"),
+            shape,
+            self.param_dtype,
+        )
+        grid = x.shape[1:4]
+        if self.periodic:
+            x = convolution.pad(x, ((0, 1),) * 3, "periodic")
+        y = convolution.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = y[:, : 2 * grid[0], : 2 * grid[1], : 2 * grid[2]]
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        return (y + bias.astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
 
 
 class Norm(nn.Module):
-    """(x - mean) / sqrt(var + 1e-5), then times `scale` plus `bias` per channel if `affine`; x's
-    shape, in `dtype`.
+    """(x - mean) / sqrt(var + 1e-5), if `affine` then times `scale` plus `bias` per channel.
 
+    The result has x's shape and the type `dtype`.
     batch:    over the examples and voxels of each channel while training, and the running
               statistics (collection "batch_stats": mean, var) otherwise.  They move by a tenth of
               the way per step, the variance towards the unbiased one, as torch's do.
@@ -108,8 +175,9 @@ class Norm(nn.Module):
         return ((wide - mean) * factor).astype(self.dtype)
 
     def running(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Mean and variance of each channel [C]: the batch's, which move the running ones, or
-        these.
+        """Mean and variance of each channel [C].
+
+        While training those of the batch, which move the running ones; otherwise the running ones.
         """
         old_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:], self.param_dtype)
         old_var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:], self.param_dtype)
@@ -125,8 +193,9 @@ class Norm(nn.Module):
 
 
 def per_example(x: Array, kind: str) -> tuple[Array, Array]:
-    """Mean and variance over the voxels of each example, [B, 1, 1, 1, C]; of `group` those of the
-    channel's group.
+    """Mean and variance over the voxels of each example, [B, 1, 1, 1, C].
+
+    kind: "instance", or "group" for those of the channel's group.
     """
     groups = math.gcd(GROUPS, x.shape[-1]) if kind == "group" else x.shape[-1]
     mean = x.mean((1, 2, 3), keepdims=True)

@@ -1,11 +1,11 @@
-"""Multilayer perceptron on coordinates, the baseline of the Chebyshev KAN: tanh, sine (SIREN) or
-random Fourier features.
+"""Multilayer perceptron on coordinates, the baseline of the Chebyshev KAN.
 
 tanh:     x <- tanh(x W + b)
-sine:     x <- sin(omega x W + b), weights uniform within sqrt(6 / m) / omega, of the first layer 1
-          / m (Sitzmann et al. 2020, arXiv:2006.09661)
-fourier:  x <- [cos 2 pi x B, sin 2 pi x B], entries of B normal of standard deviation
-          `fourier_scale`, fixed; then tanh layers (Tancik et al. 2020, arXiv:2006.10739)
+sine:     SIREN, x <- sin(omega x W + b), weights uniform within sqrt(6 / m) / omega, of the first
+          layer within 1 / m (Sitzmann et al. 2020, arXiv:2006.09661)
+fourier:  random Fourier features, x <- [cos 2 pi x B, sin 2 pi x B], entries of B normal with
+          standard deviation `fourier_scale`, fixed; then tanh layers (Tancik et al. 2020,
+          arXiv:2006.10739)
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ def rules(config) -> list[str]:
 
 
 def make(config, spec: Spec) -> nn.Module:
-    """The MLP of `config.model`: physical coordinates [.., d] -> fields [.., channels], Taylor
-    operands likewise.
+    """The MLP of `config.model`: physical coordinates [.., d] -> fields [.., channels].
 
-    Raises UserError, see `coordinates.fields`.
+    Taylor operands likewise.  Raises UserError, see `coordinates.scaled_fields`.
     """
     m = config.model
     return MLP(
@@ -119,8 +118,9 @@ class MLP(nn.Module):
 
 
 def siren(inputs: int, omega: float, first: bool) -> Callable:
-    """Weights that keep the spread of sine layers: uniform within 1 / m in the first, sqrt(6 / m) /
-    omega in the others.
+    """Weights that keep the spread of sine layers.
+
+    Uniform within 1 / m in the first layer, within sqrt(6 / m) / omega in the others.
     """
     bound = 1 / inputs if first else math.sqrt(6 / inputs) / omega
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

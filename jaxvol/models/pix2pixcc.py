@@ -1,9 +1,10 @@
-"""The Pix2PixCC generator in 3D (Jeong et al. 2022, arXiv:2204.12068, after pix2pixHD,
-arXiv:1711.11585).
+"""The Pix2PixCC generator in 3D (Jeong et al. 2022, arXiv:2204.12068; pix2pixHD, arXiv:1711.11585).
 
-    v = act(norm(conv7 x));   n x  v = act(norm(conv5 v)) at half the resolution and twice the
-    channels m x  v = v + norm(conv3 act(norm(conv3 v)))
-    n x  v = act(norm(conv3 up(v) [+ the encoder's v of that size]));   y = conv7 v,    act = Mish
+         v = act(norm(conv7 x)),                                     act = Mish
+    n x  v = act(norm(conv5 v))   at half the resolution, with twice the channels
+    m x  v = v + norm(conv3 act(norm(conv3 v)))
+    n x  v = act(norm(conv3 up(v) [+ the encoder's v of that size]))
+         y = conv7 v
 
 Sides that 2^n does not divide come out at their own size: every step up ends at the size from which
 the step down started.
@@ -15,35 +16,31 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxvol.models.fno import COMPUTE
-from jaxvol.models.layers import NORMS, Conv, Norm
-from jaxvol.ops import convolution, resample
+from jaxvol.models import layers
+from jaxvol.models.layers import NORMS, PADDINGS, Conv, Norm, TransposedConv
+from jaxvol.ops import pointwise, resample
 from jaxvol.types import Array, Spec, UserError
 
 Dtype = Any
-PADDINGS = ("auto", *convolution.PADDINGS)
 UPSAMPLING = ("trilinear", "transposed")
 SKIPS = ("none", "add")
 # kernel sizes: first and last convolution, steps down, everything else
 OUTER, DOWN, INNER = 7, 5, 3
-# the first prediction is close to the mean
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def fields() -> ConfigDict:
-    """Pix2PixCC generator; `norm="instance", down_padding="zero", bias_before_norm=True,
-    skips="none"` is the published one.
+    """Pix2PixCC generator.
+
+    The published one has norm="instance", down_padding="zero", bias_before_norm=True, skips="none".
     """
     return ConfigDict(
         {
             "name": "pix2pixcc",
             "width": 16,  # channels at full resolution; doubled by each step down
-            # steps down, and up again: convolutions of stride 2; any size of volume comes out as it
-            # was
+            # steps down, and up again: convolutions of stride 2; volumes may have any size
             "downs": 2,
             "blocks": 4,  # residual blocks at the coarsest resolution
             # none | group (8 groups) | instance (forgets the amplitude of its input) | batch
@@ -51,13 +48,12 @@ def fields() -> ConfigDict:
             # none | add: the encoder's features to the decoder's of the same size
             "skips": "add",
             "upsampling": "trilinear",  # trilinear (and a convolution) | transposed (convolution)
-            # auto (periodic where all axes wrap, else replicate) | zero | replicate | periodic |
-            # reflect
+            # zero | replicate | periodic | reflect
+            # auto: periodic where all axes wrap, else replicate
             "padding": "auto",
             "down_padding": "auto",  # the same, of the steps down
             "bias_before_norm": False,  # biases that a norm takes away again
-            # recompute each block in the backward pass: less memory on GPU and TPU, none saved on
-            # CPU
+            # recompute each block in the backward pass: less memory on GPU and TPU, not on CPU
             "remat": False,
         }
     )
@@ -70,57 +66,37 @@ def make(config, spec: Spec) -> nn.Module:
     single voxel.
     """
     m = config.model
-    for field, value, known in (
-        ("padding", m.padding, PADDINGS),
-        ("down_padding", m.down_padding, PADDINGS),
-        ("upsampling", m.upsampling, UPSAMPLING),
-        ("skips", m.skips, SKIPS),
-        ("norm", m.norm, NORMS),
-    ):
-        if value not in known:
-            raise UserError(f"config.model.{field} is {value!r}; choose one of {', '.join(known)}.")
-    if "target" not in spec.fields:
-        raise UserError(
-            f"the dataset has the fields {', '.join(spec.fields)}; model pix2pixcc needs one named "
-            "'target'."
-        )
+    layers.check_choices(
+        m, padding=PADDINGS, down_padding=PADDINGS, upsampling=UPSAMPLING, skips=SKIPS, norm=NORMS
+    )
+    channels = layers.target_channels(spec, "pix2pixcc")
     coarse = tuple(-(-n // 2**m.downs) for n in spec.shape)
     if m.norm == "instance" and math.prod(coarse) == 1:
         raise UserError(
             f"config.model.downs is {m.downs}, which leaves {coarse} voxels of the training "
-            f"volumes of {spec.shape}: "
-            "instance norm makes a single voxel 0; take fewer steps down, larger volumes or "
-            "another norm."
+            f"volumes of {spec.shape}: instance norm makes a single voxel 0; take fewer steps "
+            "down, larger volumes or another norm."
         )
     return Generator(
-        channels=len(spec.fields["target"].channels),
+        channels=channels,
         width=m.width,
         downs=m.downs,
         blocks=m.blocks,
         norm=m.norm,
         upsampling=m.upsampling,
-        padding=boundary(m.padding, spec),
-        down_padding=boundary(m.down_padding, spec),
+        padding=layers.boundary(m.padding, spec),
+        down_padding=layers.boundary(m.down_padding, spec),
         skips=m.skips == "add",
         bias_before_norm=m.bias_before_norm,
         remat=m.remat,
-        dtype=COMPUTE[config.precision],
-        param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32,
+        **layers.dtypes(config.precision),
     )
 
 
-def boundary(padding: str, spec: Spec, otherwise: str = "replicate") -> str:
-    """What `auto` means: periodic if the volumes wrap along every axis of more than one voxel, else
-    `otherwise`.
-    """
-    if padding != "auto":
-        return padding
-    return "periodic" if all(p for p, n in zip(spec.periodic, spec.shape) if n > 1) else otherwise
-
-
 class Generator(nn.Module):
-    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32; width * 2^i channels after i
-    steps down.
+    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32.
+
+    After i steps down there are width * 2^i channels.
     """
 
     channels: int
@@ -171,7 +147,7 @@ class Generator(nn.Module):
             1,
             self.padding,
             OUTER // 2,
-            kernel_init=SMALL,
+            kernel_init=layers.SMALL,
             dtype=jnp.promote_types(self.dtype, jnp.float32),
             param_dtype=self.param_dtype,
             name="last",
@@ -203,12 +179,13 @@ class Layer(nn.Module):
             param_dtype=self.param_dtype,
             name="conv",
         )(x)
-        return mish(normalise(self, x, train))
+        return pointwise.mish(normalise(self, x, train))
 
 
 class Block(nn.Module):
-    """x + norm(conv3 act(norm(conv3 x))), without an activation after the sum; the branch starts
-    with `share` of x's variance.
+    """x + norm(conv3 act(norm(conv3 x))), without an activation after the sum.
+
+    The branch starts with `share` of x's variance.
     """
 
     padding: str
@@ -235,13 +212,14 @@ class Block(nn.Module):
                 name=f"conv_{i}",
             )(y)
             y = normalise(self, y, train, f"norm_{i}")
-            y = mish(y) if i == 0 else y
+            y = pointwise.mish(y) if i == 0 else y
         return x + y
 
 
 class Up(nn.Module):
-    """act(norm(conv3 up(x) + skip)) at the size `shape`: trilinear interpolation and convolution,
-    or transposed convolution.
+    """act(norm(conv3 up(x) + skip)) at the size `shape`.
+
+    Trilinear interpolation and convolution, or a transposed convolution.
     """
 
     features: int
@@ -274,70 +252,14 @@ class Up(nn.Module):
                 self.features, periodic, self.use_bias, self.dtype, self.param_dtype, name="conv"
             )(x)
             x = resample.resize(x, shape, periodic)
-        return mish(normalise(self, x if skip is None else x + skip, train))
-
-
-class TransposedConv(nn.Module):
-    """torch's ConvTranspose3d(k3, s2, p1, output_padding 1), n -> 2n voxels; where the volume
-    wraps, so do the kernels.
-    """
-
-    features: int
-    periodic: bool
-    use_bias: bool
-    dtype: Dtype
-    param_dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (INNER,) * 3 + (x.shape[-1], self.features)
-        # half of the taps, per axis, meet a given voxel: an eighth of the fan-in that he_normal
-        # reckons with
-        kernel = self.param(
-            "kernel",
-            nn.initializers.variance_scaling(16.0, "fan_in", "normal"),
-            shape,
-            self.param_dtype,
-        )
-        grid = x.shape[1:4]
-        if self.periodic:
-            x = convolution.pad(x, ((0, 1),) * 3, "periodic")
-        y = convolution.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype))
-        y = y[:, : 2 * grid[0], : 2 * grid[1], : 2 * grid[2]]
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return (y + bias.astype(jnp.promote_types(self.dtype, jnp.float32))).astype(self.dtype)
+        return pointwise.mish(normalise(self, x if skip is None else x + skip, train))
 
 
 def normalise(module: nn.Module, x: Array, train: bool, name: str = "norm") -> Array:
-    """The norm of a module that has the fields norm, dtype and param_dtype; scale and bias as
-    published: not of `instance`.
+    """The norm of a module that has the fields norm, dtype and param_dtype.
+
+    As published, `instance` has no scale and no bias.
     """
     return Norm(
         module.norm, module.norm != "instance", module.dtype, module.param_dtype, name=name
     )(x, train)
-
-
-@jax.custom_jvp
-def mish(x: Array) -> Array:
-    """x tanh(log(1 + e^x)), in at least float32, in x's dtype (Misra 2019, arXiv:1908.08681)."""
-    return mish_and_slope(x)[0]
-
-
-@mish.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    value, slope = mish_and_slope(primals[0])
-    return value, slope * tangents[0]
-
-
-def mish_and_slope(x: Array) -> tuple[Array, Array]:
-    """mish(x) and its derivative; tanh(log(1 + n)) = m / (m + 2) with n = e^x, m = n (n + 2), is 1
-    in float32 beyond x = 20.
-    """
-    z = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    n = jnp.exp(jnp.minimum(z, 20))
-    m = n * (n + 2)
-    tanh = m / (m + 2)
-    slope = tanh + jnp.where(z < 20, z * 4 * n * (n + 1) / jnp.square(m + 2), 0)
-    return (z * tanh).astype(x.dtype), slope.astype(x.dtype)

@@ -1,12 +1,11 @@
-"""U-Net on images, volumes of depth 1 (Ronneberger et al. 2015, arXiv:1505.04597), with bilinear
-up-sampling.
+"""U-Net on images, which are volumes of depth 1 (Ronneberger et al. 2015, arXiv:1505.04597).
 
     e_0 = C(x)      e_l = C(pool e_{l-1})      d_l = C([up d_{l+1}, e_l])      y = conv1 d_0
     C(v) = (act norm conv3)^2 v
 
-Levels lie on grids of ceil(n / 2^l) pixels; pool is the mean over 2 x 2 pixels.  models/vnet.py
-does the same on volumes; on images two thirds of its weights, and of its time, would go to
-neighbours that do not exist.
+Levels lie on grids of ceil(n / 2^l) pixels; pool is the mean over 2 x 2 pixels, up is bilinear.
+models/vnet.py does the same on volumes; on images two thirds of its weights, and of its time, would
+go to neighbours that do not exist.
 """
 
 from __future__ import annotations
@@ -17,18 +16,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxvol.models.fno import COMPUTE
+from jaxvol.models import layers
 from jaxvol.models.layers import NORMS, Norm
 from jaxvol.ops import resample
 from jaxvol.types import Array, Spec, UserError
 
-# the first prediction is close to the mean
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
-
 
 def fields() -> ConfigDict:
-    """U-Net on images, volumes of depth 1; widths=(64, 128, 256, 512), norm="batch" is the
-    published one of the fringe images.
+    """U-Net on images, volumes of depth 1.
+
+    The published one of the fringe images has widths=(64, 128, 256, 512), norm="batch".
     """
     return ConfigDict(
         {
@@ -42,20 +39,21 @@ def fields() -> ConfigDict:
 
 def rules(config) -> list[str]:
     """Violated rules of `config.model`, for jaxvol/config/validate.py."""
-    m, found = config.model, []
+    m, errors = config.model, []
     if m.norm not in NORMS:
-        found.append(f"model.norm is {m.norm!r}; it has to be one of {', '.join(NORMS)}.")
+        errors.append(f"model.norm is {m.norm!r}; it has to be one of {', '.join(NORMS)}.")
     if not m.widths or min(m.widths) < 1:
-        found.append(
+        errors.append(
             f"model.widths is {tuple(m.widths)}; it has to be one positive number of channels per "
             "level."
         )
-    return found
+    return errors
 
 
 def make(config, spec: Spec) -> nn.Module:
-    """The U-Net of `config.model`: [B, 1, H, W, C] -> [B, 1, H, W, K].  Raises UserError for
-    volumes that are deeper than 1.
+    """The U-Net of `config.model`: [B, 1, H, W, C] -> [B, 1, H, W, K].
+
+    Raises UserError for volumes that are deeper than 1.
     """
     if spec.shape[0] != 1:
         raise UserError(
@@ -67,14 +65,14 @@ def make(config, spec: Spec) -> nn.Module:
         channels=len(spec.fields["target"].channels),
         widths=tuple(m.widths),
         norm=m.norm,
-        dtype=COMPUTE[config.precision],
-        param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32,
+        **layers.dtypes(config.precision),
     )
 
 
 class UNet(nn.Module):
-    """[B, 1, H, W, C] -> [B, 1, H, W, channels] in at least float32; blocks are numbered down to
-    the coarsest grid and up again.
+    """[B, 1, H, W, C] -> [B, 1, H, W, channels] in at least float32.
+
+    Blocks are numbered down to the coarsest grid and up again.
     """
 
     channels: int
@@ -97,7 +95,11 @@ class UNet(nn.Module):
             x = Block(features, **common, name=f"block_{levels + i}")(x, train)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return nn.Dense(
-            self.channels, kernel_init=SMALL, dtype=wide, param_dtype=self.param_dtype, name="head"
+            self.channels,
+            kernel_init=layers.SMALL,
+            dtype=wide,
+            param_dtype=self.param_dtype,
+            name="head",
         )(x.astype(wide))
 
 

@@ -1,19 +1,16 @@
-"""Encoder-decoder with skips on volumes: V-Net (Milletari et al. 2016, arXiv:1606.04797) and the 3D
-U-Net of dm2ics.
+"""Encoder-decoders with skips on volumes: the V-Net and the 3D U-Net of dm2ics.
 
-Features e_l at level l live on grids of ceil(n / 2^l) voxels; the decoder joins its features d,
-brought to a finer grid, with the encoder's of that grid:
+V-Net: Milletari et al. 2016, arXiv:1606.04797.  Features e_l at level l live on grids of
+ceil(n / 2^l) voxels; the decoder joins its features d, brought to a finer grid, with the encoder's
+of that grid:
 
-    residual (widths w_0, w_1, ...):   e_0 = R(conv3 x)        e_l = R(conv2 e_{l-1})
-    stride 2
-                                       d_l = R(e_l + up(conv1 d_{l+1}))                           y
-                                       = conv1 d_0
-                                       R(v) = v + conv3 act norm conv3 act norm v
-                                       pre-activation
-    original (widths w_1, w_2, ...):   e_0 = x                 e_l = act norm conv5 e_{l-1}
-    stride 2
-                                       d_l = act norm conv3 [up d_{l+1}, e_l]                     y
-                                       = conv3 [up d_1, x]
+    residual (widths w_0, w_1, ...), pre-activation
+        e_0 = R(conv3 x)      e_l = R(conv2 e_{l-1}), stride 2
+        d_l = R(e_l + up(conv1 d_{l+1}))                              y = conv1 d_0
+        R(v) = v + conv3 act norm conv3 act norm v
+    original (widths w_1, w_2, ...)
+        e_0 = x               e_l = act norm conv5 e_{l-1}, stride 2
+        d_l = act norm conv3 [up d_{l+1}, e_l]                        y = conv3 [up d_1, x]
 
 The output layer is linear; `head="norm_relu"` appends the norm and the ReLU with which the
 published U-Net ends.
@@ -28,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxvol.models.fno import COMPUTE
-from jaxvol.models.layers import NORMS, PADDINGS, Conv, Norm, boundary
+from jaxvol.models import layers
+from jaxvol.models.layers import NORMS, PADDINGS, Conv, Norm
 from jaxvol.ops import resample
 from jaxvol.types import Array, Spec, UserError
 
@@ -40,34 +37,32 @@ FITS = ("resize", "crop")
 # kernel size and padding of the convolutions of stride 2
 STEPS_DOWN = {"residual": (2, 0), "original": (5, 2)}
 LINEAR = nn.initializers.lecun_normal()  # of convolutions that no ReLU precedes
-# the first prediction is close to the mean
-SMALL = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
 def fields() -> ConfigDict:
-    """V-Net; `layout="original", head="norm_relu", fit="crop", norm="batch", bias_before_norm=True`
-    is the published 3D U-Net.
+    """V-Net.
+
+    The published 3D U-Net has layout="original", head="norm_relu", fit="crop", norm="batch",
+    bias_before_norm=True.
     """
     return ConfigDict(
         {
             "name": "vnet",
-            # residual: pre-activation blocks, sums with the skips | original: one convolution per
-            # level
+            # residual: pre-activation blocks, sums with the skips
+            # original: one convolution per level
             "layout": "residual",
             # channels per level; residual: the first at full resolution, original: at half of it
             "widths": (16, 32, 64, 80),
             # group (8 groups) | instance (forgets the amplitude of its input) | batch | none
             "norm": "group",
-            # auto (periodic where all axes wrap, else replicate) | zero | replicate | periodic |
-            # reflect
+            # zero | replicate | periodic | reflect
+            # auto: periodic where all axes wrap, else replicate
             "padding": "auto",
             "head": "linear",  # linear | norm_relu (as published: no output below 0)
-            # up-sampled features to the skip's grid: resize | crop (drops the first voxel, as
-            # published)
+            # up-sampled features to the skip's grid: resize | crop (published: drops a first voxel)
             "fit": "resize",
             "bias_before_norm": False,  # biases that a norm takes away again
-            # recompute each block in the backward pass: less memory on GPU and TPU, none saved on
-            # CPU
+            # recompute each block in the backward pass: less memory on GPU and TPU, not on CPU
             "remat": False,
         }
     )
@@ -81,15 +76,7 @@ def make(config, spec: Spec) -> nn.Module:
     would hold nothing of it, and XLA would gather what they need.
     """
     m = config.model
-    for field, value, known in (
-        ("layout", m.layout, LAYOUTS),
-        ("padding", m.padding, PADDINGS),
-        ("norm", m.norm, NORMS),
-        ("head", m.head, HEADS),
-        ("fit", m.fit, FITS),
-    ):
-        if value not in known:
-            raise UserError(f"config.model.{field} is {value!r}; choose one of {', '.join(known)}.")
+    layers.check_choices(m, layout=LAYOUTS, padding=PADDINGS, norm=NORMS, head=HEADS, fit=FITS)
     if not m.widths or min(m.widths) < 1:
         raise UserError(
             f"config.model.widths is {tuple(m.widths)}: expected one positive number of channels "
@@ -102,34 +89,27 @@ def make(config, spec: Spec) -> nn.Module:
     if "space" in mesh and 1 < mesh["space"] > coarsest:
         raise UserError(
             f"config.mesh.space is {mesh['space']}, but the coarsest grid of model vnet has "
-            f"{coarsest} planes (depth "
-            f"{spec.shape[0]}, halved {halvings} times); use at most {coarsest} devices for space, "
-            "fewer config.model.widths, "
-            "or deeper volumes."
-        )
-    if "target" not in spec.fields:
-        raise UserError(
-            f"the dataset has the fields {', '.join(spec.fields)}; model vnet needs one named "
-            "'target'."
+            f"{coarsest} planes (depth {spec.shape[0]}, halved {halvings} times); use at most "
+            f"{coarsest} devices for space, fewer config.model.widths, or deeper volumes."
         )
     return VNet(
-        channels=len(spec.fields["target"].channels),
+        channels=layers.target_channels(spec, "vnet"),
         widths=tuple(m.widths),
         layout=m.layout,
-        padding=boundary(m.padding, spec),
+        padding=layers.boundary(m.padding, spec),
         norm=m.norm,
         head=m.head,
         fit=m.fit,
         bias_before_norm=m.bias_before_norm,
         remat=m.remat,
-        dtype=COMPUTE[config.precision],
-        param_dtype=jnp.float64 if config.precision == "f64" else jnp.float32,
+        **layers.dtypes(config.precision),
     )
 
 
 class VNet(nn.Module):
-    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32; blocks are numbered down to
-    the coarsest grid and up again.
+    """[B, D, H, W, C] -> [B, D, H, W, channels] in at least float32.
+
+    Blocks are numbered down to the coarsest grid and up again.
     """
 
     channels: int
@@ -179,7 +159,7 @@ class VNet(nn.Module):
         """The head, in at least float32."""
         dtype = jnp.promote_types(self.dtype, jnp.float32)
         with_norm = self.head == "norm_relu" and self.norm != "none"
-        init = SMALL if self.head == "linear" else LINEAR
+        init = layers.SMALL if self.head == "linear" else LINEAR
         y = Conv(
             self.channels,
             kernel_size,
@@ -200,9 +180,7 @@ class VNet(nn.Module):
 
 
 class Block(nn.Module):
-    """What encoder and decoder do to a level's features, and what they share; not used
-    by itself.
-    """
+    """What encoder and decoder share: what they do to a level's features; not used by itself."""
 
     features: int
     layout: str
@@ -298,9 +276,9 @@ class Decoder(Block):
 def brought(x: Array, skip: Array, padding: str, fit: str) -> Array:
     """x on the grid of `skip`, trilinear.
 
-    resize: both grids fill the same box.  crop: twice the voxels, and where that is one too many
-            the first one is left out, as the
-    published model does, which moves the features by half a voxel.
+    resize: both grids fill the same box.
+    crop:   twice the voxels, and where that is one too many the first one is left out, as the
+            published model does, which moves the features by half a voxel.
     """
     shape, periodic = skip.shape[1:4], padding == "periodic"
     if fit == "resize":

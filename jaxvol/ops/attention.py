@@ -1,10 +1,8 @@
-"""Attention among the tokens of each example: softmax(q k^T / sqrt(F) + position + mask) v, one
-softmax per head and query.
+"""Attention among the tokens of each example: softmax(q k^T / sqrt(F) + position + mask) v.
 
 Shapes: q, k, v [B, T, N, F] with N heads of F features; `position` a pair of factors ([N, T, R],
-        [T, R]) whose product is added to
-the logits; `mask` [n, T, T], added to those of examples 0..n-1, n..2n-1, ... (n divides B).
-Softmax in at least float32.
+[T, R]) whose product is added to the logits; `mask` [n, T, T], added to those of examples 0..n-1,
+n..2n-1, ... (n divides B).  One softmax per head and query, in at least float32.
 """
 
 from __future__ import annotations
@@ -43,6 +41,8 @@ def attention(
     Raises UserError for an unknown choice, and for cudnn where it cannot be had.
     """
     chosen = choose(implementation, q)
+    # a numpy array cannot be indexed within the loop over windows
+    mask = None if mask is None else jnp.asarray(mask)
     if chosen == "matmul":
         return matmul(q, k, v, *((None, None) if position is None else position), mask)
     added = None if position is None else product(position)[None]
@@ -70,12 +70,11 @@ def product(position: Factors) -> Array:
 def matmul(
     q: Array, k: Array, v: Array, rows: Array | None, columns: Array | None, mask: Array | None
 ) -> Array:
-    """With P = exp(logits - L), L = log sum exp(logits), y = P v; the backward pass computes P
-    again from L, as FlashAttention does (algorithm 4 of arXiv:2205.14135): dv = P^T dy, dlogits = P
-    * (dy v^T - dy . y).
+    """y = P v with P = exp(logits - L), L = log sum exp(logits).
 
-    One CPU works head by head, whose weights stay in the cache.  No derivatives with respect to
-    columns and mask: constants.
+    The backward pass computes P again from L, as FlashAttention does (algorithm 4 of
+    arXiv:2205.14135): dv = P^T dy, dlogits = P * (dy v^T - dy . y).  One CPU works head by head,
+    whose weights stay in the cache.  Columns and mask are constants, without derivatives.
     """
     return _forward(q, k, v, rows, columns, mask)[0]
 
@@ -104,7 +103,7 @@ def _forward(
 def _backward(saved: tuple, dy: Array) -> tuple:
     q, k, v, q_all, k_all, y, level, rows, columns, mask = saved
     features, wide = v.shape[-1], level.dtype
-    own = q_all[..., :features]
+    scaled_q = q_all[..., :features]
 
     def one(part: PyTree) -> PyTree:
         q_all, k_all, q, v, y, level, dy, window = part
@@ -116,7 +115,7 @@ def _backward(saved: tuple, dy: Array) -> tuple:
         dq = jnp.matmul(dscores, k_all, preferred_element_type=wide)
         return dq, _by_columns(q, dscores), _by_columns(dy, weights.astype(dy.dtype))
 
-    dq, dk, dv = _each(one, (q_all, k_all, own, v, y, level, _heads(dy), _windows(q, mask)))
+    dq, dk, dv = _each(one, (q_all, k_all, scaled_q, v, y, level, _heads(dy), _windows(q, mask)))
     drows = (
         None
         if rows is None
@@ -137,8 +136,9 @@ def _scores(q: Array, k: Array, window: Array, mask: Array | None) -> Array:
 
 
 def _by_columns(x: Array, weights: Array) -> Array:
-    """weights^T x as (x^T weights)^T, in at least float32: three times as fast on CPU; without the
-    barrier XLA would undo it.
+    """weights^T x as (x^T weights)^T, in at least float32: three times as fast on CPU.
+
+    Without the barrier XLA would undo it.
     """
     y = jnp.einsum(
         "tf,ts->fs", x, weights, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)
@@ -147,8 +147,9 @@ def _by_columns(x: Array, weights: Array) -> Array:
 
 
 def _each(function: Callable, parts: PyTree) -> PyTree:
-    """`function` of each entry along the first axis: one by one on one CPU, at once elsewhere
-    (devices may share that axis).
+    """`function` of each entry along the first axis.
+
+    One by one on one CPU, at once elsewhere, where devices may share that axis.
     """
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
     return jax.lax.map(function, parts) if one_cpu else jax.vmap(function)(parts)
@@ -194,10 +195,8 @@ def choose(implementation: str, q: Array) -> str:
     if implementation == "cudnn" and not fused:
         raise UserError(
             f"config.model.attention is 'cudnn', but the backend is {backend}, the precision "
-            f"{q.dtype} and a head has "
-            f"{q.shape[-1]} features; expected an NVIDIA GPU, precision='bf16' and heads of 8, 16, "
-            "..., 128 features; "
-            "use 'auto'."
+            f"{q.dtype} and a head has {q.shape[-1]} features; expected an NVIDIA GPU, "
+            "precision='bf16' and heads of 8, 16, ..., 128 features; use 'auto'."
         )
     if implementation != "auto":
         return implementation

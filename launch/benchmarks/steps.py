@@ -127,7 +127,9 @@ def transform(model, implementation: str, n: int) -> str:
     """How the FNO transforms; the others do not."""
     from jaxvol.ops import fourier
 
-    return fourier.choose(implementation, (n,) * 3, model.kept) if hasattr(model, "kept") else "-"
+    if not hasattr(model, "frequencies"):
+        return "-"
+    return fourier.choose(implementation, (n,) * 3, model.frequencies)
 
 
 def counterpart(case: dict):

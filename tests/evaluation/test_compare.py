@@ -69,17 +69,17 @@ def test_seeds_are_one_line_and_baselines_stand_below(tmp_path):
     # a run named twice counts once
     text = compare.compare(runs + runs[:1], tmp_path / "out", TEST)
     folder = tmp_path / "out" / "comparison"
-    found = json.loads((folder / "table.json").read_text())
-    assert set(found["models"]) == {"FNO, 3 seeds", "V-Net"} and set(found["baselines"]) == {
+    table = json.loads((folder / "table.json").read_text())
+    assert set(table["models"]) == {"FNO, 3 seeds", "V-Net"} and set(table["baselines"]) == {
         "mean",
         "Wiener filter",
     }
-    fno = found["models"]["FNO, 3 seeds"]
+    fno = table["models"]["FNO, 3 seeds"]
     assert fno["metrics"]["vrmse"] == pytest.approx(0.7) and fno["std_over_seeds"][
         "vrmse"
     ] == pytest.approx(0.1)
     assert fno["spectra"]["T"] == pytest.approx([1.0, 0.7]) and fno["spectra"]["r_std"][1] is None
-    assert found["baselines"]["mean"]["metrics"]["ssim"] is None
+    assert table["baselines"]["mean"]["metrics"]["ssim"] is None
     rows = {r["model"]: r for r in csv.DictReader(open(folder / "table.csv"))}
     assert (
         float(rows["FNO, 3 seeds"]["vrmse_std"]) == pytest.approx(0.1)
@@ -102,10 +102,10 @@ def test_other_settings_are_other_lines(tmp_path):
         make_run(tmp_path / "fast", rate=1e-2, wiener=0.8),
     ]
     compare.compare(runs, tmp_path, TEST)
-    found = json.loads((tmp_path / "comparison" / "table.json").read_text())
-    assert set(found["models"]) == {"FNO [slow]", "FNO [fast]"}
+    table = json.loads((tmp_path / "comparison" / "table.json").read_text())
+    assert set(table["models"]) == {"FNO [slow]", "FNO [fast]"}
     # fitted on another input
-    assert set(found["baselines"]) == {"mean", "Wiener filter", "Wiener filter [fast]"}
+    assert set(table["baselines"]) == {"mean", "Wiener filter", "Wiener filter [fast]"}
 
 
 def test_doubtful_comparisons_are_refused_or_marked(tmp_path):

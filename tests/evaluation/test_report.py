@@ -122,11 +122,11 @@ def scores():
     }
     model, wiener, mean = np.array([0.6, 0.8]), np.array([0.9, 0.92]), np.array([1.0, 1.0])
     return {
-        who: (
+        name: (
             {"rmse": 2 * v.mean(), "vrmse": v.mean(), "pearson": p, "spectra": spectra},
             {"vrmse": v, "_index": np.array([1, 0])},
         )
-        for who, v, p in (("model", model, 0.7), ("mean", mean, np.nan), ("wiener", wiener, 0.4))
+        for name, v, p in (("model", model, 0.7), ("mean", mean, np.nan), ("wiener", wiener, 0.4))
     }
 
 
@@ -139,18 +139,15 @@ def test_report_writes_what_design_promises(tmp_path):
         "config_hash": "abc",
     }
     text = report.report(tmp_path, scores(), ["box 0", "box, 1"], info)
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(found) >= {"model", "baselines", "split", "weights", "checkpoint", "config_hash"}
-    assert found["model"]["vrmse"] == pytest.approx(0.7) and found["model"]["spectra"]["modes"] == [
-        6,
-        18,
-        30,
-    ]
-    assert found["baselines"]["mean"]["pearson"] is None and found["non_finite"] == {
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(record) >= {"model", "baselines", "split", "weights", "checkpoint", "config_hash"}
+    assert record["model"]["vrmse"] == pytest.approx(0.7)
+    assert record["model"]["spectra"]["modes"] == [6, 18, 30]
+    assert record["baselines"]["mean"]["pearson"] is None and record["non_finite"] == {
         "mean": ["pearson"]
     }
     # differences -0.3 and -0.12: mean -0.21, jackknife error = std / sqrt(2) = 0.09
-    assert found["versus"]["wiener"]["vrmse"] == pytest.approx(
+    assert record["versus"]["wiener"]["vrmse"] == pytest.approx(
         {"difference": -0.21, "standard_error": 0.09, "examples": 2}
     )
     rows = list(csv.DictReader(open(tmp_path / "metrics.csv")))
@@ -187,7 +184,7 @@ def test_best_follows_the_direction():
     assert [tables.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
     names = ("pearson/gas", "mae_mean", "relative_l2", "psnr", "foo", "ssim_count")
     assert [tables.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
-    shown = tables.scalars(
+    values = tables.scalars(
         {
             "loss_mse": 1,
             "loss": 2.0,
@@ -197,4 +194,4 @@ def test_best_follows_the_direction():
             "fit": {"input": "physical"},
         }
     )
-    assert list(shown) == ["vrmse", "rmse", "loss"]
+    assert list(values) == ["vrmse", "rmse", "loss"]

@@ -30,23 +30,20 @@ def test_evaluate_reports_gain_and_cost(imported, capsys):
     plain = json.loads((imported / "imported/evaluation/metrics.json").read_text())
     assert main.cli([*run, "--config.evaluate.tta=flips"]) == 0
     text = capsys.readouterr().out
-    found = json.loads((imported / "imported/evaluation/metrics.json").read_text())
+    averaged = json.loads((imported / "imported/evaluation/metrics.json").read_text())
     assert "tta" not in plain and "mean of 8 (flips)" in text and "times as long" in text
     assert (
-        found["tta"]["without"] == pytest.approx(plain["model"], rel=1e-5)
-        and found["tta"]["views"] == 8
+        averaged["tta"]["without"] == pytest.approx(plain["model"], rel=1e-5)
+        and averaged["tta"]["views"] == 8
     )
-    gain = found["tta"]["gain"]
-    assert (
-        gain["vrmse"] == pytest.approx(plain["model"]["vrmse"] - found["model"]["vrmse"], abs=1e-6)
-        and gain["vrmse"] > 0
-    )
-    assert gain["pearson"] == pytest.approx(
-        found["model"]["pearson"] - plain["model"]["pearson"], abs=1e-6
-    )
-    took = found["tta"]["seconds_per_example"]
-    assert found["tta"]["time_ratio"] == pytest.approx(took["with"] / took["without"])
-    assert found["baselines"] == plain["baselines"]
+    gain = averaged["tta"]["gain"]
+    better = plain["model"]["vrmse"] - averaged["model"]["vrmse"]
+    assert gain["vrmse"] == pytest.approx(better, abs=1e-6) and better > 0
+    better = averaged["model"]["pearson"] - plain["model"]["pearson"]
+    assert gain["pearson"] == pytest.approx(better, abs=1e-6)
+    took = averaged["tta"]["seconds_per_example"]
+    assert averaged["tta"]["time_ratio"] == pytest.approx(took["with"] / took["without"])
+    assert averaged["baselines"] == plain["baselines"]
 
 
 def test_predict_averages_tile_by_tile(imported):

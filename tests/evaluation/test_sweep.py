@@ -143,12 +143,12 @@ def test_failed_and_unfinished_points_come_last_and_only_they_run_again(make):
     source = CONFIG.replace("(1e-2, 1e-3) for w in (8, 4)", "(5.0, 6.0, 8.0, 1e-3) for w in (4,)")
     run = make(source)
     status, folder = run("--config.sweep.jobs=2")
-    found = [
+    states = [
         (p["params"]["optimizer.learning_rate"], p["state"], p["reason"])
         for p in json.loads((folder / "objective.json").read_text())
     ]
     assert status == sweep.UNFINISHED
-    assert found == [
+    assert states == [
         (1e-3, "finished", ""),
         (6.0, "unfinished", "saved but unfinished"),
         (5.0, "failed", "non-finite: jaxvol: gradients are not finite at step 3"),

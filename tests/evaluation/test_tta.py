@@ -68,7 +68,7 @@ def field(seed, *shape):
 
 
 def run(module, x, name, spec):
-    """(the network's own answer, the function that averages) for one set of weights."""
+    """(one answer of the network, the function that averages) for one set of weights."""
     wrapped = tta.wrap(module, spec, name)
     variables = jax.jit(wrapped.init)(jax.random.key(0), x)
     average = jax.jit(wrapped.apply)
@@ -80,8 +80,8 @@ def run(module, x, name, spec):
 @pytest.mark.parametrize("name", ["cube", "flips"])
 def test_a_symmetric_network_does_not_change(name):
     x = field(0, 2, 4, 4, 4, 1)
-    own, average = run(Isotropic(), x, name, make_spec())
-    np.testing.assert_allclose(average(x), own, atol=1e-6)
+    single, average = run(Isotropic(), x, name, make_spec())
+    np.testing.assert_allclose(average(x), single, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["cube", "flips"])
@@ -97,13 +97,13 @@ def test_a_symmetric_network_does_not_change(name):
 def test_any_network_becomes_symmetric(name, kinds):
     spec = make_spec(kinds=kinds)
     x = field(1, 1, 4, 4, 4, len(spec.fields["input"].channels))
-    own, average = run(Any(len(spec.fields["target"].channels)), x, name, spec)
+    single, average = run(Any(len(spec.fields["target"].channels)), x, name, spec)
     group = rotations.allowed(spec.shape, spec.spacing, kinds)
     group = group if name == "cube" else [g for g in group if g.axes == (0, 1, 2)]
     y = average(x)
     assert (
         len(group) == (8 if name == "flips" else 16 if "line" in kinds[1] else 48)
-        and np.abs(y - own).max() > 0.1
+        and np.abs(y - single).max() > 0.1
     )
     for g in group[1::3]:
         np.testing.assert_allclose(
@@ -218,10 +218,10 @@ def test_small_rotations_average_what_lies_inside():
     spec = make_spec(shape=(9, 9, 9))
     grid = np.stack(np.meshgrid(*[np.arange(9.0)] * 3, indexing="ij"), -1)
     linear = (grid @ np.array([0.1, -0.2, 0.3]))[None, ..., None].astype(np.float32)
-    own, average = run(Pointwise(), linear, "rotations", spec)
+    single, average = run(Pointwise(), linear, "rotations", spec)
     np.testing.assert_allclose(average(np.full_like(linear, 2.0)), 6.0, atol=1e-5)
     np.testing.assert_allclose(
-        average(linear)[:, 2:-2, 2:-2, 2:-2], own[:, 2:-2, 2:-2, 2:-2], atol=1e-5
+        average(linear)[:, 2:-2, 2:-2, 2:-2], single[:, 2:-2, 2:-2, 2:-2], atol=1e-5
     )
     weights = jax.jit(
         lambda: sum(t.weight() for t in tta.transforms("rotations", spec, spec.shape)[8:])

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import base
 from jaxvol.convert import fno as converter
-from jaxvol.models import fno
+from jaxvol.models import channel_mlp, fno, spectral
+from jaxvol.ops import pointwise
 from jaxvol.ops.chunked import voxelwise
 from jaxvol.training import sharding
 from jaxvol.types import Field, Spec, UserError
@@ -213,7 +214,7 @@ def test_slab_by_slab_equals_the_whole_volume(monkeypatch, dtype, tolerance):
     def run(slabs):
         monkeypatch.setattr("jaxvol.ops.chunked.slab_count", lambda *_: slabs)
         apply = lambda w, x, y: voxelwise(
-            lambda w, x, y: fno.gelu(fno.apply_mlp(w, x, jnp.float32) + y), w, x, y
+            lambda w, x, y: pointwise.gelu(channel_mlp.apply_mlp(w, x, jnp.float32) + y), w, x, y
         )
         return jax.jit(jax.value_and_grad(lambda *a: jnp.mean(apply(*a) ** 2), (0, 1, 2)))(
             weights, x, y
@@ -276,7 +277,7 @@ def test_eight_devices_equal_one_and_move_only_modes_and_weights():
 
 def test_rank_is_a_fraction_of_the_dense_parameters():
     sizes = (17, 17, 9, 20, 20)
-    ranks = fno.tucker_ranks(sizes, 0.1)
+    ranks = spectral.tucker_ranks(sizes, 0.1)
     count = np.prod(ranks) + sum(n * r for n, r in zip(sizes, ranks))
     assert 0.05 * np.prod(sizes) < count <= 0.1 * np.prod(sizes)
 

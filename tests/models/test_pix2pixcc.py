@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxvol.config import base
 from jaxvol.convert import pix2pixcc as convert
 from jaxvol.models import pix2pixcc
+from jaxvol.ops import pointwise
 from jaxvol.training import sharding
 from jaxvol.types import Field, Spec, UserError
 from tests import FIXTURES
@@ -235,7 +236,7 @@ def test_precisions_and_remat_agree():
 def test_mish_and_its_derivative():
     with jax.enable_x64(True):
         x = np.array([-700.0, -30.0, -2.0, -0.5, 0.0, 0.3, 4.0, 19.9, 20.1, 700.0])
-        mish, slope = jax.jit(pix2pixcc.mish), jax.jit(jax.vmap(jax.grad(pix2pixcc.mish)))
+        mish, slope = jax.jit(pointwise.mish), jax.jit(jax.vmap(jax.grad(pointwise.mish)))
         np.testing.assert_allclose(
             mish(x), x * np.tanh(np.log1p(np.exp(np.minimum(x, 50)))), rtol=1e-12, atol=1e-300
         )

@@ -20,13 +20,13 @@ from tests.training.test_loop import run_toy
 
 
 class Rows:
-    """A writer that remembers what it is told."""
+    """A writer that remembers its rows."""
 
     def __init__(self):
-        self.found = []
+        self.rows = []
 
     def perf(self, step, values):
-        self.found.append((step, values))
+        self.rows.append((step, values))
 
 
 def test_the_watchdog_tells_then_gives_up_and_does_not_bark_at_short_waits():
@@ -49,18 +49,18 @@ def test_the_watchdog_tells_then_gives_up_and_does_not_bark_at_short_waits():
 
 
 def test_a_second_compilation_is_told_and_counted(caplog):
-    step, rows, count = jax.jit(lambda x: x + 1), Rows(), 0
+    step, writer, count = jax.jit(lambda x: x + 1), Rows(), 0
     for number, size in enumerate((3, 3, 4, 4, 5)):
         step(jnp.zeros(size))
-        count = monitoring.recompiled(rows, step, count, number)
-    assert rows.found == [(2, {"recompiled": 1}), (4, {"recompiled": 1})] and count == 3
+        count = monitoring.recompiled(writer, step, count, number)
+    assert writer.rows == [(2, {"recompiled": 1}), (4, {"recompiled": 1})] and count == 3
 
 
 def test_a_run_is_compiled_once_even_if_it_is_resumed(tmp_path):
     run_toy(tmp_path, toys.config(), interrupt_at=5)
     run_toy(tmp_path, toys.config())
-    found = monitoring.summary(tmp_path)
-    assert found.recompilations == 0 and found.attempts == 2 and found.steps == 12
+    summary = monitoring.summary(tmp_path)
+    assert summary.recompilations == 0 and summary.attempts == 2 and summary.steps == 12
 
 
 def perf(tmp_path, *rows):
@@ -76,7 +76,7 @@ def test_goodput_counts_repeated_work_and_start_up_as_lost(tmp_path):
     """100 s of start-up; steps 1-20 in 20 s; killed; restored at 10 after 30 s, steps 11-40 in 30
     s: 40 of 180 s are in the result.
     """
-    found = perf(
+    summary = perf(
         tmp_path,
         (0, "attempt", 100, 1000.0),
         (10, "seconds", 10, 1010.0),
@@ -85,9 +85,10 @@ def test_goodput_counts_repeated_work_and_start_up_as_lost(tmp_path):
         (20, "seconds", 10, 5010.0),
         (40, "seconds", 20, 5030.0),
     )
-    assert (found.steps, found.attempts) == (40, 2) and found.hours * 3600 == pytest.approx(180)
-    assert found.goodput == pytest.approx(40 / 180)
-    text = monitoring.sentence(found, ("vrmse", 0.5, 20), 40)
+    assert (summary.steps, summary.attempts) == (40, 2)
+    assert summary.hours * 3600 == pytest.approx(180)
+    assert summary.goodput == pytest.approx(40 / 180)
+    text = monitoring.sentence(summary, ("vrmse", 0.5, 20), 40)
     assert (
         "40 steps" in text
         and "22 %" in text
@@ -100,22 +101,22 @@ def test_a_phase_that_begins_between_two_rows_is_not_counted_twice(tmp_path):
     """Its first row tells of few updates, the compilation among them; their rate is not that of the
     ten since the row before.
     """
-    found = perf(
+    summary = perf(
         tmp_path,
         (0, "attempt", 0, 1000.0),
         (10, "seconds", 10, 1010.0),
         (20, "steps_per_sec", 0.1, 1040.0),
         (20, "seconds", 20, 1040.0),
     )
-    assert found.goodput == pytest.approx(30 / 40)
+    assert summary.goodput == pytest.approx(30 / 40)
 
 
 def test_a_clock_that_jumps_back_gives_no_negative_hours(tmp_path):
-    found = perf(
+    summary = perf(
         tmp_path, (0, "attempt", 0, 1000.0), (1, "seconds", 1, 400.0), (2, "seconds", 1, 401.0)
     )
     assert (
-        found.hours * 3600 == pytest.approx(1.0)
+        summary.hours * 3600 == pytest.approx(1.0)
         and monitoring.summary(tmp_path / "none").attempts == 0
     )
 
@@ -128,10 +129,10 @@ ALLOCATION = (
 
 def test_memory_in_words_names_asked_free_fitting_and_fields(tmp_path, monkeypatch):
     monkeypatch.setattr(errors, "free_memory", lambda: (3.0 * 2**30, "on the device"))
-    told = errors.explain(
+    explained = errors.explain(
         jax.errors.JaxRuntimeError(ALLOCATION), tmp_path, 40, lambda: (6, "batches of 1 and 2")
     )
-    assert isinstance(told, UserError)
+    assert isinstance(explained, UserError)
     for word in (
         "12.5 GiB were asked for",
         "3 GiB are free on the device",
@@ -143,11 +144,12 @@ def test_memory_in_words_names_asked_free_fitting_and_fields(tmp_path, monkeypat
         "step 40",
         "is sound",
     ):
-        assert word in str(told), word
-    told = errors.explain(
+        assert word in str(explained), word
+    explained = errors.explain(
         jax.errors.JaxRuntimeError(ALLOCATION), tmp_path, None, lambda: (0, "batches of 1 and 2")
     )
-    assert "not even the smallest batch fits" in str(told) and "Nothing had been saved" in str(told)
+    assert "not even the smallest batch fits" in str(explained)
+    assert "Nothing had been saved" in str(explained)
 
 
 def test_the_largest_batch_lies_on_the_line_through_two(monkeypatch):
@@ -182,12 +184,12 @@ def test_the_largest_batch_of_a_real_step_is_asked_from_the_compiler(monkeypatch
     ],
 )
 def test_disks_in_words(tmp_path, error, word):
-    told = errors.explain(error, tmp_path, 3, None)
+    explained = errors.explain(error, tmp_path, 3, None)
     assert (
-        isinstance(told, UserError)
-        and word in str(told)
-        and str(tmp_path) in str(told)
-        and "step 3" in str(told)
+        isinstance(explained, UserError)
+        and word in str(explained)
+        and str(tmp_path) in str(explained)
+        and "step 3" in str(explained)
     )
     wrapped = RuntimeError("the save failed")
     wrapped.__cause__ = error
@@ -251,5 +253,5 @@ def test_memory_and_open_files_are_flat_over_20000_steps(tmp_path):
     assert memory[1] < 1.02 * memory[0] + 4e6, seen
     for column in (2, 3):
         assert max(s[column] for s in late) <= max(s[column] for s in early) + 2, seen
-    found = monitoring.summary(tmp_path)
-    assert found.steps == 20_000 and found.recompilations == 0
+    summary = monitoring.summary(tmp_path)
+    assert summary.steps == 20_000 and summary.recompilations == 0

@@ -31,7 +31,7 @@ MPI = {
 }
 
 
-def asked(**fields):
+def settings(**fields):
     chosen = base.common().distributed
     chosen.update(fields)
     return chosen
@@ -67,16 +67,13 @@ def asked(**fields):
     ],
 )
 def test_the_environment_says_who_we_are(environ, expected):
-    found = processes.find(environ, asked())
-    assert (found and tuple(found)[:4]) == expected
+    group = processes.find(environ, settings())
+    assert (group and tuple(group)[:4]) == expected
 
 
 def test_flags_win_over_the_environment():
-    assert tuple(processes.find(SLURM, asked(coordinator="x:1", processes=3, process=2)))[:3] == (
-        "x:1",
-        3,
-        2,
-    )
+    group = processes.find(SLURM, settings(coordinator="x:1", processes=3, process=2))
+    assert tuple(group)[:3] == ("x:1", 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,7 @@ def test_the_first_of_slurms_nodes(nodes, host):
 )
 def test_a_description_that_does_not_fit_is_refused(environ, fields, message):
     with pytest.raises(UserError, match=message):
-        processes.find(environ, asked(**fields))
+        processes.find(environ, settings(**fields))
 
 
 def test_alone_everything_is_agreed():
@@ -212,7 +209,7 @@ def test_kubernetes_job_and_service_fit_together():
     )
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
     environ = {name: entry["value"] if "value" in entry else "0" for name, entry in env.items()}
-    assert processes.find(environ, asked()).processes == spec["completions"]
+    assert processes.find(environ, settings()).processes == spec["completions"]
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -223,20 +220,20 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def test_dockerfile_copies_what_exists_installs_the_lock_file_and_runs_as_nobody_special():
-    found = instructions((CLUSTER / "Dockerfile").read_text())
+    lines = instructions((CLUSTER / "Dockerfile").read_text())
     known = {"FROM", "ARG", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "ENTRYPOINT"}
-    assert {name for name, _ in found} <= known and found[0][0] == "FROM" and ":" in found[0][1]
-    for name, argument in found:
+    assert {name for name, _ in lines} <= known and lines[0][0] == "FROM" and ":" in lines[0][1]
+    for name, argument in lines:
         if name == "COPY":
             assert all((ROOT / source).exists() for source in argument.split()[:-1]), argument
         if name == "RUN":
             assert subprocess.run(["bash", "-n"], input=argument, text=True).returncode == 0
             assert "pip install" not in argument or "--no-cache-dir" in argument
     assert (
-        any("-r launch/environments/requirements-3.12.txt" in a for n, a in found if n == "RUN")
-        and "3.12" in found[0][1]
+        any("-r launch/environments/requirements-3.12.txt" in a for n, a in lines if n == "RUN")
+        and "3.12" in lines[0][1]
     )
-    assert ("USER", "jaxvol") in found and found[-1] == (
+    assert ("USER", "jaxvol") in lines and lines[-1] == (
         "ENTRYPOINT",
         '["python", "-m", "jaxvol.main"]',
     )

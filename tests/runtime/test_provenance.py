@@ -15,9 +15,9 @@ def test_config_json_says_what_ran(tmp_path):
     config = base.common()
     config.total_steps = 7
     writer.open_run(tmp_path, config.lock(), True)
-    found = json.loads((tmp_path / "config.json").read_text())
-    assert found["format_version"] == 1 and found["config"]["total_steps"] == 7
-    assert set(found["versions"]) == {
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["format_version"] == 1 and record["config"]["total_steps"] == 7
+    assert set(record["versions"]) == {
         "python",
         "jax",
         "jaxlib",
@@ -28,11 +28,11 @@ def test_config_json_says_what_ran(tmp_path):
         "jaxvol",
     }
     assert (
-        found["versions"]["jax"] == jax.__version__
-        and found["device"]["count"] == jax.device_count()
+        record["versions"]["jax"] == jax.__version__
+        and record["device"]["count"] == jax.device_count()
     )
     assert provenance.read_config(tmp_path / "config.json").to_json() == config.to_json()
-    for text in ("", "{}", json.dumps({**found, "format_version": 99})):
+    for text in ("", "{}", json.dumps({**record, "format_version": 99})):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="config.json"):
             provenance.read_config(tmp_path / "config.json")

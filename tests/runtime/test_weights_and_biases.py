@@ -41,9 +41,9 @@ def test_wandb_gets_the_values_and_the_resumed_id(tmp_path, monkeypatch):
     fake_wandb(monkeypatch, calls)
     log, run_id = open_at(tmp_path, project="volumes", entity="us", offline=True)
     assert run_id == "run7"
-    name, asked = calls[0]
-    assert name == "init" and asked["config"]["total_steps"] == 1000
-    assert {k: asked[k] for k in ("project", "entity", "id", "resume", "mode", "dir")} == {
+    name, arguments = calls[0]
+    assert name == "init" and arguments["config"]["total_steps"] == 1000
+    assert {k: arguments[k] for k in ("project", "entity", "id", "resume", "mode", "dir")} == {
         "project": "volumes",
         "entity": "us",
         "id": None,

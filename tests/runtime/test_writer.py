@@ -31,14 +31,14 @@ def events(workdir):
     """Events of all TensorBoard files, oldest first: length [8], its crc [4], data, crc [4] per
     record.
     """
-    found = []
+    records = []
     for file in sorted((workdir / "tensorboard").iterdir(), key=lambda f: f.name.split(".")[-1]):
         data, at = file.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
-            found.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
+            records.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + size]))
             at += size + 16
-    return found
+    return records
 
 
 def plotted(workdir):
@@ -83,7 +83,7 @@ def test_scalars_round_trip_through_csv_and_tensorboard(tmp_path):
 
 
 def test_cut_keeps_rows_up_to_the_step_and_drops_a_torn_line(tmp_path):
-    kept = 'step,tag,value\n0,val/rmse,1\n10,"dice/left, kidney",0.5\n10,val/rmse,0.123456789\n'
+    whole = 'step,tag,value\n0,val/rmse,1\n10,"dice/left, kidney",0.5\n10,val/rmse,0.123456789\n'
     file = tmp_path / "metrics.csv"
     for rest in (
         "",
@@ -95,14 +95,14 @@ def test_cut_keeps_rows_up_to_the_step_and_drops_a_torn_line(tmp_path):
         "\n",
         "\x00\x00",
     ):
-        file.write_text(kept + rest)
+        file.write_text(whole + rest)
         writer.cut(tmp_path, 10)
-        assert file.read_text() == kept, rest
+        assert file.read_text() == whole, rest
     (tmp_path / "perf.csv").write_text(
         "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n40,perf/st"
     )
     writer.cut(tmp_path, 0)
-    assert file.read_text() == kept.split("10,")[0]
+    assert file.read_text() == whole.split("10,")[0]
     assert (
         tmp_path / "perf.csv"
     ).read_text() == "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n"
@@ -189,8 +189,8 @@ def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
     log.advance(40)
     assert log.bar.n == 40
     log.close()
-    shown = capsys.readouterr().err
-    assert "40/40" in shown and "net/loss 0.125" in shown and "step/s" in shown
+    printed = capsys.readouterr().err
+    assert "40/40" in printed and "net/loss 0.125" in printed and "step/s" in printed
 
 
 def test_status_is_replaced_whole(tmp_path, monkeypatch):

@@ -29,13 +29,12 @@ MEANING = {
         "removes what differs",
     ),
     "one_sided": (
-        "largest of the accuracies on real and on fake minus the other, over the last updates",
+        "difference of the accuracies on real and on fake images, over the last updates",
         "the discriminator calls everything real, or everything fake: change the update ratio or "
         "the rates",
     ),
     "pairs": (
-        "channels by which the discriminator's pairs differ from the definition of channel "
-        "balancing",
+        "1 if the channels of the discriminator's pairs are not those of the definition, else 0",
         "input and image are repeated a wrong number of times: the pairs are not what "
         "task.channel_balance says",
     ),
@@ -48,7 +47,7 @@ LIMITS = {
     "leak": ("<", 1e-3, 0.02),  # relative
     "response": (">", 1e-4, 1e-6),  # logits
     "one_sided": ("<", 0.9, 1.0),  # accuracies
-    "pairs": ("<", 0.0, 0.0),  # wrong or not
+    "pairs": ("<", 0.0, 0.0),  # 1 or 0
     "generator_moves": (">", 1e-6, 1e-9),  # relative
 }
 

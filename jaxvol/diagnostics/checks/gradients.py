@@ -51,7 +51,7 @@ MEANING = {
     ),
     "largest_share": (
         "largest share of one loss term in its group's gradient, where there are several",
-        "the other terms are decoration: change the weights",
+        "one term decides where the weights go: lower its weight or raise the others'",
     ),
     "smallest_share": (
         "smallest share of one loss term in its group's gradient, where there are several",

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.ops import normalise
-from jaxvol.plots import figures
+from jaxvol.plots import volumes as plots
 from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
@@ -87,10 +87,10 @@ def draw(ctx: Context, x: np.ndarray, target: np.ndarray, y: np.ndarray) -> dict
         for name, v in (("input", x), ("target", target), ("target", y))
     ]
     lengths = {"spacing": ctx.spec.spacing, "length_unit": ctx.spec.unit}
-    pictures = {"slices": figures.slices(*volumes, **lengths)}
+    pictures = {"slices": plots.slices(*volumes, **lengths)}
     if min(v.min() for v in volumes) > -1:
         logs = [np.log10(v - min(v.min(), 0.0) + 0.03) for v in volumes]
-        pictures["slices, log10"] = figures.slices(*logs, **lengths)
+        pictures["slices, log10"] = plots.slices(*logs, **lengths)
     return pictures
 
 

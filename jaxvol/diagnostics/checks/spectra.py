@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxvol.diagnostics import probe
 from jaxvol.plots import figures
+from jaxvol.plots import spectra as plots
 from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
@@ -76,9 +77,7 @@ def diagnose(ctx: Context) -> Result:
     pictures = {"response": draw(power)}
     scores, _ = ctx.score(*weights, probe.split(ctx), ctx.config.preflight.examples)
     if "spectra" in scores:
-        pictures["spectra"] = figures.spectra(
-            {"after the short run": scores["spectra"]}, ctx.spec.unit
-        )
+        pictures["spectra"] = plots.draw({"after the short run": scores["spectra"]}, ctx.spec.unit)
     return Result(metrics, figures=pictures)
 
 

@@ -19,7 +19,7 @@ MEANING = {
         "error of a tiled identity, relative",
         "tiles are cut, placed or weighted wrongly: predictions of large volumes are wrong",
     ),
-    "uncovered": ("voxels that no tile covers", "predict.overlap or predict.tile leaves holes"),
+    "uncovered": ("voxels that no tile covers", "raise predict.overlap, or change predict.tile"),
     "smallest_weight": (
         "smallest weight of a tile's voxels",
         "a weight is zero or negative: corners would be divided by zero",

@@ -68,8 +68,8 @@ def test_a_box_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         assert [writer.result() for writer in writers] == [None, None]
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
 
-    def full_disk(file, **fields):
-        file.write(b"half")
+    def full_disk(path, **fields):
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full_disk)
