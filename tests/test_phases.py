@@ -17,6 +17,7 @@ def run(folder, *arguments):
             f"--config={tiny.__file__}",
             f"--config.data.cache_dir={folder}/cache",
             "--config.batch_size=8",
+            "--config.evaluate.batch_size=8",
             *arguments,
         ]
     )

@@ -135,7 +135,12 @@ def phase_parts(plan: list[Phase], index: int, mesh: Mesh, cache: dict[int, Part
     dataset = cache[same[0]].dataset if same else None
     cache.clear()
     steps = plan[-1].stop if phase.config.optimizer.schedule.span == "run" else phase.steps
-    return parts(phase.config, mesh, steps, dataset)
+    try:
+        return parts(phase.config, mesh, steps, dataset)
+    except UserError as error:
+        if not phase.name:
+            raise
+        raise UserError(f"phase {phase.name!r}: {error}") from error
 
 
 def check_phases(plan: list[Phase], parts_of: Callable[[int], Parts]) -> None:
