@@ -124,12 +124,12 @@ def test_the_discriminator_s_terms_cannot_be_taken_by_a_loss():
 
 
 def test_best_follows_the_direction_of_its_metric(monkeypatch):
-    own = ("mine_of_the_tasks.closeness",)
+    closeness = ("mine_of_the_tasks.closeness",)
     for chosen, better in (
         (config(checkpoint__best_metric="vrmse"), 0.5),
         (config(checkpoint__best_metric="loss"), 0.5),
         (config(checkpoint__best_metric="pearson"), 2.0),
-        (config(task__metrics=own, checkpoint__best_metric="closeness"), 2.0),
+        (config(task__metrics=closeness, checkpoint__best_metric="closeness"), 2.0),
     ):
         assert validation.improves(chosen, better, 1.0)
         assert not validation.improves(chosen, 2.5 - better, 1.0)
