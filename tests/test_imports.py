@@ -115,7 +115,11 @@ GOOD = [
         "jaxvol/ops/a.py",
         "from . import spectra\nfrom jaxvol.types import Array\nimport jax",
     ),
-    (direction, "jaxvol/tasks/a.py", "from jaxvol.scores import losses\nfrom jaxvol.models import fno"),
+    (
+        direction,
+        "jaxvol/tasks/a.py",
+        "from jaxvol.scores import losses\nfrom jaxvol.models import fno",
+    ),
     (importlib_only_in_modules, "jaxvol/runtime/modules.py", "import importlib"),
     (updates_only_in_step, "jaxvol/training/step.py", "optax.apply_updates(params, updates)"),
     (no_pickles, "jaxvol/data/a.py", "np.load(file, allow_pickle=False)"),

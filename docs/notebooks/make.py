@@ -1,8 +1,8 @@
-"""One executed notebook per model, which calls the checks of the pre-flight one by one and shows
-their tables and pictures.
+"""One executed notebook per model, which runs some checks of the pre-flight and shows their tables
+and pictures.
 
-pip install -e '.[notebooks]' && python docs/notebooks/make.py [MODEL ...]       writes
-launch/notebooks/<model>.ipynb, 1 minute each
+    pip install -e '.[notebooks]'
+    python docs/notebooks/make.py [MODEL ...]    writes docs/notebooks/<model>.ipynb, 1 minute each
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parent
 MODELS = {  # model -> (what it is, the checks that tell most about it)
     "fno": ("Fourier neural operator", ("data", "fno", "structure", "prediction", "spectra")),
     "vnet": ("V-Net", ("data", "vnet", "structure", "prediction", "spectra")),
@@ -28,11 +28,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")      # 16^3 volumes: a GPU is not 
 sys.path.insert(0, os.path.abspath("../.."))  # the checkout; needless where jaxvol is installed
 import logging; logging.getLogger("absl").setLevel(logging.WARNING)
 from IPython.display import HTML, display
-from jaxvol import preflight
-from jaxvol.diagnostics import report
 from jaxvol.config import experiments
+from jaxvol.diagnostics import preflight, report
 
-# or your own: command_line.parse(["", "--config=configs/{model}.py"])[0]
+# or another: experiments.load("{model}").get_config("quick").lock()
 config = experiments.load("healthy").get_config("{model}").lock()
 verdict = preflight.look(config, {checks})
 outcomes = {{o.name: o for o in verdict.outcomes}}
@@ -50,9 +49,8 @@ def notebook(model: str) -> nbformat.NotebookNode:
     )
     book.cells = [
         nbformat.v4.new_markdown_cell(
-            f"# Pre-flight of {title}\n\nMade by `docs/notebooks/make.py {model}`: a small healthy "
-            "run of "
-            "`configs/healthy.py`; change `config` and run it on your own."
+            f"# Pre-flight of {title}\n\nMade by `docs/notebooks/make.py {model}` of the small "
+            "healthy run in `configs/healthy.py`. Change `config` to look at a run of yours."
         ),
         nbformat.v4.new_code_cell(SETUP.format(model=model, checks=checks)),
     ]
@@ -67,11 +65,9 @@ def notebook(model: str) -> nbformat.NotebookNode:
 def make(model: str, folder: Path) -> Path:
     """Execute and write one notebook.  CellExecutionError where a cell fails."""
     book, file = notebook(model), folder / f"{model}.ipynb"
-    (ROOT / "launch" / "notebooks").mkdir(exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    nbclient.NotebookClient(
-        book, timeout=1800, resources={"metadata": {"path": str(ROOT / "launch" / "notebooks")}}
-    ).execute()
+    resources = {"metadata": {"path": str(FOLDER)}}
+    nbclient.NotebookClient(book, timeout=1800, resources=resources).execute()
     for cell in book.cells:
         cell.metadata.pop("execution", None)  # times, which differ from run to run
     nbformat.write(book, file)
@@ -79,6 +75,5 @@ def make(model: str, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    (ROOT / "launch" / "notebooks").mkdir(exist_ok=True)
     for name in sys.argv[1:] or MODELS:
-        print(make(name, ROOT / "launch" / "notebooks"))
+        print(make(name, FOLDER))

@@ -1,5 +1,6 @@
-"""Equations: domain, residual, conditions and solution of every problem that a config can name;
-adding one is one function.
+"""Equations: domain, residual, conditions and solution of every problem that a config can name.
+
+Adding one is one function.
 """
 
 from __future__ import annotations

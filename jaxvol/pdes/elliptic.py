@@ -52,12 +52,12 @@ def poisson(p) -> Problem:
 
 
 def helmholtz(p) -> Problem:
-    """lap u + k^2 u = q on [-1, 1]^d; u = prod sin(a_i pi x_i), q = (k^2 - pi^2 |a|^2) u.  a =
-    `frequencies`.
+    """lap u + k^2 u = q on [-1, 1]^d; u = prod sin(a_i pi x_i), q = (k^2 - pi^2 |a|^2) u.
 
-    With k = 4 pi, a = 4 in one dimension (q = 0) k is an eigenvalue: with u(-1) = u(1) = 0 alone, u
-    = 0 and every multiple of sin k x are solutions as well.  So where k^2 = pi^2 |a|^2 the outward
-    slope is given on the boundary, too.
+    a = `frequencies`.  With k = 4 pi, a = 4 in one dimension (q = 0) k is an eigenvalue: with
+    u(-1) = u(1) = 0 alone, u = 0 and every multiple of sin k x are solutions as well.  So where
+    k^2 = pi^2 |a|^2 the outward slope is given on the boundary, too.  Raises UserError for
+    frequencies that are no whole numbers.
     """
     d, k, a = len(p.frequencies), p.wavenumber, tuple(float(n) for n in p.frequencies)
     if not 1 <= d <= 3 or any(n != round(n) or n < 1 for n in a):

@@ -1,5 +1,6 @@
-"""Equations of evolution in one space dimension, coordinates (x, t): diffusion, wave, Burgers,
-Allen-Cahn, reaction-diffusion.
+"""Equations of evolution in one space dimension, coordinates (x, t).
+
+Diffusion, wave, Burgers, Allen-Cahn, reaction-diffusion.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def setting(low: tuple, high: tuple, u, initial=None) -> tuple[Condition, Condit
 
 
 def diffusion(p) -> Problem:
-    """u_t = alpha u_xx on [-6, 6] x [0, 1], u(x, 0) = sin pi x, u(+-6, t) = 0; u = sin(pi x)
-    exp(-alpha pi^2 t).
+    """u_t = alpha u_xx on [-6, 6] x [0, 1], u(x, 0) = sin pi x, u(+-6, t) = 0.
+
+    The solution is u = sin(pi x) exp(-alpha pi^2 t).
     """
     low, high, alpha = (-6.0, 0.0), (6.0, 1.0), p.alpha
 
@@ -64,8 +66,9 @@ def diffusion(p) -> Problem:
 
 
 def wave(p) -> Problem:
-    """u_tt = c^2 u_xx on [0, 1]^2, u = 0 at both ends, u_t(x, 0) = 0; u = sin(pi x) cos(c pi t) +
-    sin(4 pi x) cos(4 c pi t) / 2.
+    """u_tt = c^2 u_xx on [0, 1]^2, u = 0 at both ends, u_t(x, 0) = 0.
+
+    The solution is u = sin(pi x) cos(c pi t) + sin(4 pi x) cos(4 c pi t) / 2.
     """
     low, high, c = (0.0, 0.0), (1.0, 1.0), p.speed
 
@@ -94,8 +97,9 @@ def wave(p) -> Problem:
 
 
 def burgers(p) -> Problem:
-    """u_t + u u_x = nu u_xx on [-1, 1] x [0, 1], u(x, 0) = -sin pi x, u(+-1, t) = 0; solution by
-    the Cole-Hopf transform.
+    """u_t + u u_x = nu u_xx on [-1, 1] x [0, 1], u(x, 0) = -sin pi x, u(+-1, t) = 0.
+
+    The solution comes from the Cole-Hopf transform (reference.py).
     """
     low, high, nu = (-1.0, 0.0), (1.0, 1.0), p.viscosity
     u = lambda x, xp: reference.burgers(np.asarray(x, np.float64), nu)
@@ -117,8 +121,9 @@ def burgers(p) -> Problem:
 
 
 def allen_cahn(p) -> Problem:
-    """u_t = D u_xx + 5 (u - u^3) on [-1, 1] x [0, 1], u(x, 0) = x^2 cos pi x, u(+-1, t) = -1;
-    Chebyshev collocation as reference.
+    """u_t = D u_xx + 5 (u - u^3) on [-1, 1] x [0, 1], u(x, 0) = x^2 cos pi x, u(+-1, t) = -1.
+
+    The solution comes from Chebyshev collocation (reference.py).
     """
     low, high, diffusivity = (-1.0, 0.0), (1.0, 1.0), p.diffusivity
     solve = functools.lru_cache(maxsize=1)(lambda: reference.allen_cahn(diffusivity))
@@ -148,27 +153,24 @@ def allen_cahn(p) -> Problem:
 
 
 def reaction_diffusion(p) -> Problem:
-    """u_t = D u_xx + rho u (1 - u) on [-10, 20] x [0, 5] (Fisher-KPP); the travelling wave of
-    Ablowitz and Zeppetella (1979)
+    """u_t = D u_xx + rho u (1 - u) on [-10, 20] x [0, 5] (Fisher-KPP).
+
+    The solution is the travelling wave of Ablowitz and Zeppetella (1979),
 
         u = (1 + exp(sqrt(rho / 6 D) x - 5 rho t / 6))^-2
 
-    inverse: rho is unknown, starts at half its value, and is found from noisy values of u at `data`
-             points of the domain.
+    With `inverse` rho is unknown, starts at half its value, and is found from noisy values of u at
+    `data` points of the domain.
     """
     low, high, diffusivity, rate = (-10.0, 0.0), (20.0, 5.0), p.diffusivity, p.rate
 
     def u(x, xp):
-        return (
-            1 + xp.exp(math.sqrt(rate / (6 * diffusivity)) * x[..., :1] - 5 * rate / 6 * x[..., 1:])
-        ) ** -2
+        steepness = math.sqrt(rate / (6 * diffusivity))
+        return (1 + xp.exp(steepness * x[..., :1] - 5 * rate / 6 * x[..., 1:])) ** -2
 
     def residual(x, v, first, second, unknown):
-        return (
-            first[1]
-            - diffusivity * second[0]
-            - (unknown["rate"] if p.inverse else rate) * v * (1 - v)
-        )
+        rho = unknown["rate"] if p.inverse else rate
+        return first[1] - diffusivity * second[0] - rho * v * (1 - v)
 
     sensors = (given("data", "data", (), u, noise=p.noise),) if p.inverse else ()
     unknown, truth = ({"rate": 0.5 * rate}, {"rate": rate}) if p.inverse else ({}, {})

@@ -12,11 +12,13 @@ FIELDS = {"taylor_green": {"viscosity": 0.1}}  # nu
 
 
 def taylor_green(p) -> Problem:
-    """Navier-Stokes equations on [0, 2 pi]^2 x [0, 1], fields (u, v, p); the Taylor-Green vortex
-    (1937)
+    """Navier-Stokes equations on [0, 2 pi]^2 x [0, 1], fields (u, v, p).
 
-    u = -cos x sin y e^(-2 nu t)      v = sin x cos y e^(-2 nu t)      p = -(cos 2x + cos 2y) e^(-4
-    nu t) / 4
+    The solution is the Taylor-Green vortex (1937):
+
+        u = -cos x sin y e^(-2 nu t)
+        v = sin x cos y e^(-2 nu t)
+        p = -(cos 2x + cos 2y) e^(-4 nu t) / 4
     """
     low, high, nu = (0.0, 0.0, 0.0), (PI2, PI2, 1.0), p.viscosity
 

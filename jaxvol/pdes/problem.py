@@ -1,4 +1,4 @@
-"""What a boundary-value or inverse problem is, as a record of functions; and where its conditions
+"""What a boundary-value or inverse problem is, as a record of functions, and where its conditions
 hold.
 """
 
@@ -19,15 +19,15 @@ Faces = tuple[tuple[int, float], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """transform(u(x)) = target(x), or du/dx_derivative = target, on faces x_axis = bound; no faces:
-    anywhere in the domain.
+    """transform(u(x)) = target(x), or du/dx_derivative = target, on faces x_axis = bound.
 
+    faces:  () means anywhere in the domain
     target: x [n, d] float64 -> [n, k], computed on the host; k = fields unless `transform` makes it
-            another number.
+            another number
     noise:  standard deviation of measurement noise, as a fraction of the target's; drawn once per
-            run.
+            run
     places: [P, d], where it was measured, the pixels of images: a set of points draws among them;
-            None: anywhere, once per run.
+            None: anywhere, once per run
     """
 
     name: str
@@ -44,22 +44,22 @@ class Condition:
 class Problem:
     """An equation on a box, its conditions, and what its solution is compared with.
 
-    residual: (x [N, d], u [N, m], first [d, N, m], second [Q, N, m], unknown) -> [N, equations];
-              second as `weights` asks for, see ops/laplacian.py
-    solution: (x [.., d], numpy or jax.numpy) -> [.., m]; read by evaluation, boundary and initial
-              data only
-    closed:   `solution` is a closed form that JAX can differentiate, and its residual is 0;
-              otherwise a numerical reference, numpy alone, or the residual is a penalty that is
-              only kept small
+    residual:       (x [N, d], u [N, m], first [d, N, m], second [Q, N, m], unknown)
+                    -> [N, equations]; second as `weights` asks for, see ops/laplacian.py
+    solution:       (x [.., d], numpy or jax.numpy) -> [.., m]; read by evaluation, boundary and
+                    initial data only
+    closed:         `solution` is a closed form that JAX can differentiate, and its residual is 0;
+                    otherwise a numerical reference, numpy alone, or the residual is a penalty that
+                    is only kept small
     lift, distance: (x [N, d]) -> [N, m], [N, 1]; u = lift + distance * network meets every
-    condition, whatever the network is
-    unknown:  coefficients to be found, {name: value at the start}; truth: their true values
-    estimates: what other methods find on the grid, {name: [*grid, m]}, for tables
-    known:    whether there is a `solution` to score against; measured without one, only the loss
-              tells how good it is
-    remainder: what `residual` is called in pictures
-    fingerprint: of measurements that come from elsewhere; then they, and not the settings of the
-                 problem, identify the data
+                    condition, whatever the network is
+    unknown:        coefficients to be found, {name: value at the start}; truth: their true values
+    estimates:      what other methods find on the grid, {name: [*grid, m]}, for tables
+    known:          whether there is a `solution` to score against; measured without one, only the
+                    loss tells how good it is
+    remainder:      what `residual` is called in pictures
+    fingerprint:    of measurements that come from elsewhere; then they, and not the settings of the
+                    problem, identify the data
     """
 
     coordinates: tuple[str, ...]

@@ -8,7 +8,7 @@ arXiv:1611.07004) around any model.
 
 The terms are those of players.py and ops/adversarial.py.  Both players' terms come from ONE
 evaluation of G, of D on the real pair and of D on the generated pair.  No stop_gradient keeps the
-players apart: `step.group_gradients` pulls back the terms of one group at a time and keeps that
+players apart: `gradients.pull_back` pulls back the terms of one objective at a time and keeps that
 group's gradient alone.  The published step (arXiv:2204.12068) evaluates D three times, because it
 detaches G(x) for the discriminator; here the second evaluation on the generated pair is the first
 one, pulled back twice.
@@ -212,11 +212,11 @@ def train_loss(
 
     variables, rngs = {"params": params["gen"], **stats["gen"]}, {"dropout": rng}
     image, gen_stats = model.apply(variables, x, train=True, rngs=rngs, mutable=list(stats["gen"]))
-    view = views.make_view(config, spec, x, mask, fixed.step, view_key)
+    view = views.make_view(config, spec, x, mask, fixed.phase_step, view_key)
     real, disc_stats = judge(stats["disc"], view(y))
     fake, disc_stats = judge(disc_stats, view(image))
 
-    weight = players.ramped(task, fixed.step)
+    weight = players.ramped(task, fixed.phase_step)
     rows = {
         "gen": players.generator_terms(task, real, fake, weight)
         | terms(image, batch)

@@ -1,8 +1,8 @@
 """Images of fringes -> height, learned from the images alone: a network whose heights, rendered
-again, give what it was shown.
+again, give the images it was given.
 
-    L = w_data mean |f(h) - f(I)|^2 + w_smooth mean (lap h)^2,    h = start(I) + scale network(I,
-    start(I))
+    L = w_data mean |f(h) - f(I)|^2 + w_smooth mean (lap h)^2
+    h = start(I) + scale network(I, start(I))
 
 f compares images or phases (`compared` and `modelled` of ops/fringes.py), lap is the five-point
 Laplacian per squared pixel, and start is the classical solution (`fringes.unwrap`) or a constant.
@@ -26,8 +26,8 @@ from jaxvol.tasks import predictors, scoring
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Metrics, Params, Rows, Spec, Task
 
 STARTS = ("unwrapping", "constant")
-# roughness of the start is shown to the network in units of `scale`, up to so many: wrong fringes
-# stand out
+# The network sees the roughness of the start in units of `scale`, clipped at this many: wrong
+# fringes stand out.
 FAR = 10.0
 
 
@@ -36,8 +36,8 @@ def fields() -> ConfigDict:
     return ConfigDict(
         {
             "name": "fringes",
-            # what the network adds to: unwrapping (the classical solution) | constant
-            # (data.optics.centre)
+            # what the network adds to:
+            # unwrapping (the classical solution) | constant (data.optics.centre)
             "start": "unwrapping",
             "scale": 0.1,  # um per unit of the network's output
             # () = the images | combinations of the wavelengths' phases, ((1, -1, 0, 0), ...)
@@ -45,13 +45,13 @@ def fields() -> ConfigDict:
             "weights": ConfigDict(
                 {  # of the mean squares
                     "data": 1e-4,  # in grey levels: 1 / modulation^2
-                    # of the five-point Laplacian in um per squared pixel; published: 1e-4 of the
-                    # weight
-                    # above
+                    # of the five-point Laplacian in um per squared pixel;
+                    # published: 1e-4 of the weight above
                     "smooth": 3.0,
                 }
             ),
-            "metrics": ("relative_l2", "rmse", "mae", "mape"),  # names in jaxvol/scores/metrics.py
+            # names in jaxvol/scores/metrics.py, (name, {argument: value}), or paths of functions
+            "metrics": ("relative_l2", "rmse", "mae", "mape"),
             "spectra": False,  # images have none
         }
     )
@@ -70,45 +70,37 @@ def rules(config: ConfigDict) -> list[str]:
 
 
 def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
-    """The task of training `model`, called as model(x, train=bool) on images and what is known of
-    the start (group "net").
+    """The task of training `model`, called as model(x, train=bool): the group "net".
+
+    x: images and what is known of the start, see `network_input`.
     """
     rows, o = terms(config, spec), config.data.optics
 
     def heights(variables: dict, batch: Batch, **more) -> tuple[Array, dict]:
         images = recorded(config, spec, batch)
-        classical = config.task.start == "unwrapping"
-        start = (
-            fringes.unwrap(images, o.wavelengths, o.centre)
-            if classical
-            else jnp.full_like(images[..., 0], o.centre)
-        )
-        found = model.apply(
-            variables, shown(config, scoring.volume(config, batch, "input"), start), **more
-        )
-        y, stats = found if "mutable" in more else (found, {})
+        if config.task.start == "unwrapping":
+            start = fringes.unwrap(images, o.wavelengths, o.centre)
+        else:
+            start = jnp.full_like(images[..., 0], o.centre)
+        x = network_input(config, scoring.volume(config, batch, "input"), start)
+        output = model.apply(variables, x, **more)
+        y, stats = output if "mutable" in more else (output, {})
         return start[..., None] + config.task.scale * y, stats
 
     def init(rng: Key, batch: Batch) -> tuple[Params, Extra]:
         x = scoring.volume(config, batch, "input")[:1]
-        variables = dict(model.init({"params": rng}, shown(config, x, x[..., 0]), train=False))
+        x = network_input(config, x, x[..., 0])
+        variables = dict(model.init({"params": rng}, x, train=False))
         return {"net": variables.pop("params")}, {"stats": {"net": variables}}
 
     def loss(
         params: Params, fixed: Fixed, batch: Batch, rng: Key
     ) -> tuple[dict, tuple[Metrics, Extra]]:
         stats = fixed.extra["stats"]["net"]
-        h, stats = heights(
-            {"params": params["net"], **stats},
-            batch,
-            train=True,
-            rngs={"dropout": rng},
-            mutable=list(stats),
-        )
-        return {"net": {name: jnp.mean(values) for name, values in rows(h, batch).items()}}, (
-            {},
-            {"stats": {"net": stats}},
-        )
+        variables, training = {"params": params["net"], **stats}, {"mutable": list(stats)}
+        h, stats = heights(variables, batch, train=True, rngs={"dropout": rng}, **training)
+        means = {name: jnp.mean(values) for name, values in rows(h, batch).items()}
+        return {"net": means}, ({}, {"stats": {"net": stats}})
 
     def predict(params: Params, extra: Extra, batch: Batch) -> tuple[Array, Array]:
         h, _ = heights({"params": params["net"], **extra["stats"]["net"]}, batch, train=False)
@@ -124,37 +116,29 @@ def recorded(config: ConfigDict, spec: Spec, batch: Batch) -> Array:
     )
 
 
-def shown(config: ConfigDict, x: Array, start: Array) -> Array:
-    """What the network sees: the normalised images, and with a classical start its height and its
-    roughness.
-    """
+def network_input(config: ConfigDict, x: Array, start: Array) -> Array:
+    """The normalised images, and with a classical start its height and its roughness."""
     if config.task.start == "constant":
         return x
-    span = (
-        fringes.reach(
-            config.data.optics.wavelengths, fringes.beats(config.data.optics.wavelengths)[0]
-        )
-        / 2
-    )
+    o = config.data.optics
+    span = fringes.reach(o.wavelengths, fringes.beats(o.wavelengths)[0]) / 2
     wide = jnp.pad(start, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rough = jnp.clip(fringes.stencil(wide) / config.task.scale, -FAR, FAR)
-    return jnp.concatenate(
-        [x, jnp.stack([(start - config.data.optics.centre) / span, rough], -1).astype(x.dtype)], -1
-    )
+    known = jnp.stack([(start - o.centre) / span, rough], -1)
+    return jnp.concatenate([x, known.astype(x.dtype)], -1)
 
 
 def terms(config: ConfigDict, spec: Spec) -> scoring.Terms:
     """(heights in um [B, 1, H, W, 1], batch) -> {"images", "smooth": weighted, [B]}."""
     o, task = config.data.optics, config.task
     for combination in task.match:
-        # told now, and not in the middle of a compilation
+        # raises now, and not in the middle of a compilation
         fringes.equivalent(o.wavelengths, combination)
 
     def rows(h: Array, batch: Batch) -> Rows:
         h, images = h[..., 0], recorded(config, spec, batch)
-        gap = fringes.modelled(
-            h, o.wavelengths, task.match, o.background, o.modulation
-        ) - fringes.compared(images, o.wavelengths, task.match, o.modulation)
+        modelled = fringes.modelled(h, o.wavelengths, task.match, o.background, o.modulation)
+        gap = modelled - fringes.compared(images, o.wavelengths, task.match, o.modulation)
         return {
             "images": task.weights.data * jnp.mean(jnp.sum(jnp.square(gap), -1), (1, 2, 3)),
             "smooth": task.weights.smooth * jnp.mean(jnp.square(fringes.stencil(h)), (1, 2, 3)),
@@ -171,15 +155,16 @@ def in_micrometres(rows: scoring.Terms, spec: Spec) -> scoring.Terms:
 def baselines(
     config: ConfigDict, spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]
 ) -> dict[str, tuple[Task, Params, Extra]]:
-    """{"mean", "unwrapping", "unwrapping, smoothed": (task, params, extra)}: the training mean, and
-    the classical solution.
+    """{"mean", "unwrapping", "unwrapping, smoothed": (task, params, extra)}.
+
+    That is the training mean, and the classical solution as it is and smoothed.
     """
     o, rows = config.data.optics, in_micrometres(terms(config, spec), spec)
-    fitted = [
+    heights = [
         normalise.inverse(spec.fields["target"].normaliser, batch["target"][batch["_mask"] > 0])
         for batch in train_batches
     ]
-    mean = float(np.mean(np.concatenate(fitted)))
+    mean = float(np.mean(np.concatenate(heights)))
 
     def flat(batch: Batch) -> Array:
         return jnp.full_like(batch["target"], mean)

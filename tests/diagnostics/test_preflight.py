@@ -1,5 +1,5 @@
-"""The verdict engine: what counts, what stops, what is written; and the exit statuses of the command
-line.
+"""The verdict engine: what counts, what stops, what is written; and the exit statuses of the
+command line.
 """
 
 import json

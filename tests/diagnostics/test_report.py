@@ -1,5 +1,5 @@
-"""The pre-flight's page in a real browser, the notebooks, the README's table of checks, and what is
-watched while training.
+"""The pre-flight's page in a real browser, the notebooks, the page of checks in the docs, and what
+is watched while training.
 """
 
 import json
@@ -80,14 +80,15 @@ def test_the_page_opens_in_a_browser_without_a_word_on_its_console(tmp_path):
     assert (pixels < 250).any(1).mean() > 0.02  # and the page is no blank sheet
 
 
-def test_every_check_explains_every_limit_and_the_readme_says_so():
+def test_every_check_explains_every_limit_and_the_page_of_checks_says_so():
     modules = preflight.checks()
     assert set(limits()) == set(modules)
     for name, module in modules.items():
-        assert set(limits()[name]) <= set(module.MEANING), name
+        assert set(limits()[name]) == set(module.MEANING) == set(module.LIMITS), name
         assert all(len(text) == 2 and all(text) for text in module.MEANING.values())
-    readme = (ROOT / "README.md").read_text()
-    assert check_reference.written(readme) == readme, "run: python docs/check_reference.py --write"
+    page = check_reference.PAGE.read_text(encoding="utf-8")
+    assert check_reference.written(page) == page, "run: python docs/check_reference.py --write"
+    assert all(f"**{name}**" in page for name in modules)
 
 
 def watched(readings, y=None, target=None, **limits):
@@ -130,9 +131,9 @@ def test_readings_of_a_run_that_goes_wrong_are_red():
 
 
 def test_what_moved_since_a_baseline():
-    found = verdict("PASS", "PASS")
+    outcomes = verdict("PASS", "PASS")
     history = [{"net/loss": 1.0, "net/lr": 0.1, "net/grad_norm": 2.0, "net/other": 3.0}]
-    before = baseline.record(found, history, {"example 0": [1.0, 2.0]})
+    before = baseline.record(outcomes, history, {"example 0": [1.0, 2.0]})
     assert (
         before["history"] == {"net/loss": [1.0], "net/lr": [0.1], "net/grad_norm": [2.0]}
         and baseline.moved(before, before) == []
@@ -173,15 +174,15 @@ def test_one_page_for_several_configs(tmp_path):
     ["fno", *(pytest.param(m, marks=pytest.mark.slow) for m in ("vnet", "vit3d", "pix2pixcc"))],
 )
 def test_a_notebook_runs_and_shows_pictures(model, tmp_path, monkeypatch):
-    """Two checks of each model; launch/notebooks/ has all."""
+    """Two checks of each model; the notebooks of docs/notebooks have more."""
     pytest.importorskip("nbclient", reason="the extra 'notebooks' is not installed")
     from docs.notebooks import make
 
     monkeypatch.setenv("XLA_FLAGS", compiler.quick())  # one device, as a notebook has
     monkeypatch.setitem(make.MODELS, model, (make.MODELS[model][0], ("data", "prediction")))
     book = json.loads(make.make(model, tmp_path).read_text())
-    shown = json.dumps(book)
-    assert "Pre-flight verdict: PASS" in shown and shown.count("data:image/png;base64,") >= 1
+    text = json.dumps(book)
+    assert "Pre-flight verdict: PASS" in text and "data:image/png;base64," in text
     assert all(
         out["output_type"] != "error"
         for cell in book["cells"]

@@ -80,15 +80,15 @@ def test_the_solution_meets_the_equation(block):
 
 def differences(problem, x):
     """First derivatives [2, N, 1] and u_xx [1, N, 1] from the solution at neighbours."""
-    u, found = lambda p: problem.solution(p, np), []
+    u, derivatives = lambda p: problem.solution(p, np), []
     for axis, h in ((0, 2e-4), (1, 1e-4)):
         e = h * np.eye(2)[axis]
-        found.append((8 * (u(x + e) - u(x - e)) - (u(x + 2 * e) - u(x - 2 * e))) / (12 * h))
+        derivatives.append((8 * (u(x + e) - u(x - e)) - (u(x + 2 * e) - u(x - 2 * e))) / (12 * h))
         if axis == 0:
             second = (16 * (u(x + e) + u(x - e)) - (u(x + 2 * e) + u(x - 2 * e)) - 30 * u(x)) / (
                 12 * h * h
             )
-    return np.stack(found), second[None]
+    return np.stack(derivatives), second[None]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=name)

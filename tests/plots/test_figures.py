@@ -16,12 +16,12 @@ def test_slices_show_the_middle_with_shared_and_symmetric_scales(tmp_path):
         "Mpc/h",
         {"target": "1 + δ"},
     )
-    shown = [axes.images[0] for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(shown[1].get_array(), volume[2])
-    assert shown[1].get_clim() == shown[2].get_clim()
-    low, high = shown[3].get_clim()
+    images = [axes.images[0] for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(images[1].get_array(), volume[2])
+    assert images[1].get_clim() == images[2].get_clim()
+    low, high = images[3].get_clim()
     assert low == -high and high == pytest.approx(2.0, rel=0.02)
-    assert shown[0].get_extent() == [0, 18.0, 8.0, 0]
+    assert images[0].get_extent() == [0, 18.0, 8.0, 0]
     assert figure.axes[0].get_xlabel() == "W  [Mpc/h]"
     data = figures.save(figure, tmp_path / "new" / "slices.png").read_bytes()
     assert data.startswith(b"\x89PNG") and [p.name for p in (tmp_path / "new").iterdir()] == [

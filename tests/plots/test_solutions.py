@@ -56,9 +56,9 @@ def test_pictures_have_time_to_the_right_and_space_upwards():
         and exact.get_xlabel() == "t"
         and exact.images[0].get_extent() == [0, 2, 0, 1]
     )
-    shown = np.asarray(exact.images[0].get_array())
+    pixels = np.asarray(exact.images[0].get_array())
     # origin below, x up, t right
-    np.testing.assert_allclose((shown[0, 0], shown[-1, 0], shown[0, -1]), (0, 10, 2))
+    np.testing.assert_allclose((pixels[0, 0], pixels[-1, 0], pixels[0, -1]), (0, 10, 2))
     np.testing.assert_allclose(np.asarray(error.images[0].get_array()), 0.5)
     assert (
         exact.images[0].get_clim() == network.images[0].get_clim()

@@ -62,8 +62,8 @@ def test_a_new_metric_needs_nothing_but_itself(monkeypatch):
 
 
 def test_columns_are_in_the_order_of_the_file_and_the_loss_is_last():
-    shown = ["loss", "r_half", "psnr", "hit_rate", "mae", "vrmse", "relative_l2", "loss_mse"]
-    assert sorted(shown, key=columns.rank) == [
+    names = ["loss", "r_half", "psnr", "hit_rate", "mae", "vrmse", "relative_l2", "loss_mse"]
+    assert sorted(names, key=columns.rank) == [
         *("vrmse", "relative_l2", "mae", "psnr", "r_half", "hit_rate", "loss", "loss_mse")
     ]
     named = [name for name in entries.functions(metrics) if columns.headline(name)]

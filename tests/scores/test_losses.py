@@ -113,9 +113,9 @@ def test_h1_is_the_sobolev_norm(wraps):
     derivative = np.gradient(np.cos(0.3 * x), step)
     if wraps:
         derivative = (np.roll(np.cos(0.3 * x), -1) - np.roll(np.cos(0.3 * x), 1)) / (2 * step)
-    found = losses.h1(pred, target, spacing=(step, 1.0, 1.0), periodic=(wraps,) * 3)
+    value = losses.h1(pred, target, spacing=(step, 1.0, 1.0), periodic=(wraps,) * 3)
     np.testing.assert_allclose(
-        norm(found[0]), np.sqrt(np.mean(field**2) + np.mean(slope**2)), rtol=1e-4
+        norm(value[0]), np.sqrt(np.mean(field**2) + np.mean(slope**2)), rtol=1e-4
     )
 
 

@@ -28,13 +28,13 @@ def test_scikit_image(case):
         target, pred = (
             jnp.asarray(z[f"input/{name}_{case}"], jnp.float64)[None, ..., None] for name in "ab"
         )
-        found = {
+        values = {
             "ssim_gaussian": metrics.ssim(pred, target, data_range=span),
             "psnr": metrics.psnr(pred, target, data_range=span),
             "mse": metrics.rmse(pred, target) ** 2,
             "nrmse_euclidean": metrics.relative_l2(pred, target),
         }
-        for name, value in found.items():
+        for name, value in values.items():
             np.testing.assert_allclose(
                 value[0], z[f"output/{name}_{case}"], rtol=1e-6, err_msg=name
             )
@@ -64,10 +64,10 @@ def brute_ssim(p, t, radius, span, mask=1.0):
 )
 def test_ssim_of_planes_and_small_volumes(shape, radius):
     pred, target = (x[..., 0] for x in pair((2, *shape, 1)))
-    found = metrics.ssim(pred[..., None], target[..., None])
+    value = metrics.ssim(pred[..., None], target[..., None])
     for i in range(2):
         expected = brute_ssim(pred[i].squeeze(), target[i].squeeze(), radius, np.ptp(target[i]))
-        np.testing.assert_allclose(found[i], expected, rtol=1e-4)
+        np.testing.assert_allclose(value[i], expected, rtol=1e-4)
 
 
 def test_ssim_keeps_its_digits_far_from_zero():
@@ -137,3 +137,17 @@ def test_undefined_is_nan_and_constant_predictions_correlate_with_nothing():
         assert np.isnan(getattr(metrics, name)(pred, flat)).all(), name
     assert np.isnan(metrics.relative_l2(pred, 0 * flat)).all()
     np.testing.assert_array_equal(metrics.pearson(flat, target), 0)
+
+
+def test_mape_counts_small_heights_against_a_hundredth_of_the_largest():
+    target, pred = (
+        jnp.array([100.0, -50.0, 0.0, 0.5]).reshape(1, 1, 2, 2, 1),
+        jnp.array([101.0, -50.0, 0.2, 0.5]).reshape(1, 1, 2, 2, 1),
+    )
+    assert float(metrics.mape(pred, target)[0]) == pytest.approx(
+        100 * (0.01 + 0 + 0.2 + 0) / 4, rel=1e-5
+    )
+    assert float(
+        metrics.mape(pred, target, jnp.array([1.0, 1, 0, 1]).reshape(1, 1, 2, 2, 1))[0]
+    ) == pytest.approx(1 / 3, rel=1e-5)
+    assert np.isnan(metrics.mape(pred, jnp.zeros_like(target))[0])

@@ -14,10 +14,10 @@ from jaxvol.models.discriminator import discriminator
 from jaxvol.ops import adversarial as ops
 from jaxvol.tasks import views
 from tests import toys
-from tests.tasks import test_adversarial
-from tests.tasks.test_adversarial import SPEC, N, settings, start, terms_at
+from tests.tasks import gans
+from tests.tasks.gans import SPEC, N, settings, start, terms_at
 
-quick_to_compile = test_adversarial.quick_to_compile
+quick_to_compile = gans.quick_to_compile
 
 
 def test_ramp_and_decaying_instance_noise():
@@ -84,7 +84,7 @@ def test_the_check_shows_what_the_discriminator_itself_says():
     image = task.predict(state.params, state.extra, batch)
     critic = discriminator(config.task.discriminator, SPEC, config.precision)
     for found, y in zip(checks.features(ctx, state), (batch["target"], image)):
-        own = critic.apply(
+        by_hand = critic.apply(
             {"params": state.params["disc"], **state.extra["stats"]["disc"]},
             ops.pair(batch["input"], y, 0),
             train=False,
@@ -93,7 +93,7 @@ def test_the_check_shows_what_the_discriminator_itself_says():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
             tuple(map(tuple, found)),
-            tuple(map(tuple, own)),
+            tuple(map(tuple, by_hand)),
         )
     assert [row["rms difference / rms real"] for row in checks.compare(found, found)] == [
         0,

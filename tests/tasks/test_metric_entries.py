@@ -70,7 +70,7 @@ def test_arguments_and_own_functions_go_through_the_task(tmp_path):
     np.testing.assert_allclose(
         rows["loss"], rows["loss_mse"] + rows["loss_silent"] + rows["loss_h1"], rtol=1e-6
     )
-    terms, _ = task.loss(params, Fixed(0, extra, {}), batch, jax.random.key(1))
+    terms, _ = task.loss(params, Fixed(0, 0, extra, {}), batch, jax.random.key(1))
     assert set(terms["net"]) == {"mse", "silent", "h1"}
     for baseline, *weights in components.baselines(chosen, data.spec, [batch]).values():
         assert "closeness" in baseline.evaluate(*weights, batch, jax.random.key(0))
@@ -124,12 +124,12 @@ def test_the_discriminator_s_terms_cannot_be_taken_by_a_loss():
 
 
 def test_best_follows_the_direction_of_its_metric(monkeypatch):
-    own = ("mine_of_the_tasks.closeness",)
+    closeness = ("mine_of_the_tasks.closeness",)
     for chosen, better in (
         (config(checkpoint__best_metric="vrmse"), 0.5),
         (config(checkpoint__best_metric="loss"), 0.5),
         (config(checkpoint__best_metric="pearson"), 2.0),
-        (config(task__metrics=own, checkpoint__best_metric="closeness"), 2.0),
+        (config(task__metrics=closeness, checkpoint__best_metric="closeness"), 2.0),
     ):
         assert validation.improves(chosen, better, 1.0)
         assert not validation.improves(chosen, 2.5 - better, 1.0)

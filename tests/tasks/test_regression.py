@@ -87,17 +87,17 @@ def test_wiener_filter_reaches_the_analytic_error():
         for i in range(0, 16, 4)
     ]
     train[0]["target"][0], train[0]["_mask"][0] = 1e3, 0  # padding is no training example
-    found = regression.baselines(config, spec, iter(train))
-    assert list(found) == ["mean", "identity", "wiener"]
+    baselines = regression.baselines(config, spec, iter(train))
+    assert list(baselines) == ["mean", "identity", "wiener"]
     test = to_batch(spec, x[16:], y[16:])
-    scores = {name: evaluate(entry, test) for name, entry in found.items()}
+    scores = {name: evaluate(entry, test) for name, entry in baselines.items()}
 
     best = np.mean(np.sqrt(np.var(noise[16:], axis=(1, 2, 3)) / np.var(y[16:], axis=(1, 2, 3))))
     assert 1 <= scores["wiener"]["vrmse"] / best < 1.02
     assert scores["wiener"]["vrmse"] < 0.7 * min(
         scores["identity"]["vrmse"], scores["mean"]["vrmse"]
     )
-    fitted = found["wiener"][1]["net"]
+    fitted = baselines["wiener"][1]["net"]
     # one normalised unit is 4 physical ones
     scale = 4.0 if scores["wiener"]["fit"]["input"] == "normalised" else 1.0
     # shells of more than a few modes
@@ -159,8 +159,8 @@ def test_wiener_of_several_channels_flat_boxes_and_missing_voxels():
     y = np.stack([filter_field(x[..., 0], curve) - 0.05 * x[..., 1], x[..., 1]], -1) + 7
     mask = np.ones((12, *shape, 1), np.float32)
     batch = to_batch(spec, x, y, mask=mask)
-    found = regression.baselines(settings(), spec, [batch])
-    score = evaluate(found["wiener"], batch)
+    baselines = regression.baselines(settings(), spec, [batch])
+    score = evaluate(baselines["wiener"], batch)
     assert score["vrmse"] < 0.05 and "spectra" not in score
     mask[:, :, :1] = 0
     batch = to_batch(spec, x, y, mask=mask)
@@ -173,8 +173,8 @@ def test_wiener_of_several_channels_flat_boxes_and_missing_voxels():
 def test_identity_of_identical_fields():
     spec = make_spec()
     x = np.random.default_rng(3).normal(size=(2, N, N, N, 1))
-    found = regression.baselines(settings(), spec, [to_batch(spec, x, x)])
-    score = evaluate(found["identity"], to_batch(spec, x, x))
+    baselines = regression.baselines(settings(), spec, [to_batch(spec, x, x)])
+    score = evaluate(baselines["identity"], to_batch(spec, x, x))
     assert score["vrmse"] < 1e-5 and score["rmse"] < 1e-5
     np.testing.assert_allclose(score["spectra"]["T"], 1, rtol=1e-5)
     np.testing.assert_allclose(score["spectra"]["r"], 1, rtol=1e-5)
@@ -241,18 +241,18 @@ def test_rows_are_physical_and_spectra_summed_over_boxes():
     p_pred, p_true, p_cross = (
         np.asarray(p)[..., 0] for p in spectra.spectra(pred, y, spec.box_size)
     )
-    found = task.summarize(rows)
+    summary = task.summarize(rows)
     np.testing.assert_allclose(
-        found["spectra"]["T"], np.sqrt(p_pred.sum(0) / p_true.sum(0)), rtol=1e-4
+        summary["spectra"]["T"], np.sqrt(p_pred.sum(0) / p_true.sum(0)), rtol=1e-4
     )
     np.testing.assert_allclose(
-        found["spectra"]["r"], p_cross.sum(0) / np.sqrt(p_pred.sum(0) * p_true.sum(0)), atol=1e-4
+        summary["spectra"]["r"], p_cross.sum(0) / np.sqrt(p_pred.sum(0) * p_true.sum(0)), atol=1e-4
     )
     np.testing.assert_allclose(
-        found["spectra"]["T_std"], np.std(np.sqrt(p_pred / p_true), axis=0), rtol=1e-3
+        summary["spectra"]["T_std"], np.std(np.sqrt(p_pred / p_true), axis=0), rtol=1e-3
     )
-    assert found["spectra"]["window"] == "none" and len(found["spectra"]["k"]) == N // 2 - 1
-    np.testing.assert_allclose(found["vrmse"], rows["vrmse"].mean(), rtol=1e-6)
+    assert summary["spectra"]["window"] == "none" and len(summary["spectra"]["k"]) == N // 2 - 1
+    np.testing.assert_allclose(summary["vrmse"], rows["vrmse"].mean(), rtol=1e-6)
 
     undefined = task.summarize(rows | {"vrmse": np.array([1.0, np.nan, 3.0])})
     assert undefined["vrmse"] == 2.0 and undefined["vrmse_count"] == 2

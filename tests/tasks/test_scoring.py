@@ -13,10 +13,10 @@ from jaxvol.ops import adversarial as ops
 from jaxvol.scores import losses
 from jaxvol.tasks import adversarial, scoring
 from jaxvol.types import Field, Spec, UserError
-from tests.tasks import test_adversarial
-from tests.tasks.test_adversarial import SPEC, Generator, settings, start
+from tests.tasks import gans
+from tests.tasks.gans import SPEC, Generator, settings, start
 
-quick_to_compile = test_adversarial.quick_to_compile
+quick_to_compile = gans.quick_to_compile
 
 
 def test_validation_scores_the_generator_by_reconstruction_alone():
@@ -37,9 +37,9 @@ def test_validation_scores_the_generator_by_reconstruction_alone():
         2 * ops.correlation(pred, batch["target"], scope="sample"),
         rtol=1e-4,
     )
-    found = adversarial.baselines(config, SPEC, [jax.device_get(batch)])
+    baselines = adversarial.baselines(config, SPEC, [jax.device_get(batch)])
     assert "loss_correlation" in jax.eval_shape(
-        found["mean"][0].evaluate, *found["mean"][1:], batch, jax.random.key(0)
+        baselines["mean"][0].evaluate, *baselines["mean"][1:], batch, jax.random.key(0)
     )
 
 
@@ -59,11 +59,11 @@ def blocks(x, factor):
     """Means over cubes, by a loop."""
     shape = [max(n // factor, 1) for n in x.shape[1:4]]
     cut = [factor if n > 1 else 1 for n in x.shape[1:4]]
-    found = np.zeros((x.shape[0], *shape, x.shape[-1]))
+    pooled = np.zeros((x.shape[0], *shape, x.shape[-1]))
     for i, j, k in np.ndindex(*shape):
         corner = [slice(a * c, (a + 1) * c) for a, c in zip((i, j, k), cut)]
-        found[:, i, j, k] = np.nanmean(x[(slice(None), *corner)], axis=(1, 2, 3))
-    return found
+        pooled[:, i, j, k] = np.nanmean(x[(slice(None), *corner)], axis=(1, 2, 3))
+    return pooled
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 8), (1, 8, 4)])
@@ -71,10 +71,10 @@ def test_a_loss_at_several_resolutions_is_the_mean_over_pooled_volumes(shape):
     config, spec = flat(shape, losses=(("mse", 2.0), ("h1", 0.5)), resolutions=(1, 2, 4))
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 3, *shape, 1)).astype(np.float32)
-    found = jax.jit(scoring.terms(config, spec))(x, {"target": y})
+    rows = jax.jit(scoring.terms(config, spec))(x, {"target": y})
     parts = [(x, y)] + [(blocks(x, r), blocks(y, r)) for r in (2, 4)]
     np.testing.assert_allclose(
-        found["mse"],
+        rows["mse"],
         2 * np.mean([np.mean((a - b) ** 2, (1, 2, 3, 4)) for a, b in parts], 0),
         rtol=1e-5,
     )
@@ -88,7 +88,7 @@ def test_a_loss_at_several_resolutions_is_the_mean_over_pooled_volumes(shape):
         )
         for r, (a, b) in zip((1, 2, 4), parts)
     ]
-    np.testing.assert_allclose(found["h1"], 0.5 * np.mean(slopes, 0), rtol=1e-5)
+    np.testing.assert_allclose(rows["h1"], 0.5 * np.mean(slopes, 0), rtol=1e-5)
 
 
 def test_pooling_reads_observed_voxels_only():
@@ -98,14 +98,14 @@ def test_pooling_reads_observed_voxels_only():
     mask = (rng.random((2, 4, 4, 4, 1)) > 0.5).astype(np.float32)
     mask[:, :2, :2, :2] = 0  # a cube without any
     torn = np.where(mask > 0, y, np.nan)
-    found = scoring.terms(config, spec)(
+    rows = scoring.terms(config, spec)(
         jnp.asarray(x), {"target": jnp.asarray(torn), "mask": jnp.asarray(mask)}
     )["mse"]
     with warnings.catch_warnings(action="ignore"):  # of the cube without any
         wanted = np.nanmean(
             (blocks(np.where(mask > 0, x, np.nan), 2) - blocks(torn, 2)) ** 2, axis=(1, 2, 3, 4)
         )
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(rows, wanted, rtol=1e-5)
 
 
 def test_sides_that_do_not_divide_are_refused():
