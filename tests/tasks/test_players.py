@@ -7,7 +7,7 @@ import pytest
 
 from jaxvol.models.discriminator import discriminator
 from jaxvol.tasks import adversarial
-from jaxvol.training import gradients
+from jaxvol.training import gradients, step
 from jaxvol.types import Fixed
 from tests.tasks import gans
 from tests.tasks.gans import SPEC, Constant, Generator, Patches, settings, start, terms_at

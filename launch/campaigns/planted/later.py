@@ -12,7 +12,7 @@ from jaxvol.data import pipeline
 from jaxvol.models import layers, vnet
 from jaxvol.ops import adversarial
 from jaxvol.tasks import scoring
-from jaxvol.training import optim, step
+from jaxvol.training import averages, optim
 from launch.campaigns.planted import Fault, replaced
 from launch.campaigns.planted.data import source
 from launch.campaigns.planted.training import optimizer
@@ -152,7 +152,7 @@ def old_average(lag: int):
 
         return faulty
 
-    return {}, [replaced(step, "average", make)]
+    return {}, [replaced(averages, "move", make)]
 
 
 FAULTS = (

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvol.config import components
-from jaxvol.training import assemble, checkpoint, loop, step, validation
+from jaxvol.training import assemble, averages, checkpoint, handover, step, validation
 from launch.campaigns.planted import Fault, replaced
 
 # a finished run, for faults of pretrained weights
@@ -27,8 +27,8 @@ def reinitialised(part: str):
     """Of the weights that were loaded, those whose name contains `part` are random again."""
 
     def make(load):
-        def faulty(config, state, params, stats):
-            new = load(config, state, params, stats)
+        def faulty(state, sources, partial):
+            new = load(state, sources, partial)
             mixed = jax.tree_util.tree_map_with_path(
                 lambda path, fresh, loaded: fresh if part in jax.tree_util.keystr(path) else loaded,
                 state.params,
@@ -39,7 +39,7 @@ def reinitialised(part: str):
         return faulty
 
     overrides = {**FROM_SOURCE, "optimizer.schedule.warmup_steps": 0}
-    return overrides, [replaced(loop, "load_pretrained", make)]
+    return overrides, [replaced(handover, "load_pretrained", make)]
 
 
 def other_weights(named: str):
@@ -60,7 +60,7 @@ def other_weights(named: str):
 
 def still_average(decay: float):
     """The EMA's decay is another one: 1 never moves."""
-    return {}, [replaced(step, "ema_decay_at", lambda old: lambda d, t: jnp.float32(decay))]
+    return {}, [replaced(averages, "ema_decay_at", lambda old: lambda d, t: jnp.float32(decay))]
 
 
 def same_key(rate: float):
@@ -77,8 +77,9 @@ def forgetful(part: str):
         def faulty(store, template):
             tree, meta = restore(store, template)
             if part == "averages":
-                ema = {**tree["ema"], "params": jax.tree.map(jnp.copy, tree["params"])}
-                return {**tree, "ema": ema}, meta
+                pair = tree["averages"]["ema"]
+                ema = {**pair, "params": jax.tree.map(jnp.copy, tree["params"])}
+                return {**tree, "averages": {"ema": ema}}, meta
             if part == "counter":
                 opt = {
                     group: state._replace(count=jnp.zeros_like(state.count))

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxvol.tasks import scoring
-from jaxvol.training import assemble, optim, schedules, step
+from jaxvol.training import assemble, gradients, optim, schedules
 from launch.campaigns.planted import Fault, replaced
 
 
 def leaking(share: float):
     """The discriminator descends a share of the generator's terms as well."""
 
-    def faulty(loss, params, fixed, batch, key):
+    def faulty(task, params, fixed, batch, key):
         terms, pullback, (metrics, extra) = jax.vjp(
-            lambda p: loss(p, fixed, batch, key), params, has_aux=True
+            lambda p: task.loss(p, fixed, batch, key), params, has_aux=True
         )
 
         def gradient(group):
@@ -34,9 +34,10 @@ def leaking(share: float):
             }
             return pullback(weights)[0][group]
 
-        return terms, {group: gradient(group) for group in terms}, metrics, extra
+        grads = {group: gradient(group) for group in terms}
+        return gradients.Gradients(terms, grads, metrics, extra)
 
-    return {}, [replaced(step, "group_gradients", lambda old: faulty)]
+    return {}, [replaced(gradients, "pull_back", lambda old: faulty)]
 
 
 def optimizer(change):
@@ -116,18 +117,18 @@ def last_dropped(parts: int):
     """Gradient accumulation leaves the last micro-batch out."""
 
     def make(accumulate):
-        def faulty(loss, params, fixed, batch, key, n):
+        def faulty(task, params, fixed, batch, key, n):
             if n == 1:
-                return accumulate(loss, params, fixed, batch, key, n)
+                return accumulate(task, params, fixed, batch, key, n)
             fewer = {
                 name: parts[:-1].reshape(-1, *parts.shape[2:])
-                for name, parts in step.split(batch, n).items()
+                for name, parts in gradients.split(batch, n).items()
             }
-            return accumulate(loss, params, fixed, fewer, key, n - 1)
+            return accumulate(task, params, fixed, fewer, key, n - 1)
 
         return faulty
 
-    return {"micro_batches": parts, "batch_size": 4}, [replaced(step, "accumulate", make)]
+    return {"micro_batches": parts, "batch_size": 4}, [replaced(gradients, "accumulate", make)]
 
 
 def averaged_twice(devices: int):
