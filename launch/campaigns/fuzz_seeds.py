@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import struct
 import zipfile
 from collections.abc import Callable
@@ -21,8 +22,12 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import base
 from jaxvol.data import volumes
-from jaxvol.data.io import files, weights
+from jaxvol.data.io import files, open_files, weights
+from jaxvol.data.io.numpy_files import open_npz
+from jaxvol.data.io.opened import array_bytes
 from jaxvol.runtime import provenance
+
+MOST_READ = 100  # arrays of one file
 
 
 def volume() -> np.ndarray:
@@ -179,13 +184,37 @@ def config_files(folder: Path) -> list[Path]:
 
 
 def read_array(path: Path) -> None:
-    """Header, values, a piece, attributes, as the datasets do."""
-    for key, (shape, _) in files.inspect(str(path)).items():
+    """Header, values, a piece, attributes, as the datasets do, of the first arrays."""
+    for key, (shape, _) in list(files.inspect(str(path)).items())[:MOST_READ]:
         files.header(str(path), key)
         files.read(str(path), key)
         if shape:
             files.read(str(path), key, (0,))
         files.metadata(str(path), key)
+
+
+def declared_bytes(name: str, path: Path) -> int:
+    """Bytes of the arrays that a file declares, and of a chunk of each; nibabel scales voxels to
+    float64, and half precision in weights becomes float32.
+    """
+    try:
+        opened = open_files.open_file(str(path)) if READERS[name] is read_array else None
+        if name == "weights-npz":
+            opened = open_npz(str(path))
+    except Exception:
+        return 0
+    if opened is None:
+        return 0
+    total = 0
+    for key, (shape, dtype) in list(opened.arrays.items())[:MOST_READ]:
+        values = array_bytes(shape, dtype)
+        wider = {"nifti": 8 * math.prod(shape), "weights-npz": 2 * values}
+        try:
+            chunk = opened.chunks(key).size
+        except Exception:
+            chunk = 0
+        total += values + (wider[name] if name in wider else 0) + 2 * chunk
+    return total
 
 
 def read_manifest(path: Path) -> None:

@@ -81,7 +81,7 @@ def header(
     opened = open_file(path)
     checked = _header(path, opened, key, ndim)
     with one_error(path, checked[0]):
-        missing, total = opened.chunks(checked[0])
+        missing, total, _ = opened.chunks(checked[0])
     if missing and missing_chunks == "error":
         raise FileError(
             f"{_missing_text(path, checked[0], missing, total)}: copy the file again, or set "
@@ -128,7 +128,7 @@ def metadata(path: str, key: str = "") -> dict[str, Any]:
             "file_attributes": {},
             "affine": None,
             "spacing": None,
-            "missing_chunks": opened.chunks(key)[0],
+            "missing_chunks": opened.chunks(key).missing,
         } | opened.metadata(key)
         for attributes in (entries["attributes"], entries["file_attributes"]):
             if entries["spacing"] is None and np.size(attributes.get("spacing", ())) == 3:
@@ -244,7 +244,7 @@ def _check_chunks(path: str, opened: Opened, key: str) -> None:
         return
     shape, dtype = opened.arrays[key]
     with one_error(path, key):
-        missing, total = opened.chunks(key)
+        missing, total, _ = opened.chunks(key)
     size = array_bytes(shape, dtype)
     sparse = size > MAX_SPARSE and total > MAX_SPARSITY * (total - missing)
     if missing >= total or (sparse and size > MAX_SPARSITY * _stored_bytes(path)):

@@ -9,6 +9,7 @@ size that is declared (jaxvol/data/io/hdf5_chunks.py).
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from typing import Any
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from jaxvol.data.io import chunks, hdf5_chunks
-from jaxvol.data.io.opened import Opened, Shape, array_bytes
+from jaxvol.data.io.opened import Chunks, Opened, Shape, array_bytes, whole
 from jaxvol.runtime.regular_files import open_regular
 
-MAX_OBJECTS = 100_000  # groups and data sets that are looked at
+MAX_OBJECTS = 50_000  # groups and data sets that are looked at
 MAX_DEPTH = 200  # groups inside one another
 MAX_ATTRIBUTES = 1 << 26  # bytes that the attributes of one object may unfold to
 MAX_STRINGS = 4  # of variable length that are read without a look at how long they are
@@ -34,15 +35,15 @@ def open_hdf5(path: str) -> Opened:
     arrays = _arrays(file)
     size = os.path.getsize(path)
     identity = (os.path.abspath(path), os.stat(path).st_ino, os.stat(path).st_mtime_ns, size)
-
     longest: list[int] = []
 
-    def missing(key: str) -> tuple[int, int]:
+    def stored_chunks(key: str) -> Chunks:
         node = file[key]
         if node.chunks is None:
-            return 0, 1
-        total = int(np.prod(chunks.grid(node.shape, node.chunks), dtype=object))
-        return max(0, total - node.id.get_num_chunks()), total
+            return whole(key)
+        total = math.prod(chunks.grid(node.shape, node.chunks))
+        missing = max(0, total - node.id.get_num_chunks())
+        return Chunks(missing, total, array_bytes(node.chunks, node.dtype))
 
     def read(key: str, index: Any) -> np.ndarray:
         node = file[key]
@@ -59,7 +60,7 @@ def open_hdf5(path: str) -> Opened:
     return Opened(
         arrays=arrays,
         fault=lambda key: _fault(file[key], size),
-        chunks=missing,
+        chunks=stored_chunks,
         read=read,
         metadata=metadata,
         close=file.close,
@@ -69,40 +70,46 @@ def open_hdf5(path: str) -> Opened:
 
 
 def _arrays(file: Any) -> dict[str, tuple[Shape, np.dtype]]:
-    """Shape and dtype of every data set that hard links lead to, each once.
+    """Shape and dtype of every data set that hard links lead to, each once, under its first name.
 
     A walk of our own, because the library's calls itself for every group in a group.
     """
     import h5py
 
-    arrays, visited = {}, {_address(file.id)}
-    waiting: list[tuple[str, Any]] = [("", h5py.h5g.open(file.id, b"/"))]
+    root = h5py.h5g.open(file.id, b"/")
+    arrays, visited = {}, {_address(root)}
+    waiting = [(root, name, "") for name in _links(root)]
     while waiting:
-        prefix, group = waiting.pop()
-        names: list[bytes] = []
-        # the answer None goes on, any other ends the walk
-        group.links.iterate(
-            lambda name, info, names=names: (
-                names.append(name) if info.type == h5py.h5l.TYPE_HARD else None
-            ),
-            info=True,
-        )
-        for name in names:
-            node = h5py.h5o.open(group, name)
-            address = _address(node)
-            if address in visited:
-                continue
-            visited.add(address)
-            if len(visited) > MAX_OBJECTS:
-                raise ValueError(f"more than {MAX_OBJECTS} groups and data sets")
-            key = prefix + name.decode("utf-8", "surrogateescape")
-            if isinstance(node, h5py.h5d.DatasetID):
-                arrays[key] = tuple(node.shape or ()), node.dtype
-            elif isinstance(node, h5py.h5g.GroupID):
-                if key.count("/") >= MAX_DEPTH:
-                    raise ValueError(f"groups nested more than {MAX_DEPTH} deep")
-                waiting.append((key + "/", node))
-    return dict(sorted(arrays.items()))
+        group, name, prefix = waiting.pop()
+        node = h5py.h5o.open(group, name)
+        address = _address(node)
+        if address in visited:
+            continue
+        visited.add(address)
+        if len(visited) > MAX_OBJECTS:
+            raise ValueError(f"more than {MAX_OBJECTS} groups and data sets")
+        key = prefix + name.decode("utf-8", "surrogateescape")
+        if isinstance(node, h5py.h5d.DatasetID):
+            arrays[key] = tuple(node.shape or ()), node.dtype
+        elif isinstance(node, h5py.h5g.GroupID):
+            if key.count("/") >= MAX_DEPTH:
+                raise ValueError(f"groups nested more than {MAX_DEPTH} deep")
+            waiting += [(node, inner, key + "/") for inner in _links(node)]
+    return arrays
+
+
+def _links(group: Any) -> list[bytes]:
+    """The names of a group's hard links, the last first."""
+    import h5py
+
+    names: list[bytes] = []
+
+    def note(name: bytes, info: Any) -> None:
+        if info.type == h5py.h5l.TYPE_HARD:
+            names.append(name)
+
+    group.links.iterate(note, info=True)
+    return sorted(names, reverse=True)
 
 
 def _address(node: Any) -> tuple:
@@ -140,23 +147,29 @@ def _attributes(node: Any, path: str, longest: list[int]) -> dict[str, Any]:
     """
     import h5py
 
-    attributes, fixed, strings = {}, 0, 0
+    names, fixed, strings = [], 0, 0
     for name in node.attrs:
         attribute = node.attrs.get_id(name)
-        count, dtype = int(np.prod(attribute.shape or (), dtype=object)), attribute.dtype
-        if h5py.check_string_dtype(dtype) is not None and dtype.hasobject:
-            strings += count
-        elif dtype.kind in "biufSU":
-            fixed += count * dtype.itemsize
-        else:
+        count, dtype = math.prod(attribute.shape or ()), attribute.dtype
+        if h5py.check_ref_dtype(dtype) is not None:
             continue
-        attributes[name] = None
+        if dtype.hasobject:
+            strings += count
+        else:
+            fixed += count * dtype.itemsize
+        names.append(name)
     if strings > MAX_STRINGS and not longest:
         longest.append(_longest_string(path, node.file.id.get_create_plist().get_sizes()[1]))
     if fixed + (strings * longest[0] if strings > MAX_STRINGS else 0) > MAX_ATTRIBUTES:
         raise ValueError(f"attributes that may unfold to more than {MAX_ATTRIBUTES} bytes")
-    values = {name: node.attrs[name] for name in attributes}
-    return {name: value for name, value in values.items() if not isinstance(value, h5py.Empty)}
+    values = {name: node.attrs[name] for name in names}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, (str, bytes, int, float, bool, np.generic))
+        or isinstance(value, np.ndarray)
+        and (value.dtype.kind in "biufSU" or all(isinstance(v, str) for v in value.flat))
+    }
 
 
 def _longest_string(path: str, width: int) -> int:

@@ -15,12 +15,20 @@ MAX_AXES = 64  # NumPy has no array with more
 SLACK = 1 << 20  # bytes beside the array that any file may spend on padding and text
 
 
+class Chunks(NamedTuple):
+    """The pieces in which an array is stored."""
+
+    missing: int  # they read as the fill value
+    total: int
+    size: int  # bytes of one
+
+
 class Opened(NamedTuple):
     """An open file: its arrays, and how to read a piece of one."""
 
     arrays: dict[str, tuple[Shape, np.dtype]]  # key -> shape, dtype
     fault: Callable[[str], str]  # key -> why its array must not be read, "" where it may
-    chunks: Callable[[str], tuple[int, int]]  # key -> (chunks that are missing, chunks)
+    chunks: Callable[[str], Chunks]
     # (key, index) -> the piece; index is () where not `partial`
     read: Callable[[str, Any], Any]
     # the entries of files.metadata that this container has
@@ -30,9 +38,9 @@ class Opened(NamedTuple):
     keyed: bool  # arrays have keys
 
 
-def whole(key: str) -> tuple[int, int]:
-    """`Opened.chunks` of an array that is stored in one piece."""
-    return 0, 1
+def whole(key: str) -> Chunks:
+    """`Opened.chunks` of an array that is stored in one piece, which may be read in part."""
+    return Chunks(0, 1, 0)
 
 
 def array_bytes(shape: Shape, dtype: np.dtype) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvol.data.io import chunks, zarr_codecs
-from jaxvol.data.io.opened import Opened
+from jaxvol.data.io.opened import Chunks, Opened, array_bytes
 from jaxvol.runtime.regular_files import FileError, open_regular
 
 MAX_FOLDERS = 100_000  # that are looked into for arrays
@@ -57,9 +57,9 @@ def open_zarr(path: str) -> Opened:
     def fault(key: str) -> str:
         return _fault(nodes[key])
 
-    def missing(key: str) -> tuple[int, int]:
-        total = math.prod(nodes[key].grid)
-        return total - len(present(key)), total
+    def stored_chunks(key: str) -> Chunks:
+        total, dtype = math.prod(nodes[key].grid), np.dtype(nodes[key].array.dtype)
+        return Chunks(total - len(present(key)), total, array_bytes(nodes[key].chunk, dtype))
 
     def read(key: str, index: Any) -> np.ndarray:
         if key not in codecs:
@@ -78,7 +78,7 @@ def open_zarr(path: str) -> Opened:
             for key, node in nodes.items()
         },
         fault=fault,
-        chunks=missing,
+        chunks=stored_chunks,
         read=read,
         metadata=metadata,
         close=lambda: None,
