@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxvol.runtime import atomic
+from jaxvol.runtime.regular_files import open_regular
 from jaxvol.types import UserError
 
 FORMAT_VERSION = 1  # of config.json and the layout of the workdir
@@ -44,13 +45,14 @@ def read_config(file: str | Path) -> ConfigDict:
     of another format.
     """
     try:
-        record = json.loads(Path(file).read_text())
+        with open_regular(file) as source:
+            record = json.load(source)
         if record["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"format version {record['format_version']}, this jaxvol reads {FORMAT_VERSION}"
             )
         return ConfigDict(record["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{file} cannot be used as the config.json of a run ({type(error).__name__}: {error}). "
             "Restore it, or choose another --workdir."
