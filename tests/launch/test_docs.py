@@ -127,6 +127,11 @@ def test_the_readme_is_short_and_its_lines_fit():
     assert long == []
 
 
+def test_the_citation_is_of_this_version():
+    assert f"\nversion: {jaxvol.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {jaxvol.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
 def examples(page: Path) -> dict[str, str]:
     """File name -> text of the examples that begin with one."""
     found = {}

@@ -19,6 +19,7 @@ case "$*" in
   *'import sys, venv'*) exit "${STUB_OLD:-0}" ;;
   *'default_backend'*) echo "${STUB_BACKEND:-cpu}"; exit 0 ;;
   *'cpu_count'*) echo 2; exit 0 ;;
+  *'import socket'*) echo 5000; exit 0 ;;
   '--version') echo 'Python 3.9.9'; exit 0 ;;
   '-m pip --version') exit 0 ;;
 esac
@@ -107,6 +108,42 @@ def test_tests_add_their_extras_and_pass_arguments_on(checkout):
     ]
     assert checkout.run(".ci/run")[1] == [pytest_run]
     assert checkout.run("launch/quickstart.sh")[1] == ["-m jaxvol.main --config=configs/fno.py"]
+
+
+def test_seeds_are_trained_one_after_another_and_compared(checkout):
+    checkout.run("launch/quickstart.sh")
+    arguments = ("configs/fno.py:quick", "0", "3", "--config.batch_size=1")
+    status, commands, errors = checkout.run("launch/studies/seeds.sh", *arguments)
+    main, runs = "-m jaxvol.main --config=configs/fno.py:quick", "runs/fno-quick-seed"
+    assert status == 0 and commands == [
+        f"{main} --config.seed=0 --workdir={runs}0 --config.batch_size=1",
+        f"{main} --config.seed=3 --workdir={runs}3 --config.batch_size=1",
+        f"{main} --mode=compare --config.compare.runs={runs}0,{runs}3 --workdir={runs}s",
+    ], errors
+
+
+def test_the_benchmark_trains_what_is_not_scored_yet(checkout):
+    checkout.run("launch/quickstart.sh")
+    done = checkout.root / "runs" / "benchmark-vnet-base-seed1" / "evaluation" / "metrics.json"
+    done.parent.mkdir(parents=True)
+    done.touch()
+    status, commands, errors = checkout.run("launch/studies/benchmark.sh", "base", "1")
+    runs = [f"runs/benchmark-{m}-base-seed1" for m in ("fno", "vnet", "vit3d", "pix2pixcc")]
+    assert status == 0 and len(commands) == 4, errors
+    assert [command.split("--workdir=")[1].split()[0] for command in commands] == [
+        runs[0],
+        *runs[2:],
+        "runs/benchmark-base",
+    ]
+    assert f"--config.compare.runs={','.join(runs)}" in commands[-1]
+
+
+def test_several_processes_get_the_same_command(checkout):
+    checkout.run("launch/quickstart.sh")
+    status, commands, errors = checkout.run("launch/cluster/multihost.sh", "3", "--config=a b.py")
+    assert status == 0 and commands == ["-m jaxvol.main --config=a b.py"] * 3, errors
+    status, _, errors = checkout.run("launch/cluster/multihost.sh", "two")
+    assert status == 1 and "usage" in errors
 
 
 def test_exit_status_is_that_of_the_job(checkout):
