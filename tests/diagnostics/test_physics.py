@@ -1,4 +1,4 @@
-"""The check of physics-informed runs: a sound run passes, and each planted fault is named."""
+"""The check of physics-informed runs: a sound run passes, and each fault turns its metric red."""
 
 import dataclasses
 from pathlib import Path
@@ -6,25 +6,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from jaxvol import pdes
 from jaxvol.diagnostics import context, engine
 from jaxvol.diagnostics.checks import physics as check
 from jaxvol.training import sharding
 from tests.tasks.test_physics import config
 
 
-def found(chosen, change=lambda ctx: ctx):
-    mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 1, "space": 1}), jax.devices()[:1])
+def outcome_of(run, change=lambda ctx: ctx):
+    """What the check says of a run (a config), after a change of its Context."""
+    mesh = sharding.one_device()
     with jax.set_mesh(mesh):
-        ctx = change(context.make(chosen, mesh, Path("."), 8))
-        result = check.diagnose(ctx)
-    return engine.outcome("physics", check, result, engine.limits_of(chosen, "physics"), 0.0)
+        result = check.diagnose(change(context.make(run, mesh, Path("."), 8)))
+    return engine.outcome("physics", check, result, engine.limits_of(run, "physics", check), 0.0)
 
 
 @pytest.fixture(scope="module")
 def sound():
-    return found(config(preflight__steps=8))
+    return outcome_of(config(preflight__steps=8))
 
 
 def test_a_sound_run_has_no_red_metric(sound):
@@ -44,12 +44,14 @@ def test_a_face_without_points_is_found():
 
         return dataclasses.replace(ctx, batch=batch)
 
-    outcome = found(config(preflight__steps=4), cut)
+    outcome = outcome_of(config(preflight__steps=4), cut)
     assert outcome.status == "FAIL" and outcome.result.metrics["uncovered"] == 1
 
 
 def test_a_silent_condition_an_unscaled_domain_and_a_trivial_solution_are_found():
-    outcome = found(config(preflight__steps=4, model__scaling="none", task__weights__initial=0.0))
+    outcome = outcome_of(
+        config(preflight__steps=4, model__scaling="none", task__weights__initial=0.0)
+    )
     assert (
         outcome.status == "FAIL"
         and outcome.result.metrics["silent"] == 1
@@ -60,8 +62,6 @@ def test_a_silent_condition_an_unscaled_domain_and_a_trivial_solution_are_found(
 
 
 def test_another_equation_than_the_solutions_is_found(monkeypatch):
-    from jaxvol import pdes
-
     problem = pdes.make(pdes.fields("diffusion"))
     wrong = dataclasses.replace(
         problem, residual=lambda x, u, first, second, unknown: first[1] + 0.1 * second[0]
