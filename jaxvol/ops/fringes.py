@@ -1,10 +1,7 @@
-"""Phase-shifting interferometry with several wavelengths: fringe images of a surface, and the
-surface from them.
+"""Phase-shifting interferometry with several wavelengths: fringe images of a surface, and back.
 
-    I_ws = a + b cos(phi_w + delta_s),    phi_w = 4 pi h / lambda_w                               h:
-    height, light passes it twice
-    phi_w = atan2(I_3 - I_1, I_0 - I_2)   for delta = 0, pi/2, pi, 3 pi/2
-    (four-step algorithm)
+    I_ws = a + b cos(phi_w + delta_s),    phi_w = 4 pi h / lambda_w    (light passes h twice)
+    phi_w = atan2(I_3 - I_1, I_0 - I_2)   for delta = 0, pi/2, pi, 3 pi/2  (four-step algorithm)
 
 An image tells phi_w up to whole turns: h up to multiples of lambda_w / 2.  A combination of the
 wavelengths' phases with whole numbers n is the phase of an equivalent wavelength, whose turns are
@@ -22,10 +19,9 @@ um, (1, -2, 1, 0) and (0, 1, -2, 1) of 302.5 and 332.75 um, and all sixteen imag
 after 3327.5 um.
 
 Four-step algorithm: Creath (1988), Progress in Optics 26, 349.  Beats: Cheng and Wyant (1985),
-Applied Optics 24, 804.
-Unwrapping from the longest to the shortest: Huntley and Saldner (1993), Applied Optics 32, 3047.
-Arrays are numpy's or JAX's; heights and wavelengths share one unit; images [.., W S] run over the
-steps first.
+Applied Optics 24, 804.  Unwrapping from the longest to the shortest: Huntley and Saldner (1993),
+Applied Optics 32, 3047.  Arrays are numpy's or JAX's; heights and wavelengths share one unit;
+images [.., W S] run over the steps first.
 """
 
 from __future__ import annotations
@@ -54,16 +50,16 @@ def check(
     if size < 3 or bits not in range(17) or noise < 0 or modulation <= 0:
         raise UserError(
             f"found size={size}, bits={bits}, noise={noise}, modulation={modulation} for the "
-            "fringe images; "
-            "expected size >= 3, bits 0 to 16, noise >= 0, modulation > 0."
+            "fringe images; expected size >= 3, bits 0 to 16, noise >= 0, modulation > 0."
         )
 
 
 def render(
     height: Array, wavelengths: Sequence[float], background: float, modulation: float
 ) -> Array:
-    """Images [.., 4 W] in grey levels of heights [..]: channel 4 w + s has wavelength w and phase
-    step s.
+    """Images [.., 4 W] in grey levels of heights [..].
+
+    Channel 4 w + s has wavelength w and phase step s.
     """
     xp = np if isinstance(height, np.ndarray) else jnp
     phase = 4 * math.pi * height[..., None] / xp.asarray(wavelengths, height.dtype)
@@ -72,8 +68,9 @@ def render(
 
 
 def phases(images: Array) -> Array:
-    """Wrapped phases [.., W] in (-pi, pi] of images [.., 4 W]; they do not depend on background and
-    modulation.
+    """Wrapped phases [.., W] in (-pi, pi] of images [.., 4 W].
+
+    They do not depend on background and modulation.
     """
     xp = np if isinstance(images, np.ndarray) else jnp
     steps = images.reshape(*images.shape[:-1], -1, len(STEPS))
@@ -89,15 +86,15 @@ def equivalent(wavelengths: Sequence[float], combination: Combination) -> float:
     if len(combination) != len(wavelengths):
         raise UserError(
             f"the combination {tuple(combination)} has {len(combination)} entries, but there are "
-            f"{len(wavelengths)} "
-            f"wavelengths ({', '.join(map(str, wavelengths))}); give one whole number for each."
+            f"{len(wavelengths)} wavelengths ({', '.join(map(str, wavelengths))}); give one whole "
+            "number for each."
         )
     slope = sum(n / wavelength for n, wavelength in zip(combination, wavelengths))
     if abs(slope) < 1e-9 / max(wavelengths):
         raise UserError(
             f"the phases combined by {tuple(combination)} cancel at wavelengths "
-            f"{', '.join(map(str, wavelengths))}: "
-            "they do not depend on the height; choose another combination."
+            f"{', '.join(map(str, wavelengths))}: they do not depend on the height; choose "
+            "another combination."
         )
     return 1 / slope
 
@@ -108,11 +105,10 @@ def reach(wavelengths: Sequence[float], combination: Combination) -> float:
 
 
 def beats(wavelengths: Sequence[float]) -> tuple[Combination, ...]:
-    """The beats of two wavelengths from the longest range to the shortest, as far as they are
-    longer than a fringe: the chain of `unwrap`.
+    """The chain of `unwrap`: beats of two wavelengths from the longest range to the shortest.
 
-    From one range to another that is r times shorter a pixel goes wrong where the combined phase is
-    off by more than pi / r, so all of them are used.
+    Those that are longer than a fringe.  From one range to another that is r times shorter a pixel
+    goes wrong where the combined phase is off by more than pi / r, so all of them are used.
     """
     count = len(wavelengths)
     pairs = [
@@ -129,8 +125,9 @@ def combined(wrapped: Array, combination: Combination) -> Array:
 
 
 def nearest(near: Array, phase: Array, wavelength: float) -> Array:
-    """The height with that phase modulo whole turns that is nearest to `near`: h = Lambda (phase +
-    2 pi m) / 4 pi.
+    """The height with that phase modulo whole turns that is nearest to `near`.
+
+    h = Lambda (phase + 2 pi m) / 4 pi
     """
     xp = np if isinstance(phase, np.ndarray) else jnp
     turns = xp.round(2 * near / wavelength - phase / (2 * math.pi))
@@ -140,17 +137,15 @@ def nearest(near: Array, phase: Array, wavelength: float) -> Array:
 def unwrap(
     images: Array, wavelengths: Sequence[float], centre: float, chain: tuple[Combination, ...] = ()
 ) -> Array:
-    """Heights [..] of images [.., 4 W], every pixel alone: temporal unwrapping through ever shorter
-    beats.
+    """Heights [..] of images [.., 4 W] by temporal unwrapping, every pixel alone.
 
     The first combination gives a height within half its range of `centre`, each further one the
     height with its phase that is nearest to the one before, each single wavelength likewise; the
     mean over those is weighted by 1 / lambda^2, the inverse variance under equal noise.  A height
     outside of [centre - reach / 2, centre + reach / 2), reach being that of the first combination,
-    comes
-    out about a whole number of such ranges off: the chain leaves the offset open, and `centre` has
-    to be known.  (1, -2, 1, 0) in front of it widens the range tenfold, for eleven times less room
-    for noise.
+    comes out about a whole number of such ranges off: the chain leaves the offset open, and
+    `centre` has to be known.  (1, -2, 1, 0) in front of it widens the range tenfold, for eleven
+    times less room for noise.
     chain: () = `beats(wavelengths)`.
     """
     wrapped, height = phases(images), centre
@@ -167,9 +162,9 @@ def unwrap(
 def compared(
     images: Array, wavelengths: Sequence[float], match: tuple[Combination, ...], modulation: float
 ) -> Array:
-    """What of images [.., 4 W] is compared with a height, [.., k], scaled so that squares summed
-    over k are a mean over images.
+    """What of images [.., 4 W] is compared with a height, [.., k].
 
+    It is scaled so that squares summed over k are a mean over images.
     match = (): the images themselves, the published loss; every fringe is a local minimum of it.
     match = combinations n: b cos(psi_n), b sin(psi_n) of their phases psi_n, so that the squared
     difference is
@@ -201,9 +196,7 @@ def modelled(
 
 
 def waves(psi: Sequence[Array], modulation: float) -> Array:
-    """b / sqrt(2 n) [cos psi_1 .. cos psi_n, sin psi_1 .. sin psi_n] of n phases [..],
-    [.., 2 n].
-    """
+    """[.., 2 n]: b / sqrt(2 n) [cos psi_1 .. cos psi_n, sin psi_1 .. sin psi_n] of n phases."""
     xp = np if isinstance(psi[0], np.ndarray) else jnp
     stacked = xp.stack(psi, -1)
     return (
@@ -214,10 +207,10 @@ def waves(psi: Sequence[Array], modulation: float) -> Array:
 
 
 def smoothed(height: Array) -> Array:
-    """Heights [.., H, W] averaged with the weights 1, 4, 6, 4, 1 along both axes, which leaves 0.27
-    of their noise.
+    """Heights [.., H, W] averaged with the weights 1, 4, 6, 4, 1 along both axes.
 
-    Beyond the edges the surface goes on as its point reflection, so that a plane stays one.
+    That leaves 0.27 of their noise.  Beyond the edges the surface goes on as its point reflection,
+    so that a plane stays one.
     """
     xp = np if isinstance(height, np.ndarray) else jnp
     for axis in (-2, -1):
@@ -234,9 +227,7 @@ def smoothed(height: Array) -> Array:
 
 
 def stencil(height: Array) -> Array:
-    """Five-point Laplacian of heights [.., H, W] per squared pixel, [.., H - 2, W - 2]: inner
-    pixels only.
-    """
+    """Five-point Laplacian of heights [.., H, W] per squared pixel, [.., H - 2, W - 2]."""
     inner = height[..., 1:-1, 1:-1]
     return (
         height[..., 2:, 1:-1]
@@ -245,37 +236,6 @@ def stencil(height: Array) -> Array:
         + height[..., 1:-1, :-2]
         - 4 * inner
     )
-
-
-def published(x: np.ndarray) -> np.ndarray:
-    """The published test surface, [.., 2] on [-1, 1]^2 -> [..] in um:
-
-    h = 15 exp(-((x - .2)^2 + (y + .3)^2) / .2) + 5 x + 2.5 y + 10 sqrt((x + .5)^2 + (y - .4)^2)
-    """
-    xp = np if isinstance(x, np.ndarray) else jnp
-    a, b = x[..., 0], x[..., 1]
-    bump = 15 * xp.exp(-((a - 0.2) ** 2 + (b + 0.3) ** 2) / 0.2)
-    return bump + 5 * a + 2.5 * b + 10 * xp.sqrt((a + 0.5) ** 2 + (b - 0.4) ** 2)
-
-
-def smooth(rng: np.random.Generator, x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A random smooth surface at points [.., 2] of [-1, 1]^2, between `low` and `high`: a plane,
-    bumps and a cone as in `published`.
-
-    Three to six Gaussian bumps of either sign and width 0.2 to 0.6, a slope, in half of the draws a
-    cone; then scaled to fill 40 to 95 per cent of the range, at a random place in it.
-    """
-    height = x @ rng.normal(size=2)
-    for _ in range(rng.integers(3, 7)):
-        offset = x - rng.uniform(-1, 1, 2)
-        height = height + 3 * rng.normal() * np.exp(
-            -(offset**2).sum(-1) / (2 * rng.uniform(0.2, 0.6) ** 2)
-        )
-    if rng.uniform() < 0.5:
-        height = height + 3 * rng.normal() * np.sqrt(((x - rng.uniform(-1, 1, 2)) ** 2).sum(-1))
-    span = rng.uniform(0.4, 0.95) * (high - low)
-    bottom = rng.uniform(low, high - span)
-    return bottom + span * (height - height.min()) / max(np.ptp(height), 1e-9)
 
 
 def expose(
@@ -287,9 +247,9 @@ def expose(
     noise: float,
     bits: int,
 ) -> np.ndarray:
-    """What a camera records, [.., 4 W] float64 in grey levels of 0 .. 255: `render`, normal noise,
-    then whole steps of 255 / (2^bits - 1).
+    """What a camera records, [.., 4 W] float64 in grey levels of 0 .. 255.
 
+    That is `render`, normal noise, then whole steps of 255 / (2^bits - 1).
     noise: standard deviation in grey levels.  bits: 0 = neither rounded nor clipped.
     """
     images = render(np.asarray(height, np.float64), wavelengths, background, modulation)

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxvol.data.source import SPLITS
-from jaxvol.ops import fringes
+from jaxvol.ops import fringes, surfaces
 
 # random surfaces use this share of the unambiguous range: noise would carry a height at one of its
 # ends to the other one
@@ -25,7 +25,7 @@ def simulator(
     """(split, index, rng) -> {"input": images [1, n, n, 4 w] in grey levels, "target": height
     [1, n, n, 1] in um}, for w wavelengths.
 
-    Surfaces are random (ops/fringes.smooth), but for the first of the split "test", which is the
+    Surfaces are random (ops/surfaces.smooth), but for the first of the split "test", which is the
     published one.  rng draws the camera noise; None: the surface's own generator does.
     """
     axis = np.linspace(-1, 1, optics.size)
@@ -38,11 +38,11 @@ def simulator(
     def simulate(split: str, index: int, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
         if split == "test" and index == 0:
             surface_rng = np.random.default_rng([optics.simulation_seed, 0])
-            height = fringes.published(points)
+            height = surfaces.published(points)
         else:
             words = [optics.simulation_seed, 1 + SPLITS.index(split), index]
             surface_rng = np.random.default_rng(words)
-            height = fringes.smooth(surface_rng, points, low, high)
+            height = surfaces.smooth(surface_rng, points, low, high)
         images = fringes.expose(
             rng or surface_rng,
             height,

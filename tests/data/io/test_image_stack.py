@@ -15,7 +15,7 @@ from jaxvol.config import components
 from jaxvol.data import measured
 from jaxvol.data.io import image_stack
 from jaxvol.diagnostics.checks import prediction
-from jaxvol.ops import fringes
+from jaxvol.ops import fringes, surfaces
 from jaxvol.types import UserError
 from tests.tasks.test_fringes import BACKGROUND, MODULATION, WAVES, config
 
@@ -33,7 +33,7 @@ def save(folder, images, ending=".png", bits=8, height=None):
 
 def stack(n=12, m=10):
     axes = np.linspace(-1, 1, n), np.linspace(-1, 1, m)
-    h = fringes.published(np.stack(np.meshgrid(*axes), -1))
+    h = surfaces.published(np.stack(np.meshgrid(*axes), -1))
     return fringes.expose(np.random.default_rng(0), h, WAVES, BACKGROUND, MODULATION, 2.0, 8), h
 
 
