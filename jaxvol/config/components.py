@@ -58,11 +58,15 @@ def best_direction(config: ConfigDict) -> int:
 
     Raises UserError where nobody knows, see jaxvol/scores/columns.py.
     """
-    best = config.checkpoint.best_metric
-    named = config.task.metrics if "task" in config and "metrics" in config.task else ()
+    best, named = config.checkpoint.best_metric, metrics(config)
     if not columns.direction(best, named):
         raise UserError(columns.undirected(best))
     return columns.direction(best, named)
+
+
+def metrics(config: ConfigDict) -> tuple:
+    """`config.task.metrics`; () of a task that names its scores otherwise."""
+    return config.task.metrics if "task" in config and "metrics" in config.task else ()
 
 
 def example(config: ConfigDict, spec: Spec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

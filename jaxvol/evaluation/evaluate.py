@@ -64,7 +64,8 @@ def evaluate_run(choice: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         fields = pictures.example(task, dataset, params, extra, put, rows, size, split)
     if jax.process_index() > 0:
         return ""
-    text = report.report(folder, scores, dataset.names(split), info) + gain
+    named = components.metrics(config)
+    text = report.report(folder, scores, dataset.names(split), info, named) + gain
     if fields and spec.fields["input"].kind == "coordinates":
         pictures.draw_solution(folder, workdir, config, spec, fields, predictors["model"])
     elif fields:

@@ -36,7 +36,11 @@ def folder(workdir: Path, usual: ConfigDict, split: str, checkpoint: str) -> Pat
 
 
 def report(
-    directory: str | os.PathLike, scores: Scores, names: Sequence[str], info: Mapping[str, Any]
+    directory: str | os.PathLike,
+    scores: Scores,
+    names: Sequence[str],
+    info: Mapping[str, Any],
+    configured: Sequence[Any] = (),
 ) -> str:
     """Write metrics.json, metrics.csv (per example) and spectra.csv into `directory`; return the
     table, ready to print.
@@ -45,6 +49,7 @@ def report(
     names:  name of every example of the split, looked up by `_index`.
     info:   goes into metrics.json as it is: name (of the model), split, weights, checkpoint,
             config_hash, data_hash, ...
+    configured: `config.task.metrics`, for the direction of the user's own ones.
     """
     directory = Path(directory)
     non_finite = {predictor: _broken(metrics, "") for predictor, (metrics, _) in scores.items()}
@@ -62,14 +67,17 @@ def report(
     spectra = {k: metrics["spectra"] for k, (metrics, _) in scores.items() if "spectra" in metrics}
     if spectra:
         atomic.write_text(directory / "spectra.csv", _spectra(spectra))
-    return "\n".join(_lines(scores, info["name"], payload))
+    return "\n".join(_lines(scores, info["name"], payload, configured))
 
 
-def _lines(scores: Scores, name: str, payload: Mapping[str, Any]) -> list[str]:
+def _lines(
+    scores: Scores, name: str, payload: Mapping[str, Any], configured: Sequence[Any]
+) -> list[str]:
     """The table, what it means in sentences, and what in it is not defined or not finite."""
     metrics = {predictor: tables.scalars(values) for predictor, (values, _) in scores.items()}
     titles = {predictor: tables.label(predictor, name) for predictor in scores}
-    lines = [tables.table({titles[k]: v for k, v in metrics.items()}, {titles["model"]})]
+    values = {titles[predictor]: numbers for predictor, numbers in metrics.items()}
+    lines = [tables.table(values, {titles["model"]}, configured=configured)]
     lines += tables.sentences(metrics, name, payload["versus"])
     lines += [
         f"{titles[predictor]}: {key.removesuffix('_count')} is undefined in some examples, its "

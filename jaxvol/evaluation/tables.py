@@ -58,17 +58,19 @@ def table(
     lines: Mapping[str, Mapping[str, float]],
     models: Iterable[str] = (),
     suffixes: Mapping[str, Mapping[str, str]] | None = None,
+    configured: Iterable[Any] = (),
 ) -> str:
     """Aligned text: one line per model, one column per metric, arrows for what is better, `*` at
     the best.
 
     models:   lines set apart from the baselines by `>`.
     suffixes: text after a number, e.g. a scatter over seeds.
+    configured: `config.task.metrics`, for the direction of the user's own ones.
     """
     columns = list(dict.fromkeys(itertools.chain.from_iterable(lines.values())))
     arrow = {1: " ↑", -1: " ↓", 0: ""}
-    cells = [["", *(c + arrow[direction(c)] for c in columns)]]
-    best = {c: winners(lines, c) for c in columns}
+    cells = [["", *(c + arrow[direction(c, configured)] for c in columns)]]
+    best = {c: winners(lines, c, configured) for c in columns}
     for title, values in lines.items():
         cells.append([f"{'>' if title in models else ' '} {title}"])
         for c in columns:
@@ -87,7 +89,9 @@ def table(
     )
 
 
-def winners(lines: Mapping[str, Mapping[str, float]], column: str) -> set[str]:
+def winners(
+    lines: Mapping[str, Mapping[str, float]], column: str, configured: Iterable[Any] = ()
+) -> set[str]:
     """Lines with the best finite value of a metric; none when the direction is unknown or all are
     equal.
     """
@@ -96,9 +100,10 @@ def winners(lines: Mapping[str, Mapping[str, float]], column: str) -> set[str]:
         for title, metrics in lines.items()
         if column in metrics and np.isfinite(metrics[column])
     }
-    if not values or not direction(column) or (len(values) > 1 and len(set(values.values())) == 1):
+    sign = direction(column, configured)
+    if not values or not sign or (len(values) > 1 and len(set(values.values())) == 1):
         return set()
-    best = (max if direction(column) > 0 else min)(values.values())
+    best = (max if sign > 0 else min)(values.values())
     return {title for title, value in values.items() if value == best}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from jaxvol import main
 from jaxvol.config import base, components, identity, validate
+from jaxvol.evaluation import tables
 from jaxvol.scores import metrics
 from jaxvol.tasks import adversarial, fringes, physics
 from jaxvol.training import validation
@@ -121,6 +122,14 @@ def test_the_discriminator_s_terms_cannot_be_taken_by_a_loss():
     chosen.task.losses = (("l1", 1.0), ("mine_of_the_tasks.feature_matching", 1.0))
     (clash,) = adversarial.rules(chosen)
     assert "'feature_matching' and weights.feature_matching is not 0: two terms of one" in clash
+
+
+def test_a_table_marks_the_best_of_the_user_s_own_metric():
+    lines = {"FNO": {"closeness": 0.5}, "mean": {"closeness": 0.25}}
+    assert tables.winners(lines, "closeness") == set()
+    chosen = ("vrmse", ("mine_of_the_tasks.closeness", {"scale": 2.0}))
+    assert tables.winners(lines, "closeness", chosen) == {"FNO"}
+    assert "closeness ↑" in tables.table(lines, configured=chosen)
 
 
 def test_best_follows_the_direction_of_its_metric(monkeypatch):
