@@ -41,6 +41,8 @@ def fields() -> ConfigDict:
     # where there is a channel axis: -1 behind the spatial axes | 0 before them
     config.channel_axis = -1
     config.spacing = ()  # voxel size (D, H, W); () = the file's own, else 1
+    # chunks that are missing in HDF5 or Zarr files read as the fill value: warn | error
+    config.missing_chunks = "warn"
     return config
 
 
@@ -111,7 +113,7 @@ def _paths(pattern: str, name: str) -> list[str]:
 
 def _leaf(path: str, key: str, channels: int, data) -> tuple[Triple, Callable]:
     """(shape of the box, reader of its pieces) of one array in a file."""
-    key, shape, _ = files.header(path, key)
+    key, shape, _ = files.header(path, key, missing_chunks=data.missing_chunks)
     try:
         axes = layout.axes(shape, data.ndim, data.channel_axis, False)
     except ValueError as error:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import glob
+import io
 import os
 import re
 from collections.abc import Iterable
 
 from jaxvol.data.source import SPLITS
+from jaxvol.runtime.regular_files import open_regular
 from jaxvol.types import UserError
 
 LISTED = 10  # faults that one message lists
+LONGEST = 1000  # characters of one of them
+DIGITS = "0123456789"
+PATH_BYTES = 4096  # more than this no system takes
 LEAVES = ("input", "target", "mask")
 WILD = re.compile(r"(\*\*/|\*|\?|\[[^\]]*\])")
 AS_REGEX = {"**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}
@@ -85,17 +91,23 @@ def from_manifest(data) -> list[Item]:
         )
     roles = (*LEAVES, "group", "split")
     columns = {role: data.manifest[role] for role in roles if data.manifest[role]}
-    items, faults = [], []
+    items, faults, masked = [], [], bool(data.mask.key)
+    path_of = functools.cache(functools.partial(_path_of, os.path.dirname(path)))
     for number, line in enumerate(_table(path, columns), 2):
         cells = {role: (line[name] or "").strip() for role, name in columns.items()}
+        paths = {leaf: path_of(cells[leaf]) for leaf in LEAVES if leaf in cells}
         if empty := [columns[role] for role, cell in cells.items() if not cell]:
             faults.append(f"line {number} has nothing under {', '.join(empty)}")
+        elif strange := [columns[leaf] for leaf, file in paths.items() if not file]:
+            faults.append(
+                f"line {number} has no file name under {', '.join(strange)} (a NUL, or too long)"
+            )
         elif cells.get("split", "train") not in SPLITS:
             faults.append(
                 f"line {number} has split '{cells['split']}', expected train, val or test"
             )
         else:
-            items.append(_item(cells, os.path.dirname(path), bool(data.mask.key)))
+            items.append(_item(cells, paths, masked))
     if faults or not items:
         raise UserError(f"{path}: {listed(faults) or 'no rows; expected one row per file'}")
     return items
@@ -122,15 +134,16 @@ def matches(pattern: str, name: str) -> dict[str, str]:
 
 def natural(text: str) -> list:
     """Sorting key by which "box_10" comes behind "box_9"."""
+    # of two numbers without leading zeros the longer one is larger, however long they are
     return [
-        (0, int(part), "") if part[0] in "0123456789" else (1, 0, part)
+        (0, len(part.lstrip("0")), part.lstrip("0")) if part[0] in DIGITS else (1, 0, part)
         for part in re.findall(r"[0-9]+|[^0-9]+", text)
     ]
 
 
 def listed(texts: Iterable[str]) -> str:
-    """The first ten texts in one line, and how many more there are."""
-    texts = list(texts)
+    """The first ten texts in one line, the long ones cut, and how many more there are."""
+    texts = [text if len(text) <= LONGEST else text[:LONGEST] + " ..." for text in texts]
     more = f"; and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
     return "; ".join(texts[:LISTED]) + more
 
@@ -171,7 +184,8 @@ def _check_pairs(files: dict[str, dict[str, str]]) -> None:
 def _table(path: str, columns: dict[str, str]) -> list[dict[str, str]]:
     """The lines of a CSV file; UserError unless it can be read and has the columns."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        text = open_regular(path)
+        with io.TextIOWrapper(text, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             lines, header = list(table), [name for name in table.fieldnames or () if name]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -183,13 +197,15 @@ def _table(path: str, columns: dict[str, str]) -> list[dict[str, str]]:
     return lines
 
 
-def _item(cells: dict[str, str], folder: str, masked: bool) -> Item:
+def _path_of(folder: str, cell: str) -> str:
+    """The file that a cell names; "" where it cannot be the name of a file."""
+    if "\0" in cell or len(os.fsencode(cell)) >= PATH_BYTES:
+        return ""
+    return os.path.join(folder, os.path.expanduser(cell))
+
+
+def _item(cells: dict[str, str], named: dict[str, str], masked: bool) -> Item:
     """The item of a row; leaves without a column lie in the input's file (the mask if `masked`)."""
-    named = {
-        leaf: os.path.join(folder, os.path.expanduser(cells[leaf]))
-        for leaf in LEAVES
-        if leaf in cells
-    }
     paths = dict.fromkeys(LEAVES if masked else LEAVES[:2], named["input"]) | named
     return Item(
         cells["input"],

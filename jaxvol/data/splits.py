@@ -91,15 +91,13 @@ def _check_apart(items: Sequence[Item]) -> None:
     group in any two.
     """
     homes: dict[str, set[str]] = {}  # group or file -> its splits
+    inputs = {item.paths["input"] for item in items}
+    real = {path: os.path.realpath(path) for path in inputs}
     for item in items:
-        homes.setdefault(os.path.realpath(item.paths["input"]), set()).add(item.split)
+        homes.setdefault(real[item.paths["input"]], set()).add(item.split)
         homes.setdefault(item.group, set()).add(item.split)
     crossing = {name: splits for name, splits in homes.items() if len(splits) > 1}
-    files = {
-        name
-        for item in items
-        for name in (os.path.realpath(item.paths["input"]), item.paths["input"])
-    }
+    files = inputs | set(real.values())
     leaks = [
         name for name, splits in sorted(crossing.items()) if "train" in splits or name not in files
     ]

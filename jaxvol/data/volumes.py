@@ -12,7 +12,9 @@ target, mask, group and split (jaxvol/data/manifest.py).  A file, and a group, l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -66,6 +68,8 @@ def fields() -> ConfigDict:
     config.unit = ""  # unit of lengths: "Mpc/h", "mm"
     # a volume wraps along this axis (augment may then have "shift")
     config.periodic = (False, False, False)
+    # chunks that are missing in HDF5 or Zarr files read as the fill value: warn | error
+    config.missing_chunks = "warn"
     return config
 
 
@@ -174,9 +178,10 @@ def check_items(items: list[Item], data, channels: dict[str, int]) -> list[Check
     Otherwise one UserError lists what does not.
     """
     entries, faults, shape = [], [], None
+    check = _once(data, channels)
     for item in items:
         try:
-            entry = _check_item(item, data, channels)
+            entry = check(item)
             volume = entry.leaves["input"][2].shape
             if shape not in (None, volume):
                 raise UserError(
@@ -203,10 +208,31 @@ def check_items(items: list[Item], data, channels: dict[str, int]) -> list[Check
     return entries
 
 
+def _once(data, channels: dict[str, int]) -> Callable[[Item], Checked]:
+    """`_check_item` that looks at the same files once, also where they do not fit: thousands of
+    rows may name them.
+    """
+    outcomes: dict[tuple, Checked | UserError] = {}
+
+    def check(item: Item) -> Checked:
+        paths = tuple(item.paths.values())
+        if paths not in outcomes:
+            try:
+                outcomes[paths] = _check_item(item, data, channels)
+            except UserError as error:
+                outcomes[paths] = error
+        outcome = outcomes[paths]
+        if isinstance(outcome, UserError):
+            raise outcome.with_traceback(None)
+        return Checked(item, outcome.leaves, outcome.examples)
+
+    return check
+
+
 def _check_item(item: Item, data, channels: dict[str, int]) -> Checked:
     stacked, leaves = data.layout == "stacked", {}
     for leaf, path in item.paths.items():
-        key, shape, _ = files.header(path, data[leaf].key)
+        key, shape, _ = files.header(path, data[leaf].key, missing_chunks=data.missing_chunks)
         try:
             axes = layout.axes(shape, data.ndim, data.channel_axis, stacked)
         except ValueError as error:
@@ -248,8 +274,9 @@ def _check_settings(data) -> None:
 
 def _prints(entries: list[Checked]) -> list[tuple[str, str, str, str]]:
     """What the files hold, for the hash: (item, leaf, key, fingerprint) each."""
+    fingerprint = functools.cache(files.fingerprint)
     return [
-        (entry.item.name, leaf, key, files.fingerprint(path))
+        (entry.item.name, leaf, key, fingerprint(path))
         for entry in entries
         for leaf, (path, key, _) in sorted(entry.leaves.items())
     ]

@@ -41,6 +41,7 @@ from jaxvol.data.io.opened import Opened, array_bytes
 from jaxvol.data.io.zarr_store import write_zarr
 from jaxvol.runtime import atomic
 from jaxvol.runtime.regular_files import FileError, open_regular
+from jaxvol.types import UserError
 
 # an array in chunks may declare so many bytes for each that its chunks or its file hold; an array
 # of few bytes any number
@@ -77,6 +78,8 @@ def header(
     chunks missing, which read as the fill value, is a warning, or with missing_chunks = "error" a
     FileError.
     """
+    if missing_chunks not in ("warn", "error"):
+        raise UserError(f"data.missing_chunks is {missing_chunks!r}: expected 'warn' or 'error'")
     path = str(path)
     opened = open_file(path)
     checked = _header(path, opened, key, ndim)
