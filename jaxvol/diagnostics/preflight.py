@@ -116,9 +116,9 @@ def look(config: ConfigDict, only: tuple[str, ...] = ()) -> diagnostics.Verdict:
     known, mesh = checks(config.preflight.checks), sharding.make_mesh(config.mesh)
     if only:
         known = {name: known[name] for name in only}
-    _, _, steps, phase = phases.plan(config)[0]
+    phase = phases.plan(config)[0]
     with tempfile.TemporaryDirectory() as folder, compilation_cache(), jax.set_mesh(mesh):
-        return diagnostics.run(context.make(phase, mesh, Path(folder), steps), known)
+        return diagnostics.run(context.make(phase.config, mesh, Path(folder), phase.steps), known)
 
 
 def run(

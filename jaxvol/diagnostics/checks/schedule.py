@@ -87,18 +87,17 @@ def rates(ctx: Context, group: str, steps: int) -> np.ndarray:
 
 def diagnose(ctx: Context) -> Result:
     """The worst group of each metric."""
-    steps = ctx.config.phases[0][1] if ctx.config.phases else ctx.config.total_steps
     history = finite_part(probe.short_run(ctx)[1])
     measured, table, curves = [], [], {}
     for group in ctx.state.params:
         if f"{group}/lr" not in history[0]:
             continue
-        planned = rates(ctx, group, steps)
+        planned = rates(ctx, group, ctx.steps)
         real, loss, norm = (
             np.array([row[f"{group}/{name}"] for row in history])
             for name in ("lr", "loss", "grad_norm")
         )
-        measured.append(measure(ctx.config, group, planned, real[:steps]))
+        measured.append(measure(ctx.config, group, planned, real[: ctx.steps]))
         moving = real > 0
         table.append(
             {
