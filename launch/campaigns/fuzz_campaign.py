@@ -34,7 +34,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np  # noqa: E402
 from fuzz_hostile import HOSTILE  # noqa: E402
 from fuzz_mutants import copied, mutant  # noqa: E402
-from fuzz_seeds import READERS, SEEDS, SIDE, declared_bytes  # noqa: E402
+from fuzz_readers import READERS, declared_bytes  # noqa: E402
+from fuzz_seeds import SEEDS, SIDE  # noqa: E402
 
 from jaxvol.types import UserError  # noqa: E402
 
@@ -170,7 +171,7 @@ def campaign(name: str, count: int, seed: int, folder: Path) -> dict:
         raise SystemExit(f"{name}: the sound files cannot be read")
     hostile = list(json.loads((folder / "list.json").read_text())["hostile"])
     tally: dict = {"reader": name, "mutants": count, "hostile": len(hostile), "read": 0}
-    tally |= {"refused": 0, "defects": [], "memory": [0, ""], "seconds": [0.0, ""]}
+    tally |= {"refused": 0, "defects": [], "cases": {}, "memory": [0, ""], "seconds": [0.0, ""]}
     done, total = 0, len(hostile) + count
     while done < total:
         report.write_text("")
@@ -187,6 +188,8 @@ def campaign(name: str, count: int, seed: int, folder: Path) -> dict:
                 tally[verdict] += 1
             else:
                 tally["defects"].append([label, verdict])
+            if isinstance(label, str):
+                tally["cases"][label] = verdict
             tally["memory"] = max(tally["memory"], [memory, str(label)])
             tally["seconds"] = max(tally["seconds"], [seconds, str(label)])
         done += len(lines)
