@@ -9,6 +9,7 @@ import pytest
 from tests import ROOT
 from tests.architecture import (
     TEXTS,
+    circles,
     configs_by_attribute,
     direction,
     files,
@@ -41,6 +42,17 @@ def test_source(rule: Callable[[str, str], list[str]]):
         p for path in files(".py") for p in rule(path, (ROOT / path).read_text(encoding="utf-8"))
     ]
     assert not problems, "\n" + "\n".join(problems)
+
+
+def test_no_module_imports_itself_through_others():
+    texts = {
+        path: (ROOT / path).read_text(encoding="utf-8")
+        for path in files(".py")
+        if path.startswith("jaxvol/")
+    }
+    assert circles(texts) == []
+    loop = {"jaxvol/a.py": "from jaxvol import b", "jaxvol/b.py": "from jaxvol.a import x"}
+    assert circles({"jaxvol/__init__.py": "", **loop}) == [["jaxvol.a", "jaxvol.b"]]
 
 
 def test_no_machine_paths():

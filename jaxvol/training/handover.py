@@ -11,7 +11,7 @@ from absl import logging
 from jaxvol.config.phases import Phase
 from jaxvol.training import averages, checkpoint, transfer
 from jaxvol.training.progress import Run
-from jaxvol.training.restore import Source
+from jaxvol.training.transfer import Source
 from jaxvol.types import Extra, Parts, PyTree, TrainState, UserError
 
 

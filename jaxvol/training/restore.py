@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import components, identity
 from jaxvol.training import assemble, checkpoint, lookup, sharding
-from jaxvol.types import Params, PyTree, Spec, Task, UserError
+from jaxvol.training.transfer import Source
+from jaxvol.types import Params, Spec, Task, UserError
 
 
 def restore(
@@ -60,14 +61,6 @@ def today(config: ConfigDict, spec: Spec) -> Spec:
             "input": dataclasses.replace(spec.fields["input"], kind="coordinates"),
         },
     )
-
-
-class Source(NamedTuple):
-    """Weights that a run or a phase begins with."""
-
-    label: str  # in words, for messages
-    pair: PyTree  # {"params": {group: tree}, "stats": {group: tree}}
-    groups: tuple[tuple[str, str], ...] = ()  # (group of this run, group of that one)
 
 
 def sources(config: ConfigDict) -> tuple[tuple, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,14 @@ from absl import logging
 from jaxvol.types import PyTree, UserError
 
 LISTED = 6  # leaves that one message lists
+
+
+class Source(NamedTuple):
+    """Weights that a run or a phase begins with."""
+
+    label: str  # in words, for messages
+    pair: PyTree  # {"params": {group: tree}, "stats": {group: tree}}
+    groups: tuple[tuple[str, str], ...] = ()  # (group of this run, group of that one)
 
 
 def rename_groups(

@@ -1,5 +1,6 @@
 """An installed wheel in an empty folder: what a user has who never saw the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -35,6 +36,89 @@ class Mine(nn.Module):
         x = nn.gelu(nn.Conv(self.width, (3, 3, 3))(x))
         return nn.Conv(self.outputs, (3, 3, 3))(x)
 '''
+LAB = {
+    "losses.py": '''
+import jax.numpy as jnp
+
+
+def huber(pred, target, mask, spec):
+    """Mean over an example, [B]."""
+    error = jnp.abs(pred - target)
+    return jnp.mean(jnp.minimum(error**2, 2 * error - 1), axis=(1, 2, 3, 4))
+
+
+huber.direction = "lower"
+
+
+def bias(pred, target, mask, spec):
+    """Mean error of an example, [B]."""
+    return jnp.mean(pred - target, axis=(1, 2, 3, 4))
+''',
+    "waves.py": """
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxvol.data import pipeline, source
+from jaxvol.types import Field, Spec
+
+
+def fields():
+    config = pipeline.fields()
+    config.amplitude = 2.0  # of the target
+    config.augment = ()
+    return config
+
+
+def make(config):
+    spec = Spec({"input": Field(("x",)), "target": Field(("y",))}, (8, 8, 8), (1.0,) * 3)
+    splits = {"train": 0, "val": 1, "test": 2}
+
+    def read(split, index, rng):
+        x = np.random.default_rng([splits[split], index]).normal(size=(8, 8, 8, 1))
+        return {"input": x.astype(np.float32), "target": (config.data.amplitude * x).astype("f4")}
+
+    names = lambda split: [f"{split} {i}" for i in range(4)]
+    own = source.Source(spec, dict.fromkeys(splits, 4), read, names, "waves")
+    return pipeline.dataset(own, config)
+""",
+    "doubled.py": '''
+"""Regression whose loss counts twice."""
+import dataclasses
+
+import jax
+
+from jaxvol.tasks import regression
+from jaxvol.tasks.regression import baselines, fields, rules
+
+
+def make(config, spec, model):
+    task = regression.make(config, spec, model)
+
+    def loss(params, fixed, batch, key):
+        terms, rest = task.loss(params, fixed, batch, key)
+        return jax.tree.map(lambda value: 2 * value, terms), rest
+
+    return dataclasses.replace(task, loss=loss)
+''',
+    "symmetry.py": '''
+"""A check: the sizes of what is carried."""
+import jax
+
+from jaxvol.types import Result
+
+RANK = 5
+MEANING = {"weights": ("number of weights", "use a model that has some")}
+LIMITS = {"weights": (">", 10.0, 1.0)}
+
+
+def applies(config):
+    return True
+
+
+def diagnose(ctx):
+    return Result({"weights": float(sum(x.size for x in jax.tree.leaves(ctx.state.params)))})
+''',
+}
 CONFIG = '''
 """An experiment of the user's own."""
 from jaxvol.config import base
@@ -53,6 +137,18 @@ def get_config(variant=""):
     config.preflight.run, config.evaluate.figures = False, False
     return config
 '''
+FINISH = """
+
+def finish(config):
+    config.task.losses = (("mse", 1.0), ("mylab.losses.huber", 0.1))
+    config.task.metrics = ("vrmse", "mylab.losses.huber", "mylab.losses.bias")
+    config.task.spectra = False
+    config.total_steps, config.batch_size, config.evaluate.batch_size = 4, 2, 2
+    config.log_every, config.evaluate.every, config.checkpoint.every = 2, 4, 4
+    config.preflight.checks, config.preflight.only = ("mylab.symmetry",), ("symmetry",)
+    config.evaluate.figures = False
+    return config
+"""
 SMALL = [
     "--config.data.grid=8",
     "--config.data.box_size=64.0",
@@ -159,3 +255,38 @@ def test_a_users_config_and_model_train_evaluate_and_predict(installed):
         "print(config.model.name)",
     )
     assert "mymodel" in loaded
+
+
+def test_every_kind_of_part_may_be_the_users_own_one_file(installed):
+    """A loss, metric, dataset, task and check in a folder of the user's own, named by their paths;
+    nothing else is touched.
+    """
+    _, empty = installed
+    (empty / "mylab").mkdir()
+    for name, text in LAB.items():
+        (empty / "mylab" / name).write_text(text)
+    (empty / "mymodel.py").write_text(MODEL)
+    (empty / "parts.py").write_text(
+        CONFIG.replace('base.task("regression")', 'base.task("mylab.doubled")')
+        .replace('base.data("volumes")', 'base.data("mylab.waves")')
+        .replace(
+            "    config.data.input.files", "    return finish(config)\n    config.data.input.files"
+        )
+        + FINISH
+    )
+    text = run(installed, "-m", "jaxvol.main", "--config=parts.py")
+    assert "symmetry" in text
+    report = json.loads((empty / "runs" / "parts" / "preflight" / "report.json").read_text())
+    assert {c["name"]: c["status"] for c in report["checks"]} == {"symmetry": "PASS"}
+    scored = json.loads((empty / "runs" / "parts" / "evaluation" / "metrics.json").read_text())
+    assert {"vrmse", "huber", "bias"} <= set(scored["model"])
+    wrong = run(
+        installed,
+        "-m",
+        "jaxvol.main",
+        "--config=parts.py",
+        "--workdir=runs/wrong",
+        "--config.task.losses=(('mylab.losses.hubert', 1.0),)",
+        status=1,
+    )
+    assert "mylab.losses.hubert" in wrong and "has no function hubert" in wrong

@@ -19,11 +19,11 @@ from jaxvol.training import (
     checkpoint,
     loop,
     progress,
-    restore,
     sharding,
     step,
     validation,
 )
+from jaxvol.training.transfer import Source
 from jaxvol.types import NonFiniteError, Task, UserError, WorkdirLocked
 from tests import toys
 
@@ -202,7 +202,7 @@ def test_init_from_takes_matching_weights_into_parameters_and_average(tmp_path):
     _, source = run_toy(tmp_path / "a", toys.config())
     pair = source.state.averages["ema"]
     config = toys.config(init_from="a", total_steps=1, optimizer__learning_rate=1e-9)
-    _, run = run_toy(tmp_path / "b", config, initial=lambda: [restore.Source("a", pair)])
+    _, run = run_toy(tmp_path / "b", config, initial=lambda: [Source("a", pair)])
     np.testing.assert_allclose(run.state.params["net"]["a"], pair["params"]["net"]["a"], atol=1e-6)
     np.testing.assert_allclose(
         run.state.averages["ema"]["params"]["net"]["b"], pair["params"]["net"]["b"], atol=1e-6
