@@ -190,7 +190,7 @@ def state(value: int):
         {"net": net},
         extra,
         {"net": (net["w"] * 2, (jnp.int32(3),))},
-        {"params": {"net": net}, "stats": {"net": {}}},
+        {"ema": {"params": {"net": net}, "stats": {"net": {}}}},
     )
 
 
@@ -200,7 +200,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
     store = checkpoint.open_store(folder / "run")
     for step in (10, 20):
-        checkpoint.save(store, state(step), {"progress": {"best_step": 10}, "phase": 0}, 10)
+        checkpoint.save(store, state(step), {"progress": {"best_step": 10}, "phase": 0}, {10})
         store.manager.wait_until_finished()
     store.manager.close()
     return [folder / "run"]
