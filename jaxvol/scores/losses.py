@@ -2,13 +2,15 @@
 
 pred and target are [B, D, H, W, C], mask is [B, D, H, W, 1], 1 = observed, or None: means are over
 the observed voxels, and an example without any has loss 0.  Everything is computed in at least
-float32.  A config names these functions (`config.task.losses`); adding one here is all it takes,
-and less of a loss is always better.  A loss may declare parameters named like fields of the spec
-(`spacing`, `periodic`); jaxvol/scores/entries.py fills them in.
+float32, and ratios are finite for targets of any size that it holds.  A config names these
+functions (`config.task.losses`); adding one here is all it takes, and less of a loss is always
+better.  A loss may declare parameters named like fields of the spec (`spacing`, `periodic`);
+jaxvol/scores/entries.py fills them in.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -45,7 +47,10 @@ def log_cosh(pred: Array, target: Array, mask: Array | None = None) -> Array:
 
 def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """||p - t|| / ||t|| over voxels and channels (Li et al. 2021, arXiv:2010.08895)."""
-    return _ratio(mse(pred, target, mask), _average(jnp.square(masked.fill(target, mask)), mask))
+    t = masked.fill(target, mask)
+    size = _size(masked.POOLED, t)
+    top = _average(jnp.square(_difference(pred, target, mask) / size), mask)
+    return _ratio(top, _average(jnp.square(t / size), mask), size)
 
 
 def h1(
@@ -62,8 +67,10 @@ def h1(
     and are one-sided at the ends of the others, as in neuraloperator's H1Loss.  Axes of depth 1
     have none.  With a mask, a derivative counts where every voxel that it reads is observed.
     """
-    top = _sobolev(_difference(pred, target, mask), mask, spacing, periodic)
-    return _ratio(top, _sobolev(masked.fill(target, mask), mask, spacing, periodic))
+    t = masked.fill(target, mask)
+    size = _size(masked.POOLED, t)
+    top = _sobolev(_difference(pred, target, mask) / size, mask, spacing, periodic)
+    return _ratio(top, _sobolev(t / size, mask, spacing, periodic), size)
 
 
 def spectral_amplitude(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -74,10 +81,13 @@ def spectral_amplitude(pred: Array, target: Array, mask: Array | None = None) ->
     alpha = 0.05.
     """
     shape = pred.shape[1:4]
-    amplitudes = [jnp.abs(spectra.rfftn(masked.fill(x, mask))) for x in (pred, target)]
+    fields = [masked.fill(x, mask) for x in (pred, target)]
+    size = jnp.maximum(*(masked.unit(x, masked.POOLED) for x in fields))
+    amplitudes = [jnp.abs(spectra.rfftn(x / size)) for x in fields]
     power = jnp.square(amplitudes[0] - amplitudes[1]) * spectra.hermitian_weight(shape[2])[:, None]
     cells = float(shape[0] * shape[1] * shape[2])  # its square overflows an int32
-    return jnp.mean(jnp.sum(power, axis=(1, 2, 3)), axis=-1) / cells**2
+    mean = jnp.mean(jnp.sum(power, axis=(1, 2, 3)), axis=-1) / cells**2
+    return jnp.square(size[:, 0, 0, 0, 0]) * mean
 
 
 def correlation(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -85,8 +95,14 @@ def correlation(pred: Array, target: Array, mask: Array | None = None) -> Array:
 
     It is 0 for any p = a t + b with a > 0.
     """
-    _, covariance, var_pred, var_target = _second_moments(pred, target, mask)
-    return jnp.mean(1 - covariance / jnp.sqrt((var_pred + EPS) * (var_target + EPS)), axis=-1)
+    fields = [masked.fill(x, mask) for x in (pred, target)]
+    sizes = [_size(masked.AXES, x) for x in fields]
+    p, t = (x / size for x, size in zip(fields, sizes))
+    _, covariance, var_pred, var_target = _second_moments(p, t, mask)
+    eps_pred, eps_target = (_eps(size) for size in sizes)
+    return jnp.mean(
+        1 - covariance / jnp.sqrt((var_pred + eps_pred) * (var_target + eps_target)), axis=-1
+    )
 
 
 def ccc(pred: Array, target: Array, mask: Array | None = None) -> Array:
@@ -94,9 +110,13 @@ def ccc(pred: Array, target: Array, mask: Array | None = None) -> Array:
 
     concordance = 2 cov / (var p + var t + (mean p - mean t)^2)
     """
-    shift, covariance, var_pred, var_target = _second_moments(pred, target, mask)
+    fields = [masked.fill(x, mask) for x in (pred, target)]
+    size = _size(masked.AXES, *fields)
+    p, t = (x / size for x in fields)
+    shift, covariance, var_pred, var_target = _second_moments(p, t, mask)
+    eps = _eps(size)
     return jnp.mean(
-        1 - (2 * covariance + EPS) / (var_pred + var_target + jnp.square(shift) + EPS), axis=-1
+        1 - (2 * covariance + eps) / (var_pred + var_target + jnp.square(shift) + eps), axis=-1
     )
 
 
@@ -108,11 +128,23 @@ def _average(x: Array, mask: Array | None) -> Array:
     return jnp.mean(masked.mean(x, mask), axis=-1)
 
 
-def _ratio(top: Array, bottom: Array) -> Array:
-    """sqrt(top / bottom) with gradient 0, not NaN, at top = 0."""
+def _size(axes: tuple[int, ...], *fields: Array) -> Array:
+    """A power of two that large fields are divided by before they are squared, at least 1: `EPS`
+    counts against the squares of what is smaller.
+    """
+    return functools.reduce(jnp.maximum, (masked.unit(x, axes) for x in fields), 1.0)
+
+
+def _eps(size: Array) -> Array:
+    """EPS beside squares of fields that were divided by `size`, [B, C]."""
+    return (EPS / size / size)[:, 0, 0, 0]
+
+
+def _ratio(top: Array, bottom: Array, size: Array) -> Array:
+    """sqrt(top / bottom) with gradient 0, not NaN, at top = 0; both in units of size^2."""
     positive = top > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, top, 1)), 0) / jnp.sqrt(
-        jnp.maximum(bottom, EPS)
+        jnp.maximum(bottom, _eps(size)[:, 0])
     )
 
 

@@ -2,7 +2,9 @@
 
 pred and target are [B, D, H, W, C], mask is [B, D, H, W, 1], 1 = observed, or None; only observed
 voxels count.  A value that is not defined (a constant target, no observed voxel) is NaN, never a
-made-up number.  Channels: rmse, mae, mape and relative_l2 pool them, the others average over them.
+made-up number and never infinite.  Channels: rmse, mae, mape and relative_l2 pool them, the others
+average over them.  Units may be any that float32 holds: what is squared is first divided by a
+power of two of its own size (`masked.unit`).
 
 A config names these functions in `config.task.metrics`.  Adding one here is all it takes: the
 function, and below it `direction`, "higher" or "lower", for what is better.  The order of this file
@@ -22,6 +24,7 @@ from jaxvol.types import Array
 
 # SSIM window: Gaussian of 1.5 voxels cut at int(3.5 * 1.5 + 0.5) = 5, 11 voxels wide
 SIGMA, RADIUS = 1.5, 5
+FAR = 2.0**25  # predictions that are this much larger than the target are all equally unlike it
 K1, K2 = 0.01, 0.03  # SSIM's stabilising constants, as fractions of the data range
 
 # What summaries report beside these functions (jaxvol/tasks/scoring.py, physics.py).
@@ -36,9 +39,9 @@ SUMMARIES = {
 
 def vrmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """sqrt(mean (p - t)^2 / var t), var that of this box: 1 = its own mean (Ohana et al. 2024)."""
-    return jnp.mean(
-        jnp.sqrt(_square_error(pred, target, mask) / _positive(_variance(target, mask))), axis=-1
-    )
+    error = _root_mean_square(_difference(pred, target, mask), mask)
+    spread = _root_mean_square(masked.deviation(target, mask), mask)
+    return jnp.mean(error / _positive(spread), axis=-1)
 
 
 vrmse.direction = "lower"
@@ -47,8 +50,8 @@ vrmse.headline = "VRMSE"
 
 def relative_l2(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """||p - t|| / ||t||; NaN for a target that is 0 everywhere."""
-    norm = jnp.mean(masked.mean(jnp.square(masked.fill(target, mask)), mask, jnp.nan), axis=-1)
-    return rmse(pred, target, mask) / jnp.sqrt(_positive(norm))
+    norm = _root_mean_square(masked.fill(target, mask), mask, masked.POOLED)[:, 0]
+    return rmse(pred, target, mask) / _positive(norm)
 
 
 relative_l2.direction = "lower"
@@ -57,7 +60,7 @@ relative_l2.headline = "relative L2"
 
 def rmse(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """sqrt(mean (p - t)^2), in the target's unit."""
-    return jnp.sqrt(jnp.mean(_square_error(pred, target, mask), axis=-1))
+    return _root_mean_square(_difference(pred, target, mask), mask, masked.POOLED)[:, 0]
 
 
 rmse.direction = "lower"
@@ -65,7 +68,9 @@ rmse.direction = "lower"
 
 def mae(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """mean |p - t|, in the target's unit."""
-    return jnp.mean(masked.mean(jnp.abs(_difference(pred, target, mask)), mask, jnp.nan), axis=-1)
+    error = jnp.abs(_difference(pred, target, mask))
+    size = masked.unit(error, masked.POOLED)  # a sum of large numbers would be infinite
+    return size[:, 0, 0, 0, 0] * jnp.mean(masked.mean(error / size, mask, jnp.nan), axis=-1)
 
 
 mae.direction = "lower"
@@ -92,12 +97,12 @@ mape.direction = "lower"
 
 def pearson(pred: Array, target: Array, mask: Array | None = None) -> Array:
     """Correlation of the voxel values; 0 for a constant prediction, NaN for a constant target."""
-    p, t = (masked.deviation(x, mask) for x in (pred, target))
+    deviations = (masked.deviation(x, mask) for x in (pred, target))
+    p, t = (x / masked.unit(x) for x in deviations)
     covariance = masked.mean(p * t, mask, jnp.nan)
-    var_pred, var_target = _variance(pred, mask), _positive(_variance(target, mask))
-    return jnp.mean(
-        covariance / jnp.sqrt(jnp.where(var_pred == 0, 1, var_pred)) / jnp.sqrt(var_target), axis=-1
-    )
+    var_pred, var_target = (masked.mean(jnp.square(x), mask, jnp.nan) for x in (p, t))
+    var_pred = jnp.where(var_pred == 0, 1, var_pred)
+    return jnp.mean(covariance / jnp.sqrt(var_pred) / jnp.sqrt(_positive(var_target)), axis=-1)
 
 
 pearson.direction = "higher"
@@ -118,10 +123,13 @@ def ssim(
     window that fits the shortest axis is used for all (D = 1 apart).  With a mask, the local
     moments are those of the observed voxels, and the average is over windows centred on one.
     """
-    span = jnp.square(_data_range(target, mask, data_range))[:, None, None, None]
+    size = masked.unit(jnp.maximum(jnp.abs(masked.fill(target, mask)), data_range or 0))
+    span = jnp.square(_data_range(target, mask, data_range)[:, None, None, None] / size)
+    p, t = (masked.fill(x, mask) / size for x in (pred, target))
+    p = jnp.where(jnp.isfinite(p), jnp.clip(p, -FAR, FAR), p)
     # variances of large numbers would cancel
-    centre = masked.mean(target, mask)[:, None, None, None]
-    p, t = (masked.fill(masked.promote(x) - centre, mask) for x in (pred, target))
+    centre = masked.mean(t, mask)[:, None, None, None]
+    p, t = (masked.fill(x - centre, mask) for x in (p, t))
     axes = [axis for axis in masked.AXES if target.shape[axis] > 1]
     radius = min([RADIUS, *((target.shape[axis] - 1) // 2 for axis in axes)])
 
@@ -153,12 +161,13 @@ ssim.direction = "higher"
 def psnr(
     pred: Array, target: Array, mask: Array | None = None, data_range: float | None = None
 ) -> Array:
-    """10 log10(range^2 / mean (p - t)^2) in dB.
+    """20 log10(range / sqrt(mean (p - t)^2)) in dB; NaN where p = t everywhere.
 
     range = max - min of the target's observed voxels unless given as `data_range`.
     """
     span = _data_range(target, mask, data_range)
-    return jnp.mean(10 * jnp.log10(jnp.square(span) / _square_error(pred, target, mask)), axis=-1)
+    error = _root_mean_square(_difference(pred, target, mask), mask)
+    return jnp.mean(20 * jnp.log10(span / _positive(error)), axis=-1)
 
 
 psnr.direction = "higher"
@@ -176,10 +185,9 @@ def pdf_distance(pred: Array, target: Array, mask: Array | None = None) -> Array
     )
     n = masked.count(target, mask)
     seen = (jnp.arange(p.shape[1]) < n)[..., None]
-    distance = jnp.sum(
-        jnp.where(seen, jnp.abs(jnp.where(seen, p, 0) - jnp.where(seen, t, 0)), 0), axis=1
-    )
-    return jnp.mean(distance / _positive(n), axis=-1)
+    gaps = jnp.where(seen, jnp.abs(jnp.where(seen, p, 0) - jnp.where(seen, t, 0)), 0)
+    size = masked.unit(gaps, (1,))
+    return jnp.mean(size[:, 0] * (jnp.sum(gaps / size, axis=1) / _positive(n)), axis=-1)
 
 
 pdf_distance.direction = "lower"
@@ -202,12 +210,12 @@ def _difference(pred: Array, target: Array, mask: Array | None) -> Array:
     return masked.fill(masked.promote(pred) - masked.promote(target), mask)
 
 
-def _square_error(pred: Array, target: Array, mask: Array | None) -> Array:
-    return masked.mean(jnp.square(_difference(pred, target, mask)), mask, jnp.nan)
-
-
-def _variance(x: Array, mask: Array | None) -> Array:
-    return masked.mean(jnp.square(masked.deviation(x, mask)), mask, jnp.nan)
+def _root_mean_square(x: Array, mask: Array | None, axes: tuple[int, ...] = masked.AXES) -> Array:
+    """sqrt(mean x^2) over `axes`, [B, C], or [B, 1] over channels as well; x is 0 where missing."""
+    size = masked.unit(x, axes)
+    mean = masked.mean(jnp.square(x / size), mask, jnp.nan)
+    mean = jnp.mean(mean, axis=-1, keepdims=True) if axes == masked.POOLED else mean
+    return size[:, 0, 0, 0] * jnp.sqrt(mean)
 
 
 def _positive(x: Array) -> Array:
@@ -215,10 +223,12 @@ def _positive(x: Array) -> Array:
 
 
 def _data_range(target: Array, mask: Array | None, data_range: float | None) -> Array:
-    """[B, C]; NaN for a constant target."""
+    """[B, C]; NaN for a target that is constant up to rounding."""
     if data_range is not None:
         return jnp.full(
             (target.shape[0], target.shape[-1]), data_range, masked.promote(target[:1]).dtype
         )
     high = jnp.max(masked.fill(target, mask, -jnp.inf), axis=masked.AXES)
-    return _positive(high - jnp.min(masked.fill(target, mask, jnp.inf), axis=masked.AXES))
+    span = high - jnp.min(masked.fill(target, mask, jnp.inf), axis=masked.AXES)
+    varies = jnp.any(masked.deviation(target, mask) != 0, axis=masked.AXES)
+    return jnp.where(varies, span, jnp.nan)
