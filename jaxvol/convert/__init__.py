@@ -1,5 +1,6 @@
-"""Published weights in and out: `from jaxvol import convert; convert.from_torch(...)`, or `python
--m jaxvol.convert`.
+"""Published weights: `from jaxvol import convert; convert.from_torch(...)`.
+
+As a command: `python -m jaxvol.convert`.
 """
 
 from jaxvol.convert.published import from_torch, import_run

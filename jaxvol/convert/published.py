@@ -1,27 +1,15 @@
-"""Weights of published PyTorch models -> jaxvol, as a library call and as a command that makes a
-workdir of them.
+"""Weights of published PyTorch models -> jaxvol: a module and its variables, or a workdir.
 
     module, variables = convert.from_torch("vnet", tensors, config)
-    python -m jaxvol.convert --model=vnet --original=hparams.json --input=unet_best.pt
-    --output=runs/imported
 
-The workdir is that of a run at step 0: `--mode=evaluate`, `--mode=predict` and `config.init_from`
-accept it, and training goes on from it.  Its model block comes from the original's hyper-parameters
-(a JSON object), everything else from `--config`.
-
-Normalisation.  A network works only on data prepared as in its training, which a file of weights
-does not tell.  Without `--config`, data go in and come out as they are, and of configs/<model>.py
-only the rest is used.  With `--config`, or an override of `--config.data.input_normaliser` or
-`target_normaliser`, that config decides; what such a normaliser fits is fitted on the training data
-of the config, not on the original's.
+The workdir (`import_run`) is that of a run at step 0: `--mode=evaluate`, `--mode=predict` and
+`config.init_from` accept it, and training goes on from it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,12 +17,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from jaxvol.config import base, components, identity, validate
 from jaxvol.convert import cheb_kan, fno, names, pix2pixcc, vit3d, vnet
-from jaxvol.data.io import weights
 from jaxvol.runtime import provenance
 from jaxvol.training import assemble, checkpoint, progress, sharding, step
 from jaxvol.types import Spec, TrainState, UserError
@@ -64,16 +50,17 @@ class Hyperparameters(dict):
     def __missing__(self, name: str) -> Any:
         raise UserError(
             f"the original's hyper-parameters have no {name!r}; found "
-            f"{', '.join(map(str, self)) or 'none'}: add it, "
-            "spelled as in the original's constructor"
+            f"{', '.join(map(str, self)) or 'none'}: add it, spelled as in the original's "
+            "constructor"
         )
 
 
 def from_torch(
     kind: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
 ) -> Converted:
-    """(module, variables) that equal a published model: module.apply(variables, x), x [B, D, H, W,
-    C] -> [B, D, H, W, K].
+    """(module, variables) that equal a published model.
+
+    module.apply(variables, x) takes x [B, D, H, W, C] to [B, D, H, W, K].
 
     kind:    one of CONVERTERS
     tensors: original name -> array, in torch's layout (`jaxvol.data.io.weights.read` gives them);
@@ -145,8 +132,9 @@ def import_run(
 
 
 def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
-    """`config` with the model block of the original, one phase, and the task regression; UserError
-    lists the rules it breaks.
+    """`config` with the model block of the original, one phase, and the task regression.
+
+    Raises UserError that lists the rules it breaks.
     """
     chosen = ConfigDict(config.to_dict())
     chosen.model = NETWORKS[kind][1](Hyperparameters(original))
@@ -163,11 +151,13 @@ def run_config(kind: str, original: Mapping[str, Any], config: ConfigDict) -> Co
 def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
     """The TrainState of step 0 with these weights in the group "net", raw and averaged."""
     _, struct = assemble.state_template(config, spec, config.total_steps, sharding.one_device())
-    own = {
+    template = {
         "params": struct.averages["ema"]["params"]["net"],
         **struct.averages["ema"]["stats"]["net"],
     }
-    given, wanted = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (variables, own))
+    given, wanted = (
+        dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (variables, template)
+    )
     text = jax.tree_util.keystr
     names.refuse(
         f"{config.model.name} for the data of --config ({describe(spec)})",
@@ -184,7 +174,7 @@ def state_of(config: ConfigDict, spec: Spec, variables: dict) -> TrainState:
         "was trained on.",
     )
     placed = jax.tree_util.tree_map_with_path(
-        lambda path, s: jax.device_put(np.asarray(given[path], s.dtype), s.sharding), own
+        lambda path, s: jax.device_put(np.asarray(given[path], s.dtype), s.sharding), template
     )
     params, stats = {"net": placed.pop("params")}, {"net": placed}
     task = dataclasses.replace(
@@ -199,98 +189,3 @@ def describe(spec: Spec) -> str:
     """Channels and grid of the data, for errors."""
     inputs, targets = (len(spec.fields[name].channels) for name in ("input", "target"))
     return f"{inputs} -> {targets} channel(s), {'x'.join(map(str, spec.shape))} voxels"
-
-
-def parse(argv: list[str]) -> tuple[str, dict, dict, ConfigDict, Path, dict]:
-    """(kind, tensors, original, config, output, source) of a command line.  Raises UserError for
-    what cannot be understood.
-    """
-    values, settings = flags.FlagValues(), flags.FlagValues()
-    flags.DEFINE_enum("model", None, list(NETWORKS), "what the weights are of", flag_values=values)
-    flags.DEFINE_string(
-        "original", "", "JSON file with the original's hyper-parameters", flag_values=values
-    )
-    flags.DEFINE_string(
-        "input", "", f"file of weights: {' '.join(weights.EXTENSIONS)}", flag_values=values
-    )
-    flags.DEFINE_string(
-        "key", "", "the state dict inside the file, e.g. model.ema", flag_values=values
-    )
-    flags.DEFINE_string("output", "", "workdir to make", flag_values=values)
-    flags.DEFINE_bool("help", False, "this text", flag_values=values)
-    try:
-        others = values(argv, known_only=True)
-        absent = [
-            f"--{name}"
-            for name in ("model", "original", "input", "output")
-            if not values[name].value
-        ]
-        if values.help or absent:
-            raise UserError(
-                f"{__doc__}\nmodels: {', '.join(NETWORKS)}; missing: "
-                f"{' '.join(absent) or 'nothing'}"
-            )
-        config_flags.DEFINE_config_file(
-            "config",
-            NETWORKS[values.model][0],
-            "config file",
-            flag_values=settings,
-            sys_argv=others,
-            lock_config=True,
-        )
-        rest, config = settings(others), settings.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(
-            f"The command line cannot be used: {str(error).splitlines()[-1]}"
-        ) from error
-    if rest[1:]:
-        raise UserError(
-            f"Arguments {' '.join(rest[1:])} are not understood; overrides look like "
-            "--config.data.grid=64."
-        )
-    if settings["config"].using_default_value:
-        with config.unlocked():
-            for field in ("input_normaliser", "target_normaliser"):
-                config.data[field] = (
-                    config.data[field]
-                    if any(a.startswith(f"--config.data.{field}") for a in others)
-                    else ()
-                )
-    source = {"input": values.input, "key": values.key}
-    tensors = weights.read(values.input, values.key)
-    source["sha256"] = hashlib.sha256(Path(values.input).read_bytes()).hexdigest()
-    return (
-        values.model,
-        tensors,
-        read_original(values.original),
-        config,
-        Path(values.output),
-        source,
-    )
-
-
-def read_original(path: str) -> dict[str, Any]:
-    """The hyper-parameters in a JSON file; UserError unless it holds an object."""
-    try:
-        found = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--original={path}: it cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(
-            f"--original={path}: found a JSON {type(found).__name__}; expected an object of "
-            "hyper-parameters"
-        )
-    return found
-
-
-def cli(argv: list[str]) -> int:
-    """Run one command line; returns the exit status, 0 or 1."""
-    try:
-        kind, tensors, original, config, output, source = parse(argv)
-        jax.config.update("jax_enable_x64", config.precision == "f64")
-        print(import_run(kind, tensors, original, config, output, source))
-        print(f"python -m jaxvol.main --config=FILE --workdir={output} --mode=evaluate scores it.")
-        return 0
-    except UserError as error:
-        print(f"\njaxvol: {error}", file=sys.stderr)
-        return 1

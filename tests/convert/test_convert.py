@@ -1,6 +1,4 @@
-"""Weights of published models: parity, errors that name tensors, and workdirs that the other
-commands accept.
-"""
+"""Weights of published models: parity, errors that name tensors, workdirs that others accept."""
 
 import json
 from pathlib import Path
@@ -10,15 +8,13 @@ import numpy as np
 import pytest
 
 import jaxvol
-from jaxvol import main
-from jaxvol.convert import fno
-from jaxvol.convert import published as convert
+from jaxvol import convert, main
+from jaxvol.convert import command_line, fno, published
 from jaxvol.data.io import weights
 from jaxvol.training import restore
 from jaxvol.types import UserError
 from tests import FIXTURES, ROOT, tiny
 
-DATA = FIXTURES
 ORIGINAL = {
     "n_modes": [4, 4, 4],
     "in_channels": 1,
@@ -31,16 +27,16 @@ ORIGINAL = {
 def random_tensors(original=ORIGINAL, seed=0):
     """Tensors of a published FNO, spectral weights split in two."""
     rng = np.random.default_rng(seed)
-    found = {}
+    tensors = {}
     for name, shape in fno.expected(original, {}).items():
         parts = (".real", ".imag") if name.endswith("weight.tensor") else ("",)
-        found |= {name + part: rng.normal(size=shape).astype(np.float32) for part in parts}
-    return found
+        tensors |= {name + part: rng.normal(size=shape).astype(np.float32) for part in parts}
+    return tensors
 
 
 @pytest.mark.parametrize("case", ["even", "odd_noncubic", "modes_exceed_grid"])
 def test_spectral_conv_equals_the_published_one(case):
-    with np.load(DATA / f"fno_spectralconv_{case}.npz", allow_pickle=False) as file:
+    with np.load(FIXTURES / f"fno_spectralconv_{case}.npz", allow_pickle=False) as file:
         fixture = dict(file)
     tensors = {
         name.removeprefix("param/"): x for name, x in fixture.items() if name.startswith("param/")
@@ -150,7 +146,7 @@ def settings(folder):
 
 
 def call(folder, kind, file, *arguments, output="imported"):
-    return convert.cli(
+    return command_line.cli(
         [
             "convert",
             f"--model={kind}",
@@ -190,14 +186,14 @@ def test_it_is_scored_and_a_start_for_others(imported, capsys):
 
 def test_a_generator_is_a_regression(imported):
     folder = imported[0]
-    with np.load(DATA / "gan_generator_trilinear.npz", allow_pickle=False) as file:
+    with np.load(FIXTURES / "gan_generator_trilinear.npz", allow_pickle=False) as file:
         fixture = dict(file)
     (folder / "generator.json").write_text(str(fixture["config"]))
     assert (
         call(
             folder,
             "generator",
-            DATA / "gan_generator_trilinear.npz",
+            FIXTURES / "gan_generator_trilinear.npz",
             "--config.data.input_normaliser=()",
             "--config.data.target_normaliser=()",
             output="gan",
@@ -215,22 +211,43 @@ def test_a_generator_is_a_regression(imported):
     )
 
 
-def test_normalisers_are_off_unless_a_config_is_given(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_normalisers_are_off_unless_a_config_is_given(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "read", lambda path, key: {})
-    monkeypatch.setattr(convert, "read_original", lambda path: {})
-    given = ["convert", "--model=fno", "--original=LICENSE", "--input=LICENSE", "--output=b"]
+    monkeypatch.setattr(command_line, "read_original", lambda path: {})
     chain = (("standardise", {}),)
-    assert (
-        convert.parse(given)[3].data.input_normaliser
-        == ()
-        == convert.parse(given)[3].data.target_normaliser
-    )
-    overridden = convert.parse([*given, "--config.data.target_normaliser=(('standardise', {}),)"])[
-        3
-    ]
-    assert overridden.data.target_normaliser == chain and overridden.data.input_normaliser == ()
-    assert convert.parse([*given, "--config=configs/fno.py"])[3].data.target_normaliser == chain
+
+    def data(*more):
+        return parse(tmp_path, monkeypatch, "fno", *more).config.data
+
+    assert data().input_normaliser == () == data().target_normaliser
+    overridden = data("--config.data.target_normaliser=(('standardise', {}),)")
+    assert overridden.target_normaliser == chain and overridden.input_normaliser == ()
+    assert data("--config=configs/fno.py").target_normaliser == chain
+
+
+@pytest.mark.parametrize("kind", published.NETWORKS)
+def test_every_network_has_a_config_in_an_empty_folder(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "read", lambda path, key: {})
+    monkeypatch.setattr(command_line, "read_original", lambda path: {})
+    config = parse(tmp_path, monkeypatch, kind, "--config.total_steps=7").config
+    assert config.total_steps == 7 and config.model.name == Path(published.NETWORKS[kind][0]).stem
+
+
+def test_a_config_of_the_current_folder_comes_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(weights, "read", lambda path, key: {})
+    monkeypatch.setattr(command_line, "read_original", lambda path: {})
+    (tmp_path / "configs").mkdir()
+    text = (ROOT / "tests" / "tiny.py").read_text()
+    (tmp_path / "configs" / "fno.py").write_text(text)
+    assert parse(tmp_path, monkeypatch, "fno").config.data.grid == 8
+
+
+def parse(folder, monkeypatch, kind, *more):
+    """A command line in `folder`, whose file of weights is not read."""
+    monkeypatch.chdir(folder)
+    (folder / "weights.pt").write_text("nothing")
+    given = [f"--model={kind}", "--original=none.json", "--input=weights.pt", "--output=new"]
+    return command_line.parse(["convert", *given, *more])
 
 
 @pytest.mark.parametrize(
