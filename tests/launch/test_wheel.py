@@ -41,7 +41,7 @@ LAB = {
 import jax.numpy as jnp
 
 
-def huber(pred, target, mask, spec):
+def huber(pred, target, mask=None):
     """Mean over an example, [B]."""
     error = jnp.abs(pred - target)
     return jnp.mean(jnp.minimum(error**2, 2 * error - 1), axis=(1, 2, 3, 4))
@@ -50,7 +50,7 @@ def huber(pred, target, mask, spec):
 huber.direction = "lower"
 
 
-def bias(pred, target, mask, spec):
+def bias(pred, target, mask=None):
     """Mean error of an example, [B]."""
     return jnp.mean(pred - target, axis=(1, 2, 3, 4))
 ''',
