@@ -1,10 +1,9 @@
-"""Weights of the 3D Pix2PixCC port and of pix2pixHD discriminators ->
-jaxvol/models/{pix2pixcc,discriminator}.py.
+"""Weights of the 3D Pix2PixCC port and of pix2pixHD -> models/pix2pixcc.py, discriminator.py.
 
-Generator: `GeneratorPix2PixCC3D` with InstanceNorm3d or BatchNorm3d, trilinear or transposed
-           up-sampling.  Discriminators: the
-port's `MultiScaleDiscriminator3D`, and the two-dimensional `MultiscaleDiscriminator` with spectral
-norm, whose images become volumes of depth 1.
+Generator:      `GeneratorPix2PixCC3D` with InstanceNorm3d or BatchNorm3d, trilinear or transposed
+                up-sampling
+Discriminators: the port's `MultiScaleDiscriminator3D`, and the two-dimensional
+                `MultiscaleDiscriminator` with spectral norm, whose images become volumes of depth 1
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
         if original[name] not in known:
             raise UserError(
                 f"this generator was made with {name}={original[name]!r}: expected one of "
-                f"{', '.join(known)}; "
-                "another one cannot be converted"
+                f"{', '.join(known)}; another one cannot be converted"
             )
     model = base.model("pix2pixcc")
     model.width, model.downs, model.blocks = (
@@ -118,12 +116,11 @@ def discriminator_config(original: Mapping[str, Any]) -> ConfigDict:
     original: `n_df, n_D` of Pix2PixCC in 3D, or `ndf, num_D, n_layers` (3) of the two-dimensional
               one.
     """
-    block, flat = discriminator.fields(), _is_flat(original)
+    block, flat = patches.fields(), _is_flat(original)
     if flat and original["n_layers"] != len(STRIDES) - 2:
         raise UserError(
             f"this discriminator was made with n_layers={original['n_layers']}: expected "
-            f"{len(STRIDES) - 2}; another "
-            "number cannot be converted"
+            f"{len(STRIDES) - 2}; another number cannot be converted"
         )
     block.width, block.scales = (
         (original["ndf"], original["num_D"]) if flat else (original["n_df"], original["n_D"])
@@ -141,11 +138,11 @@ def discriminator_config(original: Mapping[str, Any]) -> ConfigDict:
 
 
 def discriminator(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]:
-    """(module, variables): the pair of condition and image, [B, D, H, W, C] (flat: [B, 1, H, W, C])
-    -> features of every scale.
+    """(module, variables) of the discriminator: condition and image -> features of every scale.
 
-    The channels of the pair are read from the first weight.  Raises UserError when the tensors are
-    not of this discriminator.
+    The pair is [B, D, H, W, C], of the two-dimensional discriminator [B, 1, H, W, C]; its channels
+    are read from the first weight.  Raises UserError when the tensors are not of this
+    discriminator.
     """
     block, flat = discriminator_config(original), _is_flat(original)
     names_of = [
@@ -203,72 +200,51 @@ def _is_flat(original: Mapping[str, Any]) -> bool:
 def _steps(original: Mapping[str, Any]) -> Iterator[Step]:
     """The convolutions in order; the original is one Sequential, whose layers are numbered."""
     width, downs, blocks = original["n_gf"], original["n_downsample"], original["n_residual"]
-
-    def conv(
-        at: str,
-        norm: str,
-        ours: tuple[str, ...],
-        our_norm: tuple[str, ...],
-        a: int,
-        b: int,
-        k: int,
-        transposed: bool = False,
-    ) -> Step:
-        return Step(
-            f"model.{at}",
-            ours,
-            ((a, b) if transposed else (b, a)) + (k,) * 3,
-            b,
-            norm and f"model.{norm}",
-            our_norm,
-        )
-
-    yield conv(
-        "1", "2", ("first", "conv"), ("first", "norm"), original["input_ch"], width, pix2pixcc.OUTER
-    )
+    yield _step("1", "2", "first", (original["input_ch"], width), pix2pixcc.OUTER)
     at = 4
     for i in range(downs):
-        path = f"down_{i}"
-        yield conv(
-            f"{at}",
-            f"{at + 1}",
-            (path, "conv"),
-            (path, "norm"),
-            width * 2**i,
-            width * 2 ** (i + 1),
-            pix2pixcc.DOWN,
-        )
+        widths = width * 2**i, width * 2 ** (i + 1)
+        yield _step(f"{at}", f"{at + 1}", f"down_{i}", widths, pix2pixcc.DOWN)
         at += 3
     wide = width * 2**downs
     for i in range(blocks):
         for j in (0, 1):
-            path, inside = f"block_{i}", 4 * j + 1
-            yield conv(
-                f"{at}.block.{inside}",
-                f"{at}.block.{inside + 1}",
-                (path, f"conv_{j}"),
-                (path, f"norm_{j}"),
-                wide,
-                wide,
-                pix2pixcc.INNER,
-            )
+            conv, norm = f"{at}.block.{4 * j + 1}", f"{at}.block.{4 * j + 2}"
+            yield _step(conv, norm, f"block_{i}", (wide, wide), pix2pixcc.INNER, f"_{j}")
         at += 1
+    transposed = original["trans_conv"]
     # layers before the convolution, and of the step up
-    before, length = (0, 3) if original["trans_conv"] else (2, 5)
+    before, length = (0, 3) if transposed else (2, 5)
     for i in reversed(range(downs)):
-        path = f"up_{i}"
-        yield conv(
+        conv, norm, widths = (
             f"{at + before}",
             f"{at + before + 1}",
-            (path, "conv"),
-            (path, "norm"),
-            width * 2 ** (i + 1),
-            width * 2**i,
-            pix2pixcc.INNER,
-            original["trans_conv"],
+            (width * 2 ** (i + 1), width * 2**i),
         )
+        yield _step(conv, norm, f"up_{i}", widths, pix2pixcc.INNER, transposed=transposed)
         at += length
-    yield conv(f"{at + 1}", "", ("last",), (), width, original["target_ch"], pix2pixcc.OUTER)
+    last = _step(f"{at + 1}", "", "last", (width, original["target_ch"]), pix2pixcc.OUTER)
+    yield last._replace(ours=("last",), our_norm=())
+
+
+def _step(
+    conv: str,
+    norm: str,
+    block: str,
+    widths: tuple[int, int],
+    size: int,
+    suffix: str = "",
+    transposed: bool = False,
+) -> Step:
+    """The Step of the original's layers `conv` and `norm`, which are those of `block` here."""
+    return Step(
+        f"model.{conv}",
+        (block, f"conv{suffix}"),
+        (widths if transposed else widths[::-1]) + (size,) * 3,
+        widths[1],
+        norm and f"model.{norm}",
+        (block, f"norm{suffix}"),
+    )
 
 
 def _put(tree: dict, path: tuple[str, ...], leaves: dict[str, np.ndarray]) -> None:
