@@ -50,18 +50,22 @@ def compare(
     runs = [scored_runs.read(folder, choice.split, choice.checkpoint) for folder in folders]
     scored_runs.check_same_data(runs)
     lines, warnings = models(runs) | baselines(runs), scored_runs.doubts(runs)
+    notes, better = scored_runs.footnotes(runs), scored_runs.directions(runs, columns(lines))
     suffixes = {
         title: {c: f" ± {e:.2g}" for c, e in line.errors.items()} for title, line in lines.items()
     }
     folder = Path(out) / "comparison"
-    data = json.dumps(report.plain(as_json(lines, warnings)), indent=1)
+    data = json.dumps(report.plain(as_json(lines, warnings, notes)), indent=1)
     atomic.write_text(folder / "table.csv", as_csv(lines))
     atomic.write_text(folder / "table.json", data + "\n")
-    atomic.write_text(folder / "table.md", as_markdown(lines, suffixes, warnings))
+    below = [*notes, *(f"Warning: {w}" for w in warnings)]
+    atomic.write_text(folder / "table.md", as_markdown(lines, suffixes, better, below))
     draw(lines, runs[0].scores, folder)
     values = {title: line.values for title, line in lines.items()}
-    table = tables.table(values, [title for title, line in lines.items() if line.runs], suffixes)
-    return "\n".join([table, *(f"WARNING: {w}" for w in warnings), f"Written to {folder}/."])
+    trained = [title for title, line in lines.items() if line.runs]
+    table = tables.table(values, trained, suffixes, better)
+    below = [*notes, *(f"WARNING: {w}" for w in warnings), f"Written to {folder}/."]
+    return "\n".join([table, *below])
 
 
 def draw(lines: Mapping[str, Line], scores: Mapping[str, Any], folder: Path) -> None:
@@ -150,14 +154,18 @@ def line(metrics: Sequence[Mapping[str, Any]], runs: tuple[Run, ...]) -> Line:
 
 def baselines(runs: Sequence[Run]) -> dict[str, Line]:
     """One line per baseline; where runs disagree (a Wiener filter of another input), one per
-    variant, named by its run.
+    variant, named by its run.  They have no loss where the runs have different ones.
     """
+    shared_loss = not scored_runs.other_losses(runs)
     lines: dict[str, Line] = {}
     for name in dict.fromkeys(k for run in runs for k in run.scores["baselines"]):
         label = tables.label(name, name)
         variants: list[Line] = []
         for run in (r for r in runs if name in r.scores["baselines"]):
             new = line([run.scores["baselines"][name]], ())
+            if not shared_loss:
+                values = {k: v for k, v in new.values.items() if not scored_runs.is_loss(k)}
+                new = new._replace(values=values)
             if any(equal(old.values, new.values) for old in variants):
                 continue
             lines[f"{label} [{run.workdir.resolve().name}]" if variants else label] = new
@@ -216,7 +224,9 @@ def as_csv(lines: Mapping[str, Line]) -> str:
     return tables.as_csv(rows)
 
 
-def as_json(lines: Mapping[str, Line], warnings: Sequence[str]) -> dict[str, Any]:
+def as_json(
+    lines: Mapping[str, Line], warnings: Sequence[str], notes: Sequence[str]
+) -> dict[str, Any]:
     """The table as data, spectra included."""
     entries = {
         title: {
@@ -231,6 +241,7 @@ def as_json(lines: Mapping[str, Line], warnings: Sequence[str]) -> dict[str, Any
         "models": {title: entry for title, entry in entries.items() if lines[title].runs},
         "baselines": {title: entry for title, entry in entries.items() if not lines[title].runs},
         "warnings": list(warnings),
+        "notes": list(notes),
     }
 
 
@@ -246,18 +257,21 @@ def cost(runs: Sequence[Run], key: str) -> str:
 
 
 def as_markdown(
-    lines: Mapping[str, Line], suffixes: Mapping[str, Mapping[str, str]], warnings: Sequence[str]
+    lines: Mapping[str, Line],
+    suffixes: Mapping[str, Mapping[str, str]],
+    better: Mapping[str, str],
+    below: Sequence[str],
 ) -> str:
-    """A table for a README: the best of each column in bold."""
-    metrics, arrow = columns(lines), {1: " ↑", -1: " ↓", 0: ""}
+    """A table for a README, the best of each column in bold, and the sentences `below` it."""
+    metrics = columns(lines)
     values = {title: line.values for title, line in lines.items()}
-    best = {c: tables.winners(values, c) for c in metrics}
+    best = {c: tables.winners(values, c, better) for c in metrics}
     costs = {
         "parameters": "parameters",
         "gflop_per_prediction": "GFLOP per prediction",
         "steps_per_sec": "steps/s",
     }
-    headings = [*(c + arrow[tables.direction(c)] for c in metrics), *costs.values()]
+    headings = [*(tables.heading(c, better) for c in metrics), *costs.values()]
     text = ["| model | " + " | ".join(headings) + " |", "|---|" + "---|" * len(headings)]
     for title, line in lines.items():
         cells = []
@@ -267,4 +281,4 @@ def as_markdown(
             cells.append(f"**{cell}**" if title in best[c] else cell)
         cells += [cost(line.runs, key) for key in costs]
         text.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join([*text, *(f"\nWarning: {w}" for w in warnings)]) + "\n"
+    return "\n".join([*text, *(f"\n{sentence}" for sentence in below)]) + "\n"

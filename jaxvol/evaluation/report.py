@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.evaluation import tables
 from jaxvol.runtime import atomic
+from jaxvol.scores import columns
 from jaxvol.types import Metrics
 
 # predictor -> (metrics, rows): "model", and the baselines "mean", "identity", "wiener", ...
@@ -49,7 +50,8 @@ def report(
     names:  name of every example of the split, looked up by `_index`.
     info:   goes into metrics.json as it is: name (of the model), split, weights, checkpoint,
             config_hash, data_hash, ...
-    configured: `config.task.metrics`, for the direction of the user's own ones.
+    configured: `config.task.metrics`, for the direction of the user's own ones.  metrics.json keeps
+            all directions, for tables of several runs.
     """
     directory = Path(directory)
     non_finite = {predictor: _broken(metrics, "") for predictor, (metrics, _) in scores.items()}
@@ -57,6 +59,7 @@ def report(
         "model": scores["model"][0],
         "baselines": {k: metrics for k, (metrics, _) in scores.items() if k != "model"},
         **info,
+        "directions": columns.directions(tables.scalars(scores["model"][0]), configured),
         "examples": _count(scores["model"][1]),
         "versus": _versus(scores),
         "non_finite": {predictor: paths for predictor, paths in non_finite.items() if paths},
@@ -67,17 +70,15 @@ def report(
     spectra = {k: metrics["spectra"] for k, (metrics, _) in scores.items() if "spectra" in metrics}
     if spectra:
         atomic.write_text(directory / "spectra.csv", _spectra(spectra))
-    return "\n".join(_lines(scores, info["name"], payload, configured))
+    return "\n".join(_lines(scores, info["name"], payload))
 
 
-def _lines(
-    scores: Scores, name: str, payload: Mapping[str, Any], configured: Sequence[Any]
-) -> list[str]:
+def _lines(scores: Scores, name: str, payload: Mapping[str, Any]) -> list[str]:
     """The table, what it means in sentences, and what in it is not defined or not finite."""
     metrics = {predictor: tables.scalars(values) for predictor, (values, _) in scores.items()}
     titles = {predictor: tables.label(predictor, name) for predictor in scores}
     values = {titles[predictor]: numbers for predictor, numbers in metrics.items()}
-    lines = [tables.table(values, {titles["model"]}, configured=configured)]
+    lines = [tables.table(values, {titles["model"]}, directions=payload["directions"])]
     lines += tables.sentences(metrics, name, payload["versus"])
     lines += [
         f"{titles[predictor]}: {key.removesuffix('_count')} is undefined in some examples, its "
@@ -125,7 +126,7 @@ def _per_example(scores: Scores, names: Sequence[str]) -> str:
     """CSV text: one line per (model, example), one column per metric that has one value per
     example.
     """
-    columns = list(
+    headings = list(
         dict.fromkeys(
             k
             for _, rows in scores.values()
@@ -133,15 +134,15 @@ def _per_example(scores: Scores, names: Sequence[str]) -> str:
             if not k.startswith("_") and np.ndim(v) == 1
         )
     )
-    columns.sort(key=tables.rank)
-    lines = [["model", "example", *columns]]
+    headings.sort(key=tables.rank)
+    lines = [["model", "example", *headings]]
     for predictor, (_, rows) in scores.items():
         index = rows["_index"] if "_index" in rows else np.arange(_count(rows))
         lines += [
             [
                 predictor,
                 names[int(example)],
-                *(repr(float(rows[c][i])) if c in rows else "" for c in columns),
+                *(repr(float(rows[c][i])) if c in rows else "" for c in headings),
             ]
             for i, example in enumerate(index)
         ]
@@ -165,13 +166,13 @@ def _spectra(spectra: Mapping[str, Mapping[str, Any]]) -> str:
             for k, v in arrays.items()
             for c, column in enumerate(v.reshape(bins, -1).T)
         }
-    columns = list(dict.fromkeys(k for arrays in flat.values() for k in arrays))
+    headings = list(dict.fromkeys(k for arrays in flat.values() for k in arrays))
     lines = [
-        [predictor, *(repr(float(arrays[c][i])) if c in arrays else "" for c in columns)]
+        [predictor, *(repr(float(arrays[c][i])) if c in arrays else "" for c in headings)]
         for predictor, arrays in flat.items()
         for i in range(len(arrays["k"]))
     ]
-    return tables.as_csv([["model", *columns], *lines])
+    return tables.as_csv([["model", *headings], *lines])
 
 
 def _count(rows: Mapping[str, np.ndarray]) -> int:

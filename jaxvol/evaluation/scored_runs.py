@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxvol.config import identity
 from jaxvol.evaluation import report
+from jaxvol.scores import columns
 from jaxvol.types import UserError
 
 # Fields in which the runs of one line of a table may differ: their seed, and what may change when a
@@ -29,6 +30,11 @@ class Run(NamedTuple):
     scores: dict[str, Any]  # its metrics.json
     family: str  # equal for runs that differ only in their seed
     seed: int
+    task: dict[str, Any]  # its config.task, flattened
+
+
+# Fields of config.task that say what is reported, and not what the row `loss` is.
+REPORTING = ("metrics", "spectra")
 
 
 def read(workdir: Path, split: str, checkpoint: str) -> Run:
@@ -60,7 +66,8 @@ def read(workdir: Path, split: str, checkpoint: str) -> Run:
         raise UserError(
             f"{folder / 'metrics.json'}: keys {sorted(scores)}; expected model and baselines"
         )
-    return Run(workdir, scores, family(config), int(config["seed"]))
+    task = identity.flatten(config["task"]) if "task" in config else {}
+    return Run(workdir, scores, family(config), int(config["seed"]), task)
 
 
 def family(config: Mapping[str, Any]) -> str:
@@ -121,3 +128,48 @@ def doubts(runs: Sequence[Run]) -> list[str]:
                 f"{', '.join(run.scores['non_finite']['model'])}"
             )
     return warnings
+
+
+def other_losses(runs: Sequence[Run]) -> list[str]:
+    """Fields of config.task in which the losses of the runs differ; [] where one can rank them."""
+    names = dict.fromkeys(name for run in runs for name in run.task)
+    return [
+        f"task.{name}"
+        for name in names
+        if name.split(".")[0] not in REPORTING
+        and len({json.dumps(run.task[name] if name in run.task else None) for run in runs}) > 1
+    ]
+
+
+def is_loss(column: str) -> bool:
+    """Whether a column is what was descended: `loss`, `cases/loss`."""
+    return "loss" in column.split("/")
+
+
+def directions(runs: Sequence[Run], names: Sequence[str]) -> dict[str, str]:
+    """{column: "higher" or "lower"} as the evaluations stored it, the user's own metrics included.
+
+    A column that runs mean differently has none, nor has a loss that they do not share.  Scores
+    without stored directions say nothing of the user's own metrics.
+    """
+    stated = [
+        run.scores["directions"] if "directions" in run.scores else columns.directions(names)
+        for run in runs
+    ]
+    words = {name: {one[name] for one in stated if name in one} for name in names}
+    differ = bool(other_losses(runs))
+    return {
+        name: word.pop()
+        for name, word in words.items()
+        if len(word) == 1 and not (differ and is_loss(name))
+    }
+
+
+def footnotes(runs: Sequence[Run]) -> list[str]:
+    """What a reader has to know about columns of the table."""
+    if fields := other_losses(runs):
+        return [
+            "loss: the runs minimised different losses, so that none is the best; they differ in "
+            f"{', '.join(fields)}."
+        ]
+    return []

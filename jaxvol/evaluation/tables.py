@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxvol.scores.columns import direction, headline, rank
+from jaxvol.scores.columns import SIGNS, direction, headline, rank
+from jaxvol.scores.columns import directions as known
 
 SPELLED = {
     "vnet": "V-Net",
@@ -58,19 +59,20 @@ def table(
     lines: Mapping[str, Mapping[str, float]],
     models: Iterable[str] = (),
     suffixes: Mapping[str, Mapping[str, str]] | None = None,
-    configured: Iterable[Any] = (),
+    directions: Mapping[str, str] | None = None,
 ) -> str:
     """Aligned text: one line per model, one column per metric, arrows for what is better, `*` at
     the best.
 
     models:   lines set apart from the baselines by `>`.
     suffixes: text after a number, e.g. a scatter over seeds.
-    configured: `config.task.metrics`, for the direction of the user's own ones.
+    directions: {column: "higher" or "lower"}, others get no mark; unless given, those that
+                jaxvol/scores/columns.py knows.
     """
     columns = list(dict.fromkeys(itertools.chain.from_iterable(lines.values())))
-    arrow = {1: " ↑", -1: " ↓", 0: ""}
-    cells = [["", *(c + arrow[direction(c, configured)] for c in columns)]]
-    best = {c: winners(lines, c, configured) for c in columns}
+    better = known(columns) if directions is None else directions
+    cells = [["", *(heading(c, better) for c in columns)]]
+    best = {c: winners(lines, c, better) for c in columns}
     for title, values in lines.items():
         cells.append([f"{'>' if title in models else ' '} {title}"])
         for c in columns:
@@ -89,18 +91,23 @@ def table(
     )
 
 
+def heading(column: str, better: Mapping[str, str]) -> str:
+    """The name of a column and an arrow to what is better, where `better` has its direction."""
+    return column + {"higher": " ↑", "lower": " ↓"}[better[column]] if column in better else column
+
+
 def winners(
-    lines: Mapping[str, Mapping[str, float]], column: str, configured: Iterable[Any] = ()
+    lines: Mapping[str, Mapping[str, float]], column: str, better: Mapping[str, str]
 ) -> set[str]:
-    """Lines with the best finite value of a metric; none when the direction is unknown or all are
-    equal.
+    """Lines with the best finite value of a metric; none when `better` has no direction of it or
+    all are equal.
     """
     values = {
         title: metrics[column]
         for title, metrics in lines.items()
         if column in metrics and np.isfinite(metrics[column])
     }
-    sign = direction(column, configured)
+    sign = SIGNS[better[column]] if column in better else 0
     if not values or not sign or (len(values) > 1 and len(set(values.values())) == 1):
         return set()
     best = (max if sign > 0 else min)(values.values())

@@ -15,14 +15,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.ops import masked, normalise, wiener
+from jaxvol.ops import masked, normalise, round_trip, wiener
 from jaxvol.types import Array, Batch, Spec
 
 
 class Fitted(NamedTuple):
     """What the training boxes say about trivial predictions."""
 
-    filter: dict[str, Array]  # of ops/wiener.py; its entry target_mean [K] is the mean predictor's
+    filter: dict[str, Array]  # of ops/wiener.py, between fields in `units`
+    target_mean: Array  # [K] in physical units, for the mean predictor
     input: str  # what the filter is applied to: physical | normalised
     training_vrmse: dict[str, float]  # of either
 
@@ -43,7 +44,16 @@ def fit(spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]) -> Fitted:
     errors = {name: error for name, (_, error) in filters.items()}
     best = min(errors, key=errors.get)
     fitted = {key: jnp.asarray(value) for key, value in filters[best][0].items()}
-    return Fitted(fitted, best, errors)
+    target_mean = fitted["target_mean"] * units(spec, "target").astype(np.float32)
+    return Fitted(fitted, target_mean, best, errors)
+
+
+def units(spec: Spec, name: str) -> np.ndarray:
+    """The power of two that each channel of a field is filtered in, [C]: the squares of physical
+    values may leave the range of float32.
+    """
+    field = spec.fields[name]
+    return round_trip.unit(field.normaliser, len(field.channels))
 
 
 def mean(target_mean: Array, batch: Batch) -> Array:
@@ -61,17 +71,24 @@ def linear(fitted: dict[str, Array], source: str, spec: Spec, batch: Batch) -> A
 
     fitted, source: the filter, and the input that it is applied to, see `Fitted`.
     """
-    x = identity(spec, batch) if source == "physical" else batch["input"]
-    return wiener.apply(fitted, x, _mask(batch), spec.spacing)
+    x = batch["input"]
+    if source == "physical":
+        x = identity(spec, batch)
+        x = x / jnp.asarray(units(spec, "input"), x.dtype)
+    y = wiener.apply(fitted, x, _mask(batch), spec.spacing)
+    return y * jnp.asarray(units(spec, "target"), y.dtype)
 
 
 def _boxes(
     spec: Spec, train_batches: Iterable[dict[str, np.ndarray]]
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-    """(physical input, normalised input and physical target in one array, mask, real examples)."""
+    """(input in `units`, normalised input and target in `units` in one array, mask, which examples
+    are real).
+    """
     for batch in train_batches:
         x, y = (
             normalise.inverse(spec.fields[name].normaliser, batch[name])
+            / units(spec, name).astype(np.float32)
             for name in ("input", "target")
         )
         real = batch["_mask"] > 0 if "_mask" in batch else np.ones(len(x), bool)

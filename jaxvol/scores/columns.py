@@ -14,6 +14,7 @@ from typing import Any
 from jaxvol.scores import entries, metrics
 
 SIGNS = {"higher": 1, "lower": -1, "": 0}
+WORDS = {sign: word for word, sign in SIGNS.items()}
 
 
 def direction(name: str, configured: Iterable[Any] = ()) -> int:
@@ -35,6 +36,16 @@ def direction(name: str, configured: Iterable[Any] = ()) -> int:
             if part == key or part.startswith(f"{key}_"):
                 return SIGNS[stated[key]]
     return 0
+
+
+def directions(names: Iterable[str], configured: Iterable[Any] = ()) -> dict[str, str]:
+    """{column: "higher" or "lower"} of those whose direction is known, as metrics.json keeps it.
+
+    configured: see `direction`.
+    """
+    configured = tuple(configured)
+    signs = {name: direction(name, configured) for name in names}
+    return {name: WORDS[sign] for name, sign in signs.items() if sign}
 
 
 def rank(name: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvol.ops import spectra
+from jaxvol.ops import round_trip, spectra
 from jaxvol.types import Array, Metrics, Rows, Spec, UserError
 
 NAMES = ("P_pred", "P_true", "P_cross")
@@ -18,8 +18,16 @@ def possible(spec: Spec) -> bool:
     return spec.shape[0] > 1 and len(set(spec.shape)) == 1 and len(set(spec.spacing)) == 1
 
 
+def units(spec: Spec) -> np.ndarray:
+    """The power of two that each channel of the target is measured in, [C]: its power would leave
+    the range of float32 in physical units (1e-58, 1e40).
+    """
+    target = spec.fields["target"]
+    return round_trip.unit(target.normaliser, len(target.channels))
+
+
 def rows(spec: Spec, pred: Array, target: Array, mask: Array | None) -> Rows:
-    """P_pred, P_true, P_cross, [B, K] or, with several channels, [B, K, C].
+    """P_pred, P_true, P_cross in units of `units`^2, [B, K] or, with several channels, [B, K, C].
 
     Boxes are tapered along axes that do not wrap.  Raises UserError for volumes of another size
     than the spec's.
@@ -33,6 +41,7 @@ def rows(spec: Spec, pred: Array, target: Array, mask: Array | None) -> Rows:
     if not all(spec.periodic):
         window = jnp.asarray(spectra.taper(spec.shape, spec.periodic), jnp.float32)
         weights = window if weights is None else weights * window
+    pred, target = (x / jnp.asarray(units(spec), x.dtype) for x in (pred, target))
     powers = spectra.spectra(pred, target, spec.box_size, weights=weights)
     return {
         name: power[..., 0] if power.shape[-1] == 1 else power
@@ -45,6 +54,8 @@ def summary(spec: Spec, rows: dict[str, np.ndarray]) -> dict[str, Any]:
     deviation over boxes, mean P, and the window.
     """
     boxes = {name: np.asarray(rows[name], np.float64) for name in NAMES}
+    size = np.square(units(spec)) if boxes["P_true"].ndim == 3 else np.square(units(spec))[0]
+    boxes = {name: size * values for name, values in boxes.items()}
     total = {name: values.sum(0) for name, values in boxes.items()}
     shells = spectra.shells(spec.shape, spec.box_size)
     inside = slice(1, shells.last + 1)

@@ -33,7 +33,7 @@ def baselines(
     """
     fitted = trivial.fit(spec, train_batches)
     fit = {"input": fitted.input, "training_vrmse": fitted.training_vrmse}
-    target_mean = {"target_mean": fitted.filter["target_mean"]}
+    target_mean = {"target_mean": fitted.target_mean}
 
     def mean(params: Params, extra: Extra, batch: Batch) -> Array:
         return trivial.mean(params["net"]["target_mean"], batch)

@@ -2,8 +2,10 @@
 
 A batch has `input` [B, D, H, W, C] and `target` [B, D, H, W, K] in normalised units, and `mask`
 [B, D, H, W, 1], 1 = observed, where voxels are missing.  Losses are in normalised units; metrics
-and spectra in physical ones, through the inverse of the target's normaliser.  The networks and
-every baseline (predictors.py) are scored by the same function.
+and spectra in physical ones, through the inverse of the target's normaliser.  A target that cannot
+be told from zeros or from a constant after that is one, so that what divides by its norm or its
+variance is undefined.  The networks and every baseline (predictors.py) are scored by the same
+function.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from jaxvol.ops import masked, normalise
+from jaxvol.ops import masked, normalise, round_trip
 from jaxvol.scores import columns, entries, losses, spectra
 from jaxvol.types import (
     Array,
@@ -87,9 +89,9 @@ def task(
         normalised, pred = predict(params, extra, batch)
         rows = {f"loss_{name}": values for name, values in terms(normalised, batch).items()}
         rows["loss"] = sum(rows.values())
-        target = normalise.inverse(
-            spec.fields["target"].normaliser, volume(config, batch, "target")
-        )
+        normaliser = spec.fields["target"].normaliser
+        target = normalise.inverse(normaliser, volume(config, batch, "target"))
+        target = round_trip.settle(normaliser, target, observed)
         rows |= {name: score(pred, target, observed) for name, score in scores.items()}
         if has_spectra:
             rows |= spectra.rows(spec, pred, target, observed)
@@ -115,7 +117,14 @@ def task(
             metrics |= spectra.scales(spec, metrics["spectra"])
         return metrics | info
 
-    return Task(init, loss, evaluate, summarize, predict=lambda *arguments: predict(*arguments)[0])
+    return Task(
+        init,
+        loss,
+        evaluate,
+        summarize,
+        predict=lambda *arguments: predict(*arguments)[0],
+        provides=frozenset(("volumes", "paired", *(("spectral",) if has_spectra else ()))),
+    )
 
 
 def network(config: ConfigDict, spec: Spec, model: nn.Module, group: str) -> PredictBoth:

@@ -181,7 +181,9 @@ def test_best_follows_the_direction():
         "b": {"vrmse": 2.0, "ssim": 0.3, "odd": 2.0},
         "c": {"vrmse": float("nan"), "ssim": float("inf")},
     }
-    assert [tables.winners(lines, c) for c in ("vrmse", "ssim", "odd")] == [{"a"}, {"b"}, set()]
+    better = tables.known(["vrmse", "ssim", "odd"])
+    best = [tables.winners(lines, c, better) for c in ("vrmse", "ssim", "odd")]
+    assert best == [{"a"}, {"b"}, set()]
     names = ("pearson/gas", "mae_mean", "relative_l2", "psnr", "foo", "ssim_count")
     assert [tables.direction(n) for n in names] == [1, -1, -1, 1, 0, 0]
     values = tables.scalars(

@@ -10,7 +10,7 @@ import pytest
 from jaxvol import main
 from jaxvol.config import base, components, identity, validate
 from jaxvol.evaluation import tables
-from jaxvol.scores import metrics
+from jaxvol.scores import columns, metrics
 from jaxvol.tasks import adversarial, fringes, physics
 from jaxvol.training import validation
 from jaxvol.types import Fixed, UserError
@@ -126,10 +126,11 @@ def test_the_discriminator_s_terms_cannot_be_taken_by_a_loss():
 
 def test_a_table_marks_the_best_of_the_user_s_own_metric():
     lines = {"FNO": {"closeness": 0.5}, "mean": {"closeness": 0.25}}
-    assert tables.winners(lines, "closeness") == set()
+    assert tables.winners(lines, "closeness", {}) == set()
     chosen = ("vrmse", ("mine_of_the_tasks.closeness", {"scale": 2.0}))
-    assert tables.winners(lines, "closeness", chosen) == {"FNO"}
-    assert "closeness ↑" in tables.table(lines, configured=chosen)
+    better = columns.directions(["closeness"], chosen)
+    assert tables.winners(lines, "closeness", better) == {"FNO"}
+    assert "closeness ↑" in tables.table(lines, directions=better)
 
 
 def test_best_follows_the_direction_of_its_metric(monkeypatch):
