@@ -151,7 +151,7 @@ def close(run: Run, status: dict, cache: dict[int, Parts], failed: bool = False)
             }
         )
         best = run.config.checkpoint.best_metric, progress.best_value, progress.best_step
-        tell(monitoring.sentence(summary, best, max(run.saved, 0)))
+        tell(monitoring.sentence(summary, best, run.taken, max(run.saved, 0)))
         run.writer.close()
         # Orbax would wait for a process that may be gone
         if not (failed and processes.several()):

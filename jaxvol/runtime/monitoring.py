@@ -218,8 +218,14 @@ def summary(workdir: str | Path) -> Summary:
     return Summary(max(spent, default=0), hours, sum(spent.values()) / 3600, attempts, compiled)
 
 
-def sentence(run: Summary, best: tuple[str, float | None, int | None], reached: int) -> str:
-    """One line for the console; best: (metric, its value, its step)."""
+def sentence(
+    run: Summary, best: tuple[str, float | None, int | None], taken: int, saved: int
+) -> str:
+    """One line for the console.
+
+    best:         (metric, its value, its step).
+    taken, saved: updates that were done, and those of them that the newest checkpoint has.
+    """
     metric, value, step = best
     selected = (
         f"best {metric} {value:.5g} at step {step}"
@@ -232,7 +238,8 @@ def sentence(run: Summary, best: tuple[str, float | None, int | None], reached: 
         else "goodput not measured"
     )
     again = f", {run.recompilations} recompilations" if run.recompilations else ""
+    lost = "" if saved == taken else f" (saved up to {saved})"
     return (
-        f"summary: {reached} steps, {run.hours:.3g} h of wall clock ({share}), "
+        f"summary: {taken} steps{lost}, {run.hours:.3g} h of wall clock ({share}), "
         f"{max(run.attempts - 1, 0)} restarts{again}, {selected}"
     )

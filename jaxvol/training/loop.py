@@ -70,6 +70,7 @@ def check_finite(run: Run, parts: Parts, taken: int) -> None:
     reached = int(run.state.step)
     if reached == taken:
         return
+    run.taken = reached
     size = run.config.batch_size
     batch = sharding.put(
         run.mesh, parts.dataset.batch(reached, sharding.rows(run.mesh, size)), size
@@ -186,6 +187,7 @@ def run_phase(run: Run, parts: Parts, index: int, phase: Phase) -> str:
                 unit = run.mesh.shape["data"] * run.mesh.shape["fsdp"] * config.micro_batches
                 run.fits = errors.sizes_of_step(parts.step, parts.struct, batch, unit)
             run.state, metrics = parts.step(run.state, batch, jnp.int32(step))
+            run.taken = step + 1
             programs = monitoring.recompiled(run.writer, parts.step, programs, step)
             run.writer.advance(step + 1)
             if (step + 1) % config.log_every == 0:
@@ -219,6 +221,7 @@ def train(run: Run, parts_of: Callable[[int], Parts], initial: Callable = list) 
     first = resume.restore_or_init(run, plan, parts_of, initial)
     run.total = total_of(run, plan)
     run.progress.wandb_id = run.writer.resume(run.saved, run.total, run.progress.wandb_id)
+    run.taken = max(run.saved, 0)
     run.writer.perf(max(run.saved, 0), {"attempt": time.monotonic() - run.started})
     previous = {s: signal.signal(s, lambda number, _: stop_soon(run, number)) for s in SIGNALS}
     why = ""

@@ -60,6 +60,7 @@ class Run:
     state: TrainState | None = None
     readings: dict = dataclasses.field(default_factory=dict)  # of the newest logged update
     progress: Progress = dataclasses.field(default_factory=Progress)
+    taken: int = 0  # updates that are part of the state, whether they were saved or not
     # step of the newest checkpoint, which may still be on its way to the disk
     saved: int = -1
     total: int = 0  # updates of all phases

@@ -26,6 +26,37 @@ def improves(config: ConfigDict, value: float, best: float | None) -> bool:
     return best is None or gain > config.early_stopping.min_delta
 
 
+def warn_undefined(
+    config: ConfigDict, step: int, scalars: dict[str, float], finite_before: bool
+) -> None:
+    """Say that the metric that decides "best" is not finite, what this means and what to do."""
+    name = config.checkpoint.best_metric
+    loss = scalars["loss"] if "loss" in scalars else 0.0
+    if math.isfinite(loss):
+        why = (
+            f"{name} is undefined for every example of the split val: a target that is constant or "
+            "0 everywhere, or no observed voxel"
+        )
+        remedy = "look at the targets of that split, or choose another checkpoint.best_metric"
+    else:
+        why = f"the loss is {loss:g} as well: predictions or targets are not finite"
+        remedy = "look at the data of that split, or lower the learning rate"
+    counts = (
+        "Early stopping counts it as no improvement"
+        if finite_before
+        else "Until it is finite, no checkpoint is the best one and early stopping does not count"
+    )
+    logging.warning(
+        "val %s IS NOT FINITE (%g) at step %d. %s. What it means: %s. What to do: %s.",
+        name,
+        scalars[name],
+        step,
+        counts,
+        why,
+        remedy,
+    )
+
+
 def placing(config: ConfigDict, mesh: Mesh) -> tuple[Callable, slice, int]:
     """(puts an evaluation batch on the mesh, this process's rows of it, its size)."""
     size = config.evaluate.batch_size
@@ -68,7 +99,13 @@ def evaluate_now(run: Run, parts: Parts, step: int) -> bool:
     value, progress = scalars[name], run.progress
     better = improves(config, value, progress.best_value)
     progress.evaluations += 1
-    progress.bad = 0 if better else progress.bad + 1
+    finite = math.isfinite(value)
+    if not finite and (progress.evaluations == 1 or progress.best_value is not None):
+        warn_undefined(config, step, scalars, progress.best_value is not None)
+    if better:
+        progress.bad = 0
+    elif finite or progress.best_value is not None:  # else there is nothing to improve on
+        progress.bad += 1
     if better:
         progress.best_value, progress.best_step = value, step
     error = -components.best_direction(config) * value  # a plateau schedule minimises it

@@ -88,7 +88,7 @@ def test_goodput_counts_repeated_work_and_start_up_as_lost(tmp_path):
     assert (summary.steps, summary.attempts) == (40, 2)
     assert summary.hours * 3600 == pytest.approx(180)
     assert summary.goodput == pytest.approx(40 / 180)
-    text = monitoring.sentence(summary, ("vrmse", 0.5, 20), 40)
+    text = monitoring.sentence(summary, ("vrmse", 0.5, 20), 40, 40)
     assert (
         "40 steps" in text
         and "22 %" in text
