@@ -68,6 +68,22 @@ class Fixed(NamedTuple):
     averages: dict[str, PyTree]  # name -> {"params": Params, "stats": {group: collections}}
 
 
+# What a task may say that its runs have, and a check that it needs: volumes to see, an input with
+# its target, a P(k), competing players, an equation, classes, numbers per example, several views of
+# an example, prompts.
+PROVIDES = (
+    "volumes",
+    "paired",
+    "spectral",
+    "players",
+    "physics",
+    "labels",
+    "tables",
+    "views",
+    "prompts",
+)
+
+
 def unchanged(batch: Batch, key: Key) -> Batch:
     """The augmentation of a task that has none."""
     return batch
@@ -92,6 +108,7 @@ class Task:
     averages:   name -> (number of updates -> decay in [0, 1)): averages of the weights besides
                 "ema", such as a teacher's, which the loss reads as `Fixed.averages[name]`
     freeze:     groups that are not moved although an objective names them
+    provides:   what checks may need of a run, of PROVIDES
     example_mean: the loss is a mean over examples, so that micro-batches may be averaged
     """
 
@@ -107,6 +124,7 @@ class Task:
     averages: dict[str, Callable[[Array], Array]] = dataclasses.field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     example_mean: bool = True
+    provides: frozenset[str] = frozenset()
 
 
 @struct.dataclass

@@ -157,7 +157,7 @@ def run(context: Context, checks: dict[str, ModuleType]) -> Verdict:
         preparations = {
             name: beside.submit(prepared, checks[name].prepare, context)
             for name in names
-            if hasattr(checks[name], "prepare")
+            if hasattr(checks[name], "prepare") and not unmet(context, checks[name])
         }
         for i, name in enumerate(names):
             logging.info("pre-flight %d/%d: %s", i + 1, len(names), name)
@@ -170,6 +170,8 @@ def examined(
 ) -> Outcome:
     """The outcome of one check, whatever happens in it."""
     began, limits = time.monotonic(), limits_of(context.config, name, module)
+    if missing := unmet(context, module):
+        return outcome(name, module, Result(skip=missing), limits, 0.0)
     try:
         if preparation is not None:
             preparation.result()
@@ -187,6 +189,13 @@ def examined(
             "mend what it says; if the check itself is wrong, waive it",
             time.monotonic() - began,
         )
+
+
+def unmet(context: Context, module: ModuleType) -> str:
+    """What a check needs and the run's task does not have, as the reason to skip it."""
+    needs = module.NEEDS if hasattr(module, "NEEDS") else ()
+    missing = [name for name in needs if name not in context.task.provides]
+    return f"it needs {', '.join(missing)}, which this task does not have" if missing else ""
 
 
 def prepared(prepare: Callable[[Context], None], context: Context) -> None:

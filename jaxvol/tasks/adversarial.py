@@ -22,6 +22,7 @@ such a step costs what every step costs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -187,7 +188,8 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
         return train_loss(config, spec, model, critic, terms, params, fixed, batch, rng)
 
     predict = scoring.network(config, spec, model, "gen")
-    return scoring.task(config, spec, init, loss, predict, reconstruction(config, spec), {})
+    task = scoring.task(config, spec, init, loss, predict, reconstruction(config, spec), {})
+    return dataclasses.replace(task, provides=task.provides | {"players"})
 
 
 def train_loss(

@@ -161,7 +161,8 @@ def make(config: ConfigDict, spec: Spec, model: nn.Module) -> Task:
         u = equations.solution(setup, params["net"], x.reshape(-1, x.shape[-1]))
         return u.reshape(*x.shape[:-1], u.shape[-1])
 
-    return Task(init, loss, evaluate, summarize, predict)
+    provides = frozenset(("paired", "physics"))
+    return Task(init, loss, evaluate, summarize, predict, provides=provides)
 
 
 def start(setup: Setup, rng: Key, dtype: jnp.dtype) -> tuple[Params, Extra]:

@@ -44,7 +44,9 @@ def verdict(checks, limits=None, **fields):
     if limits:
         config.preflight.limits = ConfigDict({name: ConfigDict(limits) for name in checks})
     config.preflight.update(fields)
-    return engine.run(SimpleNamespace(config=config.lock(), mesh=sharding.one_device()), checks)
+    task = SimpleNamespace(provides=frozenset(("volumes",)))
+    context = SimpleNamespace(config=config.lock(), mesh=sharding.one_device(), task=task)
+    return engine.run(context, checks)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from jaxvol.training import optim
 from jaxvol.types import Context, Result, TrainState
 
 RANK = 49
+NEEDS = ("players",)
 MEANING = {
     "leak": (
         "difference between the discriminator's gradient norm that the step reports and that of "
@@ -53,7 +54,7 @@ LIMITS = {
 
 
 def applies(config) -> bool:
-    return config.task.name == "adversarial"
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

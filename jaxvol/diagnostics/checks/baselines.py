@@ -10,6 +10,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 75
+NEEDS = ("volumes", "paired")
 MEANING = {
     "short_run": (
         "validation metric after the short run over that of the mean predictor",
@@ -29,7 +30,7 @@ LIMITS = {
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"  # volumes only
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

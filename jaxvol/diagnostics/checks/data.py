@@ -15,6 +15,7 @@ from jaxvol.ops import alignment, normalise
 from jaxvol.types import Context, Result
 
 RANK = 10
+NEEDS = ("volumes", "paired")
 LOOK = "look at the pictures of the check 'prediction' and at the files named in config.data"
 MEANING = {
     "not_finite": (
@@ -123,7 +124,7 @@ TRAINING = 32  # training examples that are searched for copies of validation vo
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"  # volumes only
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

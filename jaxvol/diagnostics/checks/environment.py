@@ -18,6 +18,7 @@ import optax
 from jaxvol.types import Context, Result
 
 RANK = 0
+NEEDS = ()
 MEANING = {
     "disk_saves": (
         "checkpoints for which the disk of the workdir has room",

@@ -13,6 +13,7 @@ from jaxvol.training import averages
 from jaxvol.types import Batch, Context, Result, TrainState
 
 RANK = 39
+NEEDS = ("volumes",)
 MEANING = {
     "beyond_nyquist": (
         "axes whose modes exceed half the grid",

@@ -13,6 +13,7 @@ from jaxvol.plots import figures
 from jaxvol.types import Context, Params, Result
 
 RANK = 50
+NEEDS = ()
 MEANING = {
     "dead": (
         "share of the weights that lie in arrays whose gradient is exactly zero for every batch",

@@ -18,6 +18,7 @@ from jaxvol.training import optim
 from jaxvol.types import Context, Result
 
 RANK = 46
+NEEDS = ()
 # highest over lowest rate; the config's rate lies at a tenth of the highest
 SPAN = 1e4
 MEANING = {

@@ -21,6 +21,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 55
+NEEDS = ()
 REPEATS = 3
 # of the memory that may be planned with: fragmentation and libraries take the rest
 SAFE = 0.9

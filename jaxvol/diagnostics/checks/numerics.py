@@ -13,6 +13,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 45
+NEEDS = ("paired",)
 MEANING = {
     "bf16": (
         "difference between the predictions in bfloat16 and float32, relative to their variation",

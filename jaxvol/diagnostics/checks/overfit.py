@@ -10,6 +10,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 70
+NEEDS = ("paired",)
 MEANING = {
     "explained": (
         "share of the target's variance that the model explains after training on one batch alone",

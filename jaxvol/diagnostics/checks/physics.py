@@ -17,6 +17,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Fixed, Params, Result
 
 RANK = 41
+NEEDS = ("physics",)
 POINTS = 64
 MEANING = {
     "solution_residual": (
@@ -63,7 +64,7 @@ LIMITS = {
 
 
 def applies(config) -> bool:
-    return config.task.name == "physics"
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

@@ -13,6 +13,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 80
+NEEDS = ("paired",)
 MEANING = {
     "variance_ratio": (
         "variance of the prediction over that of the target",

@@ -18,6 +18,7 @@ from jaxvol.training import optim
 from jaxvol.types import Context, Result
 
 RANK = 30
+NEEDS = ()
 MEANING = {
     "peak": (
         "highest rate used, as a fraction of optimizer.learning_rate",

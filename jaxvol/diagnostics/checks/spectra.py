@@ -19,6 +19,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 81
+NEEDS = ("volumes",)
 REPEATS = 4
 MEANING = {
     "octants": (
@@ -49,7 +50,7 @@ LIMITS = {
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"  # volumes only
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

@@ -13,6 +13,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, PyTree, Result, TrainState
 
 RANK = 20
+NEEDS = ()
 HALF = 3
 MEANING = {
     "not_restored": (

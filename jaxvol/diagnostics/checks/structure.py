@@ -15,6 +15,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 40
+NEEDS = ("volumes", "paired")
 MEANING = {
     "nonlinearity": (
         "|f(a) + f(b) - f(a + b) - f(0)| relative to |f(a) - f(0)| for two inputs a and b",
@@ -85,7 +86,7 @@ LIMITS = {
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"  # volumes only
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

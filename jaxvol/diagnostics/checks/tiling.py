@@ -13,6 +13,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 56
+NEEDS = ("volumes",)
 OVERLAP = 0.5
 MEANING = {
     "identity": (
@@ -38,7 +39,7 @@ LIMITS = {
 
 
 def applies(config) -> bool:
-    return config.task.name != "physics"  # volumes only
+    return True
 
 
 def diagnose(ctx: Context) -> Result:

@@ -14,6 +14,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 44
+NEEDS = ("volumes",)
 MEANING = {
     "round_trip": (
         "voxels that come back from patches at another place",

@@ -13,6 +13,7 @@ from jaxvol.training import averages
 from jaxvol.types import Context, Result
 
 RANK = 42
+NEEDS = ("volumes",)
 POINTS = 4
 MEANING = {
     "displacement": (
