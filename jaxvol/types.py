@@ -140,18 +140,62 @@ class TrainState:
     averages: dict[str, PyTree]  # name -> {"params": Params, "stats": {group: collections}}
 
 
-@dataclasses.dataclass(frozen=True)
+# what a field is: values on a grid (the first three), places, classes on a grid, a vector of numbers,
+# one class, or prompts (three voxel coordinates and a label: 1, 0 inside and outside, 2, 3 corners of
+# a box, -1 an empty slot)
+KINDS = ("scalar", "vector", "line_of_sight", "coordinates", "label", "table", "category", "points")
+# what tasks, losses and augmentation may do with it; "" is that of its name (input, target, mask)
+ROLES = ("", "input", "target", "mask", "weight", "truth", "prompt", "context")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Field:
-    """One leaf of a batch: its channels, how it transforms under the cube group, and its fitted
+    """One leaf of a batch: what it is, how it transforms under the cube group, and its fitted
     normaliser.
     """
 
-    channels: tuple[str, ...]  # names, one per channel
-    # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates
+    channels: tuple[str, ...]  # names, one per channel (or column of a table)
+    # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates | label
+    # | table | category | points
     kind: str = "scalar"
     unit: str = ""  # physical unit of the values, for labels
     # fitted steps, see ops/normalise.py; applied left to right
     normaliser: tuple[dict, ...] = ()
+    role: str = ""  # of ROLES
+    shape: tuple[int, ...] | None = None  # own grid, or (P,) points; None = the spec's grid
+    class_names: tuple[str, ...] = ()  # of a label or category, by its integer
+
+    def __repr__(self) -> str:
+        """What a dataset's hash is made of: fields that are as they always were read the same."""
+        known = (self.channels, self.kind, self.unit, self.normaliser)
+        names = ("channels", "kind", "unit", "normaliser")
+        given = [f"{name}={value!r}" for name, value in zip(names, known, strict=True)]
+        for name in ("role", "shape", "class_names"):
+            if getattr(self, name):
+                given.append(f"{name}={getattr(self, name)!r}")
+        return f"Field({', '.join(given)})"
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether a leaf is [D, H, W, C], which moves with the cube group and is cut into tiles."""
+        return self.kind not in ("table", "category", "points")
+
+    @property
+    def whole_numbers(self) -> bool:
+        """Whether the values are classes: never normalised, never interpolated as numbers."""
+        return self.kind in ("label", "category")
+
+    def leaf(self, grid: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of one example's leaf on a grid: [D, H, W, C], [C] of a table, () of a category,
+        [P, 4] of points.
+        """
+        if self.kind == "category":
+            return ()
+        if self.kind == "table":
+            return (len(self.channels),)
+        if self.kind == "points":
+            return (*(self.shape or (1,)), 4)
+        return (*(self.shape or grid), len(self.channels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +224,7 @@ class Spec:
     def from_json(text: str) -> Spec:
         raw = json.loads(text)
         fields = {
-            name: Field(tuple(f["channels"]), f["kind"], f["unit"], tuple(f["normaliser"]))
+            name: Field(**{k: tuple(v) if isinstance(v, list) else v for k, v in f.items()})
             for name, f in raw.pop("fields").items()
         }
         return Spec(
@@ -229,54 +273,6 @@ class Parts:
     step: Callable
     # (params, extra, batch, key) -> Rows with _mask and _index, jitted
     evaluate: Callable
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Context:
-    """What a check may look at: the parts of the real run, at step 0, before anything was trained.
-
-    A check calls these fields and nothing behind them, so that it measures what the run would do.
-    `step` donates its
-    state: call it with `probe.copy(state)`.  Hashed by identity, so that what several checks need
-           is computed once.
-    """
-
-    steps: int  # updates of the phase
-    config: Any  # ConfigDict, locked
-    workdir: Any  # Path
-    mesh: Any
-    dataset: Dataset
-    task: Task
-    optimizers: dict
-    # the state of step 0 (with config.init_from: before the transfer)
-    init: Callable[[], TrainState]
-    # the state that training would start from
-    state: TrainState
-    step: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
-    evaluate: Callable[[Params, Extra, Batch, Key], Rows]
-    # optimizer state of a group -> lr, grad_norm, clipped_norm, ...
-    readings: Callable[[PyTree], Metrics]
-    batch: Callable[[int], Batch]  # training batch of a step, on the mesh
-    # (split, examples) -> host batches, padding marked by _mask
-    batches: Callable[[str, int], list[dict[str, np.ndarray]]]
-    put: Callable[[dict[str, np.ndarray]], Batch]  # an evaluation batch onto the mesh
-    # what validation reports: (params, extra, split, examples)
-    score: Callable[[Params, Extra, str, int], tuple[Metrics, Rows]]
-    # what the train loop's validation reports of a state
-    validate: Callable[[TrainState, int], Metrics]
-    # whether training would keep the first value as best, not the second
-    better: Callable[[float, float], bool]
-    # {"mean", "identity", "wiener": what they score in validation}
-    baselines: Callable[[], dict[str, Metrics]]
-    # batch size -> the traced train step: `.jaxpr`, `.lower()`
-    trace: Callable[[int], Any]
-    save_restore: Callable[[TrainState], TrainState]  # through a checkpoint on disk and back
-    # the task of a config with overrides {"a.b": value}
-    rebuild_task: Callable[[dict[str, Any]], Task]
-
-    @property
-    def spec(self) -> Spec:
-        return self.dataset.spec
 
 
 @dataclasses.dataclass(frozen=True)

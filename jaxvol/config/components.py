@@ -70,9 +70,13 @@ def metrics(config: ConfigDict) -> tuple:
 
 
 def example(config: ConfigDict, spec: Spec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as it looks to the compiler: volumes of the spec's shape, one leaf per field."""
-    dtype = jnp.float64 if config.precision == "f64" else jnp.float32
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *spec.shape, len(field.channels)), dtype)
-        for name, field in spec.fields.items()
-    }
+    """A batch as it looks to the compiler, one leaf per field, and what is known of a table."""
+    number = jnp.float64 if config.precision == "f64" else jnp.float32
+    leaves = {}
+    for name, field in spec.fields.items():
+        shape = (batch_size, *field.leaf(spec.shape))
+        dtype = jnp.int32 if field.whole_numbers else number
+        leaves[name] = jax.ShapeDtypeStruct(shape, dtype)
+        if field.kind == "table":
+            leaves[f"{name}_known"] = jax.ShapeDtypeStruct(shape, dtype)
+    return leaves

@@ -27,6 +27,13 @@ def check_augmentations(spec: Spec, names: tuple[str, ...]) -> None:
             "expected a periodic dataset; remove 'shift' from data.augment"
         )
     for name, field in spec.fields.items():
+        if field.kind == "points" and names:
+            raise UserError(
+                f"the field {name!r} holds points, which data.augment does not move: set "
+                "data.augment=(), and let the task draw prompts from what it is shown"
+            )
+        if not field.on_grid:
+            continue
         rotations.line_of_sight(field.kind)
         if field.kind == rotations.COORDINATES:
             raise UserError(
@@ -54,25 +61,24 @@ def augment(
              scalar.
     """
     if "cube" in names or "transpose" in names:
-        group = _group(
-            spec.shape,
-            spec.spacing,
-            tuple(field.kind for field in spec.fields.values()),
-            spec.periodic,
-        )
+        kinds = tuple(field.kind for field in spec.fields.values() if field.on_grid)
+        shapes = {field.shape or spec.shape for field in spec.fields.values() if field.on_grid}
+        groups = [_group(shape, spec.spacing, kinds, spec.periodic) for shape in sorted(shapes)]
+        group = [element for element in groups[0] if all(element in other for other in groups)]
         if "cube" not in names:
             group = [element for element in group if not any(element.flips)]
         element = group[rng.integers(len(group))]
+        kind_of = lambda name: spec.fields[name].kind if name in spec.fields else "scalar"
         example = {
-            name: rotations.apply(
-                element, x, spec.fields[name].kind if name in spec.fields else "scalar"
-            )
+            name: rotations.apply(element, x, kind_of(name)) if x.ndim == 4 else x
             for name, x in example.items()
         }
     if "shift" in names:
         axes = _periodic_axes(spec)
         shifts = tuple(int(rng.integers(spec.shape[axis])) for axis in axes)
-        example = {name: np.roll(x, shifts, axes) for name, x in example.items()}
+        example = {
+            name: np.roll(x, shifts, axes) if x.ndim == 4 else x for name, x in example.items()
+        }
     return example
 
 

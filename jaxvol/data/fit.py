@@ -41,7 +41,8 @@ def normalisers(
         )
     chains = {}
     for name, field in spec.fields.items():
-        if name in steps:
+        # classes are never normalised, and a table has its columns' own
+        if name in steps and field.on_grid and not field.whole_numbers:
             with _naming(name, field):
                 chains[name] = normalise.check(steps[name], len(field.channels))
     samples, masked = {name: [] for name in chains}, False
@@ -58,13 +59,38 @@ def normalisers(
             with _naming(name, field):
                 chain = normalise.fit(chain, samples[name], masks, vector=field.kind == "vector")
         fields[name] = dataclasses.replace(field, normaliser=chain)
+    tables = [name for name, field in spec.fields.items() if field.kind == "table"]
+    for name, chain in _of_columns(reader, tables, fit_examples, seed, workers).items():
+        fields[name] = dataclasses.replace(fields[name], normaliser=chain)
     return dataclasses.replace(spec, fields=fields)
 
 
-def _sample(
+def _of_columns(
     reader: Reader, names: list[str], fit_examples: int, seed: int, workers: int
-) -> tuple[dict[str, list[np.ndarray]], bool]:
-    """(field -> observed voxels [n, C] of each example read, whether the examples have a mask)."""
+) -> dict[str, tuple[dict, ...]]:
+    """Table -> the step that standardises each of its columns by its known values."""
+    if not names:
+        return {}
+    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for _, example in _examples(reader, fit_examples, seed, workers):
+        for name in names:
+            values[name].append(np.asarray(example[name], np.float64))
+    chains = {}
+    for name, rows in values.items():
+        table = np.stack(rows)
+        known = np.isfinite(table)
+        count = np.maximum(known.sum(0), 1)
+        mean = np.where(known, table, 0).sum(0) / count
+        std = np.sqrt(np.where(known, (table - mean) ** 2, 0).sum(0) / count)
+        std = np.where(std > 0, std, 1.0)  # a column that never changes, or is never known
+        chains[name] = ({"name": "standardise", "mean": mean.tolist(), "std": std.tolist()},)
+    return chains
+
+
+def _examples(
+    reader: Reader, fit_examples: int, seed: int, workers: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(index, example) of `fit_examples` training examples, evenly spread."""
     size = examples_in(reader.source, "train")
     indices = np.unique(
         np.linspace(0, size - 1, min(fit_examples, size)).round().astype(int)
@@ -74,11 +100,19 @@ def _sample(
         indices,
         workers,
     )
+    yield from zip(indices, examples)
+
+
+def _sample(
+    reader: Reader, names: list[str], fit_examples: int, seed: int, workers: int
+) -> tuple[dict[str, list[np.ndarray]], bool]:
+    """(field -> observed voxels [n, C] of each example read, whether the examples have a mask)."""
     samples, masked = {name: [] for name in names}, False
-    for index, example in zip(indices, examples):
+    count = min(fit_examples, examples_in(reader.source, "train"))
+    for index, example in _examples(reader, fit_examples, seed, workers):
         masked = "mask" in example
         rng = generator(seed, FIT, index, 1)
-        voxels = _observed_voxels(example, FIT_VOXELS // len(indices), rng)
+        voxels = _observed_voxels(example, FIT_VOXELS // count, rng)
         for name, values in samples.items():
             values.append(example[name].reshape(-1, example[name].shape[-1])[voxels])
     return samples, masked

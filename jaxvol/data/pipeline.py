@@ -144,19 +144,29 @@ def _normalise(example: dict[str, np.ndarray], spec: Spec, dtype) -> dict[str, n
     place of what is missing.
     """
     visible = {}
-    if "mask" in example:
+    if "mask" in example and {"input", "target"} <= set(example):
         visible = {
             "input": np.isfinite(example["input"]).all(-1, keepdims=True),
             "target": example["mask"],
         }
 
-    def normalised(name: str, values: np.ndarray) -> np.ndarray:
-        if name not in spec.fields:
-            return values
-        mask = visible[name] if name in visible else None
-        return normalise.forward(spec.fields[name].normaliser, values, mask)
-
-    return {name: normalised(name, values).astype(dtype) for name, values in example.items()}
+    leaves = {}
+    for name, values in example.items():
+        field = spec.fields[name] if name in spec.fields else None
+        if field is None:
+            leaves[name] = values.astype(dtype)
+        elif field.whole_numbers:
+            leaves[name] = values.astype(np.int32)
+        elif field.kind == "table":
+            # 0, the mean, stands for what is unknown: a NaN would poison every gradient
+            known = np.isfinite(values)
+            filled = normalise.forward(field.normaliser, np.where(known, values, 0.0))
+            leaves[name] = np.where(known, filled, 0.0).astype(dtype)
+            leaves[f"{name}_known"] = known.astype(dtype)
+        else:
+            mask = visible[name] if name in visible else None
+            leaves[name] = normalise.forward(field.normaliser, values, mask).astype(dtype)
+    return leaves
 
 
 def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

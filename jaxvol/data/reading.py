@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from jaxvol.data.source import Source, label
-from jaxvol.types import Spec, UserError
+from jaxvol.types import Field, Spec, UserError
 
 BACKOFF_S = (0.1, 0.4)  # waits between the tries of one read: three tries in all
 # What a truncated, locked or vanished file raises: numpy reports a short .npy as ValueError.
 # SystemError: numpy parses headers with ast, which failed in a reader thread of Python 3.11 on a
 # sound file ("recursion depth mismatch").
 READ_ERRORS = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, SystemError)
+
+
+MASK = Field(("observed",))  # a leaf that no spec lists: 1 = observed, 0 = missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +125,15 @@ def check(example: dict[str, np.ndarray], source: Source, split: str, index: int
         _check_leaf(name, values, spec, fail)
     if "mask" in example and not ((example["mask"] == 0) | (example["mask"] == 1)).all():
         fail("mask has values other than 0 and 1", "1 = observed, 0 = missing")
-    for name in spec.fields:
+    for name, field in spec.fields.items():
+        if field.kind == "table":  # what is unknown is NaN in the file
+            continue
         finite = np.isfinite(example[name])
-        if not finite.all() and "mask" in example:
+        if (
+            not finite.all()
+            and "mask" in example
+            and example["mask"].shape[:-1] == finite.shape[:-1]
+        ):
             finite |= example["mask"] == 0
         if not finite.all():
             place = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -136,18 +145,34 @@ def check(example: dict[str, np.ndarray], source: Source, split: str, index: int
 
 
 def _check_leaf(name: str, values: np.ndarray, spec: Spec, fail: Callable) -> None:
-    channels = len(spec.fields[name].channels) if name in spec.fields else 1
-    if values.ndim != 4:
-        fail(f"{name} has shape {values.shape}", "four axes [D, H, W, C]")
-    if values.shape[-1] != channels:
-        fail(f"{name} has {values.shape[-1]} channels (shape {values.shape})", f"{channels}")
-    if values.shape[:-1] != tuple(spec.shape):
-        fail(
-            f"{name} has the volume {values.shape[:-1]}",
-            f"{tuple(spec.shape)}, as every example of this dataset",
-        )
+    field = spec.fields[name] if name in spec.fields else MASK
+    expected = field.leaf(spec.shape)
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
         fail(f"{name} has the type {values.dtype}", "numbers")
+    if field.whole_numbers:
+        _check_classes(name, values, field, fail)
+    if values.shape == expected:
+        return
+    if not field.on_grid:
+        fail(f"{name} has shape {values.shape}", f"{list(expected)}, as a {field.kind} has")
+    if values.ndim != 4:
+        fail(f"{name} has shape {values.shape}", "four axes [D, H, W, C]")
+    if values.shape[-1] != expected[-1]:
+        fail(f"{name} has {values.shape[-1]} channels (shape {values.shape})", f"{expected[-1]}")
+    fail(
+        f"{name} has the volume {values.shape[:-1]}",
+        f"{expected[:-1]}, as every example of this dataset",
+    )
+
+
+def _check_classes(name: str, values: np.ndarray, field: Field, fail: Callable) -> None:
+    """Classes are whole numbers from 0, below the number of names where there are some."""
+    if not np.issubdtype(values.dtype, np.integer):
+        fail(f"{name} has the type {values.dtype}", f"whole numbers, as a {field.kind} has")
+    low, high = int(np.min(values)), int(np.max(values))
+    count = len(field.class_names) or high + 1
+    if low < 0 or high >= count:
+        fail(f"{name} has classes from {low} to {high}", f"0 to {count - 1}")
 
 
 def _read_with_retries(

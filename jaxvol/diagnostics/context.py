@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvol.config import components
+from jaxvol.diagnostics.records import Context
 from jaxvol.evaluation.evaluators import examples as scoring
 from jaxvol.training import assemble, checkpoint, handover, optim, restore, sharding, validation
-from jaxvol.types import Batch, Context, Metrics, Parts, Task, TrainState
+from jaxvol.types import Batch, Metrics, Parts, Task, TrainState
 
 
 def save_restore(now: TrainState) -> TrainState:

@@ -31,7 +31,8 @@ from typing import Any
 import jax
 from absl import logging
 
-from jaxvol.types import Context, Result, UserError
+from jaxvol.diagnostics.records import Context
+from jaxvol.types import Result, UserError
 
 PASS, WARN, FAIL, SKIP, ERROR = "PASS", "WARN", "FAIL", "SKIP", "ERROR"
 WORST = (PASS, WARN, FAIL, ERROR)  # in this order

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxvol.diagnostics.records import Context
 from jaxvol.training import averages
-from jaxvol.types import Array, Batch, Context, Extra, Fixed, Key, Params, TrainState
+from jaxvol.types import Array, Batch, Extra, Fixed, Key, Params, TrainState
 
 Path = tuple[str, ...]
 

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.training import optim
-from jaxvol.types import Context, TrainState
+from jaxvol.types import TrainState
 
 # weights whose gradient is below this share of the group's root mean square are not compared
 SMALL = 0.03

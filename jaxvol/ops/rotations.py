@@ -116,10 +116,11 @@ def line_of_sight(kind: str) -> int | None:
     """The axis of a field of kind "line_of_sight=<axis>", None for the others; UserError for an
     unknown kind.
     """
-    if kind in ("scalar", "vector", COORDINATES):
+    if kind in ("scalar", "vector", "label", COORDINATES):
         return None
     if kind in tuple(f"{LINE_OF_SIGHT}{axis}" for axis in range(3)):
         return int(kind[len(LINE_OF_SIGHT) :])
     raise UserError(
-        f"found the field kind {kind!r}: expected scalar, vector or line_of_sight=<0, 1 or 2>"
+        f"found the field kind {kind!r}: expected scalar, vector, label or "
+        "line_of_sight=<0, 1 or 2>"
     )

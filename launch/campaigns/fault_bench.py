@@ -39,8 +39,9 @@ from tqdm import tqdm  # noqa: E402
 from jaxvol import main  # noqa: E402
 from jaxvol.diagnostics import context, preflight  # noqa: E402
 from jaxvol.diagnostics import engine as diagnostics  # noqa: E402
+from jaxvol.diagnostics.records import Context
 from jaxvol.training import sharding  # noqa: E402
-from jaxvol.types import Context, UserError  # noqa: E402
+from jaxvol.types import UserError  # noqa: E402
 from launch.campaigns import planted  # noqa: E402
 from launch.campaigns.planted import catalogue, state, tables  # noqa: E402
 

@@ -10,10 +10,11 @@ import numpy as np
 from flax import linen as nn
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops import adversarial as ops
 from jaxvol.plots import figures
 from jaxvol.training import optim
-from jaxvol.types import Context, Result, TrainState
+from jaxvol.types import Result, TrainState
 
 RANK = 49
 NEEDS = ("players",)

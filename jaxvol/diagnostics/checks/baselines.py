@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from jaxvol.config import components
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.training import averages
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 75
 NEEDS = ("volumes", "paired")

@@ -11,8 +11,9 @@ import hashlib
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops import alignment, normalise
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 10
 NEEDS = ("volumes", "paired")

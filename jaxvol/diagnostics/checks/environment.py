@@ -15,7 +15,8 @@ import jaxlib
 import numpy
 import optax
 
-from jaxvol.types import Context, Result
+from jaxvol.diagnostics.records import Context
+from jaxvol.types import Result
 
 RANK = 0
 NEEDS = ()

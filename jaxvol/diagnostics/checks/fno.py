@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.plots import figures
 from jaxvol.training import averages
-from jaxvol.types import Batch, Context, Result, TrainState
+from jaxvol.types import Batch, Result, TrainState
 
 RANK = 39
 NEEDS = ("volumes",)

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from jaxvol.diagnostics import probe, updates
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.plots import figures
-from jaxvol.types import Context, Params, Result
+from jaxvol.types import Params, Result
 
 RANK = 50
 NEEDS = ()

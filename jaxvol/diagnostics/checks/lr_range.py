@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops.quasi_newton import SEARCHED
 from jaxvol.plots import figures
 from jaxvol.training import optim
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 46
 NEEDS = ()

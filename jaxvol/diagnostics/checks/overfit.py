@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.plots import figures
 from jaxvol.training import averages
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 70
 NEEDS = ("paired",)

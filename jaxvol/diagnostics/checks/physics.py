@@ -11,10 +11,11 @@ import numpy as np
 from jaxvol import pdes
 from jaxvol.data import measured
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops import laplacian, normalise
 from jaxvol.plots import figures
 from jaxvol.training import averages
-from jaxvol.types import Context, Fixed, Params, Result
+from jaxvol.types import Fixed, Params, Result
 
 RANK = 41
 NEEDS = ("physics",)

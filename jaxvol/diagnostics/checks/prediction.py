@@ -7,10 +7,11 @@ from __future__ import annotations
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops import normalise
 from jaxvol.plots import volumes as plots
 from jaxvol.training import averages
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 80
 NEEDS = ("paired",)

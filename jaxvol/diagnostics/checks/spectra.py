@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.plots import figures
 from jaxvol.plots import spectra as plots
 from jaxvol.training import averages
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 81
 NEEDS = ("volumes",)

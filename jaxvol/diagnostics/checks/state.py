@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.training import averages
-from jaxvol.types import Context, PyTree, Result, TrainState
+from jaxvol.types import PyTree, Result, TrainState
 
 RANK = 20
 NEEDS = ()

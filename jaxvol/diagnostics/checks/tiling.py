@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops import window
 from jaxvol.training import averages
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 56
 NEEDS = ("volumes",)

@@ -9,9 +9,10 @@ import math
 import numpy as np
 
 from jaxvol.diagnostics import probe
+from jaxvol.diagnostics.records import Context
 from jaxvol.ops import patches
 from jaxvol.training import averages
-from jaxvol.types import Context, Result
+from jaxvol.types import Result
 
 RANK = 44
 NEEDS = ("volumes",)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import experiments, validate
 from jaxvol.diagnostics import context
-from jaxvol.types import Context
+from jaxvol.diagnostics.records import Context
 
 healthy = experiments.load("healthy")
 
