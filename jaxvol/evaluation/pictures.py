@@ -17,7 +17,7 @@ from jaxvol.data import measured
 from jaxvol.evaluation import tables
 from jaxvol.ops import laplacian, normalise
 from jaxvol.plots import curves, figures, solutions, spectra, volumes
-from jaxvol.types import Dataset, Extra, Params, Parts, Spec, Task
+from jaxvol.types import Dataset, Extra, Field, Params, Parts, Spec, Task
 
 # an example as it is drawn: {input, target, prediction}, [D, H, W, C] in physical units
 Fields = Mapping[str, np.ndarray]
@@ -87,7 +87,23 @@ def slices(spec: Spec, fields: Fields, title: str) -> Figure:
         length_unit=spec.unit,
         title=title,
         units={name: label(spec, name) for name in ("input", "target")},
+        input_scale=curved(spec.fields["input"]),
     )
+
+
+def curved(field: Field) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The normaliser of a field's first channel, values of any shape -> the same shape, where it is
+    no straight line (log10, log1p, asinh): what is drawn in proportion to such values is all dark.
+    """
+    if not any(step["name"] in ("log10", "log1p", "asinh") for step in field.normaliser):
+        return None
+    channels = len(field.channels)
+
+    def place(values: np.ndarray) -> np.ndarray:
+        every = np.repeat(np.asarray(values, np.float32)[..., None], channels, -1)
+        return np.asarray(normalise.forward(field.normaliser, every))[..., 0]
+
+    return place
 
 
 def solution(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxvol.plots.figures import COLOURS, canvas
+from jaxvol.runtime import text
 
 
 def bars(
@@ -20,7 +21,8 @@ def bars(
     values, errors: {label: {metric: number}}; an error (scatter over seeds) may be missing.
     """
     names = list(values)
-    longest = max(map(len, names))
+    labels = [text.figure(name) for name in names]
+    longest = max(map(len, labels))
     figure = canvas(1.2 + 0.085 * longest + 3.0 * len(columns), 1.1 + 0.42 * len(names))
     panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
     for panel, column in zip(panels, columns):
@@ -46,12 +48,12 @@ def bars(
         finite = heights[np.isfinite(heights)]
         low, high = min([0.0, *finite]), max([0.0, *finite]) or 1.0
         for i, height in enumerate(heights):
-            text = f"{height:.3g}" if np.isfinite(height) else "-"
+            number = f"{height:.3g}" if np.isfinite(height) else "-"
             end = np.nan_to_num(height) + np.nan_to_num(spread[i])
-            panel.text(max(end, 0.0) + 0.02 * (high - low), i, text, va="center", fontsize=9)
+            panel.text(max(end, 0.0) + 0.02 * (high - low), i, number, va="center", fontsize=9)
         panel.set_xlim(low * 1.1, high + 0.28 * (high - low))
-        panel.set_title(column, fontsize=11)
-        panel.set_yticks(range(len(names)), names)
+        panel.set_title(text.figure(column), fontsize=11)
+        panel.set_yticks(range(len(names)), labels)
         panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()

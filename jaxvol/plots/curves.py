@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxvol.plots.figures import TRUTH, canvas, style
+from jaxvol.runtime import text
+from jaxvol.runtime.regular_files import open_regular
 
 Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]  # tag -> (steps, values)
 NORMS = ("grad_norm", "clipped_norm", "update_norm")
@@ -19,11 +22,11 @@ NORMS = ("grad_norm", "clipped_norm", "update_norm")
 def read(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """metrics.csv in long format (step, tag, value) -> {tag: (steps, values)}.
 
-    A half-written last line is skipped.
+    Half-written and damaged lines are skipped.  Raises FileError where `path` is no regular file.
     """
     points: dict[str, list[tuple[float, float]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+    with open_regular(path) as file:
+        for row in csv.DictReader(io.TextIOWrapper(file, "utf-8", "replace", newline="")):
             try:
                 points.setdefault(row["tag"], []).append((float(row["step"]), float(row["value"])))
             except (TypeError, ValueError):
@@ -35,31 +38,56 @@ def read(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(curves: Curves, metric: str = "vrmse") -> Figure:
-    """Training losses, the validation metric, learning rates and norms against the update number.
+    """Training losses, the validation metric, learning rates, norms and shares against the update
+    number.
 
     curves: what `read` returned.  Tags: train/<group>/<term>, train/<group>/{lr, grad_norm,
-            clipped_norm, update_norm} and val/<metric>.
+            clipped_norm, update_norm}, shares (clipped_fraction, accuracy_real, ...) and
+            val/<metric>.
     """
-    readings = {name: [] for name in ("lr", *NORMS, "terms")}
+    tags: dict[str, list[str]] = {}
     for tag in sorted(curves):
-        parts = tag.split("/")
-        if parts[0] == "train" and len(parts) >= 3:
-            readings[parts[-1] if parts[-1] in readings else "terms"].append(tag)
-    metrics = sorted(tag for tag in curves if tag.startswith("val/"))
-    validation = [f"val/{metric}"] if f"val/{metric}" in curves else metrics[:1]
-    figure = canvas(11.5, 6.6)
-    losses, scores, rates, norms = figure.subplots(2, 2).ravel()
-    draw_tags(losses, curves, readings["terms"], "training loss", logarithmic=True)
-    draw_tags(scores, curves, validation, " ".join(["validation", *map(of_metric, validation)]))
-    draw_tags(rates, curves, readings["lr"], "learning rate")
-    lengths = [tag for name in NORMS for tag in readings[name]]
-    draw_tags(norms, curves, lengths, "norms of gradient and update", logarithmic=True)
+        tags.setdefault(panel_of(tag), []).append(tag)
+    of_panel = lambda panel: tags[panel] if panel in tags else []
+    validation = [tag for tag in of_panel("validation") if tag == f"val/{metric}"]
+    validation = validation or of_panel("validation")[:1]
+    rows = [["loss", "validation"], ["rate", "norm"]]
+    if of_panel("share"):
+        rows = [["loss", "loss", "validation"], ["rate", "norm", "share"]]
+    figure = canvas(11.5 if len(rows[0]) == 2 else 15.0, 6.6)
+    panels = figure.subplot_mosaic(rows)
+    draw_tags(panels["loss"], curves, of_panel("loss"), "training loss", logarithmic=True)
+    head = " ".join(["validation", *map(of_metric, validation)])
+    draw_tags(panels["validation"], curves, validation, head)
+    draw_tags(panels["rate"], curves, of_panel("rate"), "learning rate")
+    head = "norms of gradient and update"
+    draw_tags(panels["norm"], curves, of_panel("norm"), head, logarithmic=True)
+    if "share" in panels:
+        draw_tags(panels["share"], curves, of_panel("share"), "shares")
+        panels["share"].set_ylim(-0.03, 1.03)
     return figure
 
 
+def panel_of(tag: str) -> str:
+    """Which panel a tag is drawn in: loss | validation | rate | norm | share; "" for none."""
+    parts = tag.split("/")
+    if parts[0] == "val":
+        return "validation"
+    if parts[0] != "train" or len(parts) < 3:
+        return ""
+    name = parts[-1]
+    if name == "lr":
+        return "rate"
+    if name in NORMS:
+        return "norm"
+    if name.endswith("_fraction") or name.startswith("accuracy_"):
+        return "share"
+    return "" if name == "points" or name.startswith(("weight_", "residual_")) else "loss"
+
+
 def of_metric(tag: str) -> str:
-    """val/vrmse -> vrmse."""
-    return tag.removeprefix("val/")
+    """val/vrmse -> vrmse, as a figure shows it."""
+    return text.figure(tag.removeprefix("val/"))
 
 
 def draw_tags(
@@ -68,19 +96,16 @@ def draw_tags(
     """One panel; `logarithmic` where all values are positive."""
     for i, tag in enumerate(tags):
         marker = "." if len(curves[tag][0]) < 40 else None
-        label = tag.removeprefix("train/")
+        label = text.figure(tag.removeprefix("train/"))
         panel.plot(*curves[tag], marker=marker, linewidth=1.4, label=label, **style(i))
     finite = [curves[tag][1] for tag in tags if np.isfinite(curves[tag][1]).any()]
     if logarithmic and tags and all(np.nanmin(values) > 0 for values in finite):
         panel.set_yscale("log")
-    panel.set_title(head, fontsize=11, loc="center" if len(tags) > 3 else "left")
+    panel.set_title(head, fontsize=11, loc="left")
     panel.set_xlabel("update")
     panel.grid(alpha=0.25)
-    if len(tags) > 3:
-        panel.legend(fontsize=8)
-    elif tags:  # above the frame, where no curve can run through it
-        corner = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.985), "ncol": len(tags)}
-        panel.legend(fontsize=8, frameon=False, **corner)
+    if tags:
+        panel.legend(fontsize=8, loc="best", framealpha=0.85)
     else:
         middle = {"ha": "center", "va": "center", "transform": panel.transAxes}
         panel.text(0.5, 0.5, "not logged", color=TRUTH, **middle)

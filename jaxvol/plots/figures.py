@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxvol.runtime import atomic
+from jaxvol.runtime import atomic, text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -47,7 +47,7 @@ def limits(values: np.ndarray, tail: float = 0.5) -> tuple[float, float]:
 
 def with_unit(axis: str, unit: str) -> str:
     """Axis label with its unit."""
-    return f"{axis}  [{unit}]" if unit else axis
+    return f"{axis}  [{text.figure(unit)}]" if unit else axis
 
 
 def image(figure: Figure) -> np.ndarray:

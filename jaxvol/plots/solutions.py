@@ -16,6 +16,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
 from jaxvol.plots.figures import COLOURS, TRUTH, canvas, limits, style
+from jaxvol.runtime import text
 
 FRAMES = 40  # of an animation, at most
 RATE = 10  # frames per second
@@ -62,7 +63,7 @@ class Solution(NamedTuple):
 
     def columns(self, i: int) -> list[tuple[str, np.ndarray]]:
         """(heading, values) of field i: exact, network, error, residual, those that there are."""
-        name, drawn = self.fields[i], [("network", self.network)]
+        name, drawn = text.figure(self.fields[i]), [("network", self.network)]
         if self.exact is not None:
             drawn = list(zip(HEADS, (self.exact, self.network, self.network - self.exact)))
         columns = [(f"{name}, {head}", values[..., i]) for head, values in drawn]
@@ -98,7 +99,7 @@ def curves(solution: Solution, title: str) -> Figure:
             panels[1, i].plot(x, network - solution.exact[:, i], color=COLOURS[1], linewidth=1.2)
             panels[1, i].set_ylabel("error")
         top.plot(x, network, color=COLOURS[0], linestyle="--", linewidth=1.6, label="network")
-        top.set_ylabel(name)
+        top.set_ylabel(text.figure(name))
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, frameon=False)
     for i in range(solution.residual.shape[-1] if solution.residual is not None else 0):
         panels[below, 0].plot(x, solution.residual[:, i], color=COLOURS[2 + i], linewidth=1.2)
@@ -107,8 +108,8 @@ def curves(solution: Solution, title: str) -> Figure:
         panel.axhline(0, color=TRUTH, linewidth=0.6)
         panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     for panel in panels[-1]:
-        panel.set_xlabel(solution.coordinates[0])
-    figure.suptitle(title, fontsize=12)
+        panel.set_xlabel(text.figure(solution.coordinates[0]))
+    figure.suptitle(text.figure(title), fontsize=12)
     return figure
 
 
@@ -145,10 +146,10 @@ def pictures(solution: Solution, title: str) -> Figure:
             )
             bar.formatter.set_powerlimits((-2, 3))
             panel.set_title(head, fontsize=10)
-        panels[i, 0].set_ylabel(solution.coordinates[up])
+        panels[i, 0].set_ylabel(text.figure(solution.coordinates[up]))
     for panel in panels[-1]:
-        panel.set_xlabel(solution.coordinates[right])
-    figure.suptitle(title, fontsize=12)
+        panel.set_xlabel(text.figure(solution.coordinates[right]))
+    figure.suptitle(text.figure(title), fontsize=12)
     return figure
 
 
@@ -175,7 +176,7 @@ def history(logged: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     for panel, (head, tags) in zip(panels, heads.items()):
         for i, tag in enumerate(tags):
             marker = "." if len(logged[tag][0]) < 40 else None
-            label = tag.split("/")[-1]
+            label = text.figure(tag.split("/")[-1])
             panel.plot(*logged[tag], linewidth=1.4, marker=marker, label=label, **style(i))
         panel.set_title(head, fontsize=11)
         panel.set(yscale="log", xlabel="update")
@@ -203,7 +204,8 @@ def animate(solution: Solution, path: Path, title: str = "") -> bool:
     update = show(figure, [f for _, f in frames])
 
     def one(i: int) -> list:
-        figure.suptitle(f"{title}, t = {frames[i][0]:.2f}".strip(", "), fontsize=12)
+        title_now = f"{title}, t = {frames[i][0]:.2f}".strip(", ")
+        figure.suptitle(text.figure(title_now), fontsize=12)
         update(i)
         return []
 
@@ -226,11 +228,13 @@ def moving_curves(figure: Figure, frames: list[Solution]):
     )
     (wrong,) = lower.plot(x, error[0], color=COLOURS[1], linewidth=1.2)
     pad = 0.06 * np.ptp(values) or 1.0
-    upper.set(ylim=(values.min() - pad, values.max() + pad), ylabel=frames[0].fields[0])
+    upper.set(
+        ylim=(values.min() - pad, values.max() + pad), ylabel=text.figure(frames[0].fields[0])
+    )
     lower.set(
         ylim=(-1.05 * np.abs(error).max() or -1.0, 1.05 * np.abs(error).max() or 1.0),
         ylabel="network − exact",
-        xlabel=frames[0].coordinates[0],
+        xlabel=text.figure(frames[0].coordinates[0]),
     )
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     upper.legend(loc="upper right", fontsize=9)
@@ -273,8 +277,9 @@ def moving_pictures(figure: Figure, frames: list[Solution]):
         figure.colorbar(drawn[-1], ax=panel, fraction=0.046, pad=0.03).formatter.set_powerlimits(
             (-2, 3)
         )
-        panel.set(title=f"{frames[0].fields[0]}, {head}", xlabel=frames[0].coordinates[0])
-    figure.axes[0].set_ylabel(frames[0].coordinates[1])
+        name = text.figure(frames[0].fields[0])
+        panel.set(title=f"{name}, {head}", xlabel=text.figure(frames[0].coordinates[0]))
+    figure.axes[0].set_ylabel(text.figure(frames[0].coordinates[1]))
 
     def show(i: int) -> None:
         for picture, (values, _, _) in zip(drawn, columns):

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxvol.plots.figures import TRUTH, canvas, style
+from jaxvol.runtime import text
 
 
 def draw(spectra: Mapping[str, Mapping[str, Any]], length_unit: str = "Mpc/h") -> Figure:
@@ -57,7 +58,7 @@ def draw_ratio(
 ) -> None:
     """T(k) or r(k) (`name`) of every prediction, with its scatter over boxes."""
     for i, (label, s) in enumerate(drawn.items()):
-        panel.plot(s["k"], s[name], label=label, linewidth=1.8, **style(i))
+        panel.plot(s["k"], s[name], label=text.figure(label), linewidth=1.8, **style(i))
         if f"{name}_std" in s:
             low, high = s[name] - s[f"{name}_std"], s[name] + s[f"{name}_std"]
             colour = style(i)["color"]
@@ -88,10 +89,10 @@ def draw_power(panel: Any, drawn: Mapping[str, Mapping[str, np.ndarray]], length
     for i, (label, s) in enumerate(drawn.items()):
         if "P_pred" in s:
             power = np.where(s["P_pred"] > 0, s["P_pred"], np.nan)
-            panel.loglog(s["k"], power, label=label, linewidth=1.6, **style(i))
+            panel.loglog(s["k"], power, label=text.figure(label), linewidth=1.6, **style(i))
     panel.set_title("power spectrum P(k)", fontsize=11)
     panel.set_xlabel(wavenumber(length_unit))
-    panel.set_ylabel(f"P(k)  [({length_unit})³]" if length_unit else "P(k)")
+    panel.set_ylabel(f"P(k)  [({text.figure(length_unit)})³]" if length_unit else "P(k)")
     wavenumber_ticks(panel, first["k"])
     panel.grid(alpha=0.25)
     panel.legend(fontsize=9, frameon=False)
@@ -130,4 +131,4 @@ def wavenumber_ticks(panel: Any, k: np.ndarray) -> None:
 def wavenumber(length_unit: str) -> str:
     """Label of a wavenumber axis for lengths in `length_unit`."""
     written = {"Mpc/h": "k  [h/Mpc]", "": "k"}
-    return written[length_unit] if length_unit in written else f"k  [1/{length_unit}]"
+    return written[length_unit] if length_unit in written else f"k  [1/{text.figure(length_unit)}]"

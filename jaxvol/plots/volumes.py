@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from jaxvol.plots.figures import TRUTH, canvas, limits, style, with_unit
+from jaxvol.runtime import text
 
 
 def slices(
@@ -18,6 +19,7 @@ def slices(
     length_unit: str = "",
     units: Mapping[str, str] | None = None,
     title: str = "",
+    input_scale: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Figure:
     """Middle slices along depth of input, target, prediction and residual (prediction - target).
 
@@ -25,6 +27,8 @@ def slices(
              scale (0.5 to 99.5 per cent of both), the residual has a symmetric one.
     spacing: voxel size along D, H, W in `length_unit`.
     units:   of the values, {"input": ..., "target": ...}.
+    input_scale: values of the input -> where they stand on its colour scale, rising (the normaliser
+             of the network); the bar bears the values themselves.  None = in proportion to them.
     """
     units = {"input": "", "target": "", **(units or {})}
     middle = [np.asarray(v, np.float32)[np.shape(v)[0] // 2] for v in (input, target, prediction)]
@@ -45,22 +49,55 @@ def slices(
         0.95 + 2.55 * min(max(extent[2] / extent[1], 0.3), 3.0) + (0.4 if title else 0.0),
         "compressed",
     )
+    # the label of a colour bar stands free of the next picture
+    figure.get_layout_engine().set(wspace=0.03)
     panels = figure.subplots(1, 4, sharey=True)
     for i, (panel, values, (vmin, vmax, colours), head) in enumerate(
         zip(panels, middle, scales, heads)
     ):
+        place = input_scale if i == 0 and input_scale is not None else None
+        shown = values if place is None else place(values)
+        if place is not None:
+            vmin, vmax = limits(shown)
         drawn = panel.imshow(
-            values, vmin=vmin, vmax=vmax, cmap=colours, extent=extent, interpolation="nearest"
+            shown, vmin=vmin, vmax=vmax, cmap=colours, extent=extent, interpolation="nearest"
         )
         panel.set_title(head, fontsize=11)
         panel.set_xlabel(with_unit("W", length_unit))
         bar = figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.03, extend="both")
-        bar.set_label(units["input"] if i == 0 else units["target"])
-        bar.formatter.set_powerlimits((-2, 3))
+        bar.set_label(text.figure(units["input"] if i == 0 else units["target"]))
+        if place is None:
+            bar.formatter.set_powerlimits((-2, 3))
+        else:
+            places, labels = ticks(values, place, vmin, vmax)
+            bar.set_ticks(places, labels=labels)
     panels[0].set_ylabel(with_unit("H", length_unit))
     if title:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(text.figure(title), fontsize=12)
     return figure
+
+
+def ticks(
+    values: np.ndarray, place: Callable[[np.ndarray], np.ndarray], low: float, high: float
+) -> tuple[list[float], list[str]]:
+    """(places, labels) of round values on the scale `place`, from `low` to `high` of it, not closer
+    than an eighth of its length.
+    """
+    values = values[np.isfinite(values)]
+    largest = np.abs(values).max(initial=1e-12)
+    tops = 10.0 ** np.arange(np.floor(np.log10(largest)) - 5, np.floor(np.log10(largest)) + 1)
+    positive = np.concatenate([tops, 2 * tops, 5 * tops])
+    # the roundest first: 0, powers of ten, then 2 and 5 times them
+    candidates = [0.0, *tops[::-1], *-tops[::-1], *positive[len(tops) :], *-positive[len(tops) :]]
+    chosen: dict[float, str] = {}
+    for value in candidates:
+        if not values.min(initial=0.0) <= value <= values.max(initial=0.0):
+            continue
+        at = float(place(np.array([value], np.float32))[0])
+        apart = all(abs(at - other) >= (high - low) / 8 for other in chosen)
+        if low <= at <= high and apart:
+            chosen[at] = f"{value:g}"
+    return sorted(chosen), [chosen[at] for at in sorted(chosen)]
 
 
 def pdf(fields: Mapping[str, np.ndarray], unit: str = "", bins: int = 80) -> Figure:
@@ -81,7 +118,7 @@ def pdf(fields: Mapping[str, np.ndarray], unit: str = "", bins: int = 80) -> Fig
             line = {"color": TRUTH, "linewidth": 3.0}
         else:
             line = {**style(others.index(label)), "linewidth": 1.7}
-        panel.plot(0.5 * (edges[1:] + edges[:-1]), density, label=label, **line)
+        panel.plot(0.5 * (edges[1:] + edges[:-1]), density, label=text.figure(label), **line)
     panel.set_yscale("log")
     panel.set_xlabel(with_unit("value", unit))
     panel.set_ylabel("probability density")

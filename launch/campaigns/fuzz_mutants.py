@@ -111,8 +111,10 @@ def mutant(folder: Path, sources: list[Path], rng: np.random.Generator) -> Path:
     else:
         shutil.copy(source, path)
         victim = path
+        # the files that a manifest names, but nothing that never ends
         for volume in source.parent.glob("*.npy") if source.suffix == ".csv" else ():
-            shutil.copy(volume, target)  # the files that a manifest names
+            if copied(volume):
+                shutil.copy(volume, target)
     other = sources[int(rng.integers(len(sources)))]
     spliced = other.read_bytes() if other.is_file() else rng.bytes(256)
     if source.is_dir() and rng.random() < 0.1:

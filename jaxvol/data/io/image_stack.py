@@ -2,9 +2,10 @@
 grey, 8 or 16 bits), and a height map.
 
 Bucket number 4 w + s has wavelength w and phase step s.  `ground_truth.npy`, where there is one,
-holds the height of every pixel. Pillow decodes the images and jaxvol/data/io/files.py reads the
-array, neither of which executes anything.  Every fault is one FileError (a UserError) that names
-the file, what was found, what was expected and what to do.
+holds the height of every pixel.  Pillow decodes the images and jaxvol/data/io/files.py reads the
+array, neither of which executes anything.  An image may claim at most MAX_PIXELS pixels, which are
+looked at before they are decoded.  Every fault is one FileError (a UserError) that names the file,
+what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvol.data.io import files
-from jaxvol.data.io.files import FileError
+from jaxvol.runtime.regular_files import FileError, open_regular
 
 ENDINGS = (".bmp", ".png")
 # Pillow tries no other decoder, whatever the file calls itself
@@ -34,7 +35,7 @@ def samples(folder: str) -> list[str]:
     """
     root = os.path.expanduser(folder)
     try:
-        found = sorted(
+        names = sorted(
             name
             for name in os.listdir(root)
             if re.fullmatch(r"sample_\d+", name) and os.path.isdir(os.path.join(root, name))
@@ -44,12 +45,12 @@ def samples(folder: str) -> list[str]:
             f"{folder}: {error.strerror}; expected a folder with sample_0000, sample_0001, ...: "
             "check data.folder"
         ) from None
-    if not found:
+    if not names:
         raise FileError(
             f"{folder}: found no folder sample_0000, sample_0001, ...; expected one per stack of "
             "images: check data.folder"
         )
-    return found
+    return names
 
 
 def read(folder: str, count: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -60,14 +61,13 @@ def read(folder: str, count: int) -> tuple[np.ndarray, np.ndarray | None]:
     images, first = [], ""
     for number in range(count):
         path = find(folder, number, count)
-        found = image(path)
-        if images and found.shape != images[0].shape:
+        pixels = image(path)
+        if images and pixels.shape != images[0].shape:
             raise FileError(
-                f"{path}: found {size(found)} pixels; expected {size(images[0])}, as in {first}: "
-                "all images of a stack show "
-                "the same pixels, crop or record them alike"
+                f"{path}: found {size(pixels)} pixels; expected {size(images[0])}, as in {first}: "
+                "all images of a stack show the same pixels, crop or record them alike"
             )
-        images.append(found)
+        images.append(pixels)
         first = first or path
     return np.stack(images, -1), truth(os.path.join(folder, TRUTH), images[0].shape)
 
@@ -79,11 +79,11 @@ def find(folder: str, number: int, count: int) -> str:
     if len(there) == 1:
         return there[0]
     wanted = f"bucket_{number:02d}{' or '.join(ENDINGS)}"
-    found = f"both {' and '.join(map(os.path.basename, there))}" if there else f"no {wanted}"
+    problem = f"both {' and '.join(map(os.path.basename, there))}" if there else f"no {wanted}"
+    remedy = "remove one of them" if there else "add it, or leave the sample out"
     raise FileError(
-        f"{folder}: found {found}; expected one file for each of bucket_00 .. "
-        f"bucket_{count - 1:02d}: "
-        f"{'remove one of them' if there else 'add it, or leave the sample out'}"
+        f"{folder}: found {problem}; expected one file for each of bucket_00 .. "
+        f"bucket_{count - 1:02d}: {remedy}"
     )
 
 
@@ -92,7 +92,7 @@ def image(path: str) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
+            with open_regular(path) as source, Image.open(source, formats=FORMATS) as file:
                 mode, pixels = file.mode, file.width * file.height
                 if mode in LEVELS and pixels <= MAX_PIXELS:
                     file.load()
@@ -102,8 +102,7 @@ def image(path: str) -> np.ndarray:
         reason = " ".join(str(error).split())[:200]
         raise FileError(
             f"{path}: cannot be read as BMP or PNG ({type(error).__name__}: {reason}); the file is "
-            "truncated, corrupt or of "
-            "another format: record it again or leave the sample out"
+            "truncated, corrupt or of another format: record it again or leave the sample out"
         ) from None
     if mode not in LEVELS:
         what = "black and white" if mode == "1" else "a colour image"
@@ -134,9 +133,8 @@ def truth(path: str, shape: tuple[int, int]) -> np.ndarray | None:
         place = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise FileError(
             f"{path}: found {np.sum(~finite)} values that are not finite, the first at [row, "
-            f"column] = {place}; expected the "
-            "height of every pixel: fill them, or remove the file (the sample is then solved and "
-            "not scored)"
+            f"column] = {place}; expected the height of every pixel: fill them, or remove the file "
+            "(the sample is then solved and not scored)"
         )
     return height
 

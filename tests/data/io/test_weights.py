@@ -6,7 +6,6 @@ import json
 import pickle
 import struct
 import zipfile
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -15,63 +14,7 @@ import safetensors.numpy
 
 from jaxvol.data.io import weights
 from jaxvol.types import UserError
-
-
-class Named(NamedTuple):
-    name: str  # "module attribute"
-
-
-class Call(NamedTuple):
-    name: str
-    arguments: tuple
-
-
-class Persistent(NamedTuple):
-    identity: tuple
-
-
-def opcodes(value):
-    """The pickle instructions, protocol 2, that make `value`."""
-    if isinstance(value, Named):
-        return b"c" + value.name.replace(" ", "\n").encode() + b"\n"
-    if isinstance(value, Call):
-        return opcodes(Named(value.name)) + opcodes(value.arguments) + b"R"
-    if isinstance(value, Persistent):
-        return opcodes(value.identity) + b"Q"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(opcodes(k) + opcodes(v) for k, v in value.items()) + b"u"
-    if isinstance(value, (tuple, list)):
-        first, last = (b"(", b"t") if isinstance(value, tuple) else (b"](", b"e")
-        return first + b"".join(map(opcodes, value)) + last
-    if isinstance(value, str):
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-    if isinstance(value, bytes):
-        return value  # instructions as they are
-    if isinstance(value, float):
-        return b"G" + struct.pack(">d", value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        data = value.to_bytes(9, "little", signed=True)
-        return b"\x8a" + bytes([len(data)]) + data
-    return {None: b"N", True: b"\x88", False: b"\x89"}[value]
-
-
-def tensor(kind, key, count, size, stride, offset=0):
-    storage = Persistent(("storage", Named(f"torch {kind}Storage"), key, "cpu", count))
-    return Call(
-        "torch._utils _rebuild_tensor_v2",
-        (storage, offset, size, stride, False, Call("collections OrderedDict", ())),
-    )
-
-
-def save(path, tree, compression=zipfile.ZIP_STORED, **storages):
-    """A file as torch.save writes it; storages: d0 = array, ..."""
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + opcodes(tree) + b".")
-        archive.writestr("archive/byteorder", "little")
-        for key, array in storages.items():
-            archive.writestr(f"archive/data/{key[1:]}", np.ascontiguousarray(array).tobytes())
-    return path
-
+from tests.data.io.pickles import Call, Named, opcodes, save, tensor
 
 STATE = {
     "a.weight": tensor("Float", "0", 12, (3, 2), (1, 3), 4),
@@ -103,19 +46,19 @@ def test_tensors_are_views_of_their_storages(tmp_path):
         d4=np.array([9]),
         d5=np.array([True, False]),
     )
-    found = weights.read(path)
-    np.testing.assert_array_equal(found["a.weight"], [[4, 7], [5, 8], [6, 9]])
-    np.testing.assert_array_equal(found["a.bias"], [0, 6])
-    np.testing.assert_array_equal(found["parameter"], [0, 6])
+    tensors = weights.read(path)
+    np.testing.assert_array_equal(tensors["a.weight"], [[4, 7], [5, 8], [6, 9]])
+    np.testing.assert_array_equal(tensors["a.bias"], [0, 6])
+    np.testing.assert_array_equal(tensors["parameter"], [0, 6])
     assert (
-        found["half"].tolist() == [0.5, -3]
-        and found["brain"].tolist() == [1.5, 2]
-        and found["steps"] == 9
+        tensors["half"].tolist() == [0.5, -3]
+        and tensors["brain"].tolist() == [1.5, 2]
+        and tensors["steps"] == 9
     )
-    assert found["half"].dtype == found["brain"].dtype == np.float32 and found[
+    assert tensors["half"].dtype == tensors["brain"].dtype == np.float32 and tensors[
         "complex"
     ].tolist() == [[1j, 2]]
-    assert found["on"].tolist() == [True, False] and found["nothing"].shape == (0, 3)
+    assert tensors["on"].tolist() == [True, False] and tensors["nothing"].shape == (0, 3)
 
 
 def test_the_state_dict_is_found_in_a_checkpoint(tmp_path):
@@ -137,8 +80,8 @@ def test_the_state_dict_is_found_in_a_checkpoint(tmp_path):
         "rng": tensor("Float", "0", 12, (2,), (1,)),
         "history": [other, 0.5],
     }
-    found = weights.read(save(tmp_path / "best.pt", best, d0=NUMBERS))
-    assert list(found) == ["a.weight", "a.bias"]
+    tensors = weights.read(save(tmp_path / "best.pt", best, d0=NUMBERS))
+    assert list(tensors) == ["a.weight", "a.bias"]
     loop = b"}q\x01X\1\0\0\0ah\x01s"
     both = save(
         tmp_path / "both.pth", {"model": {"raw": STATE, "ema.0": other}, "loop": loop}, d0=NUMBERS
@@ -271,9 +214,9 @@ def test_safetensors_and_npz(tmp_path):
         **{"input/x": np.zeros(3)},
     )
     for name in ("a.safetensors", "a.npz", "fixture.npz"):
-        found = weights.read(tmp_path / name)
-        assert set(found) == set(given) and found["b"].dtype == np.float32
-        assert all(np.array_equal(found[k], given[k]) for k in given)
+        tensors = weights.read(tmp_path / name)
+        assert set(tensors) == set(given) and tensors["b"].dtype == np.float32
+        assert all(np.array_equal(tensors[k], given[k]) for k in given)
     assert weights.read(tmp_path / "brain.safetensors")["w"].tolist() == [1.5, -2]
     assert list(weights.read(tmp_path / "a.npz", "a")) == ["w"]
 
@@ -301,11 +244,11 @@ def test_what_torch_saves_is_read_back(tmp_path):
     }
     for protocol in (2, 4, 5):
         torch.save(checkpoint, tmp_path / "a.pt", pickle_protocol=protocol)
-        found = weights.read(tmp_path / "a.pt")
-        assert set(found) == set(state)
+        tensors = weights.read(tmp_path / "a.pt")
+        assert set(tensors) == set(state)
         for name, value in state.items():
             np.testing.assert_array_equal(
-                found[name],
+                tensors[name],
                 value.float() if value.dtype == torch.bfloat16 else value.detach().numpy(),
             )
     torch.save(net.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
