@@ -22,7 +22,11 @@ def dataset(config: ConfigDict) -> Dataset:
 
 
 def model(config: ConfigDict, spec: Spec):
-    """The linen module of `config.model` for this spec."""
+    """The linen module of `config.model` for this spec; None where its name is "", for a task that
+    brings networks of its own.
+    """
+    if not config.model.name:
+        return None
     return modules.module("models", config.model.name).make(config, spec)
 
 

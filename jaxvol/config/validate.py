@@ -143,7 +143,8 @@ def _optimizer(config: ConfigDict, label: str, block: ConfigDict, steps: int) ->
 
 def components(config: ConfigDict) -> tuple[tuple[str, ConfigDict], ...]:
     """(folder of jaxvol, block of the config) of everything that is chosen by name."""
-    return ("models", config.model), ("tasks", config.task), ("data", config.data)
+    blocks = (("models", config.model), ("tasks", config.task), ("data", config.data))
+    return tuple((room, block) for room, block in blocks if block.name or room != "models")
 
 
 def _component_rules(config: ConfigDict) -> list[str]:

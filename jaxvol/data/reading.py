@@ -65,6 +65,7 @@ def read(
             continue
         try:
             example = _read_with_retries(reader.source, split, candidate, make_rng)
+            example = {name: np.asarray(values) for name, values in example.items()}
         except READ_ERRORS as error:
             _record_failure(reader, split, candidate, error)
             continue

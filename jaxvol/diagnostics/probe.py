@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jaxvol.diagnostics.records import Context
 from jaxvol.training import averages
+from jaxvol.training.gradients import objectives
 from jaxvol.types import Array, Batch, Extra, Fixed, Key, Params, TrainState
 
 Path = tuple[str, ...]
@@ -103,7 +104,7 @@ def losses(ctx: Context) -> Callable[[Params, Fixed, Batch, Key], dict[str, dict
 
 def fixed(ctx: Context, step: int = 0) -> Fixed:
     """What the loss of update `step` reads besides the parameters, as at the start."""
-    return Fixed(jnp.int32(step), jnp.int32(step), ctx.state.extra, ctx.state.averages["ema"])
+    return Fixed(jnp.int32(step), jnp.int32(step), ctx.state.extra, ctx.state.averages)
 
 
 def micro(ctx: Context, step: int) -> list[Batch]:
@@ -113,7 +114,7 @@ def micro(ctx: Context, step: int) -> list[Batch]:
 
 
 def terms_of(ctx: Context) -> list[tuple[str, str]]:
-    """(group, term) of the loss."""
+    """(objective, term) of the loss."""
     terms, _ = jax.eval_shape(
         ctx.task.loss, ctx.state.params, fixed(ctx), ctx.batch(0), jax.random.key(0)
     )
@@ -148,13 +149,24 @@ def term_gradients(ctx: Context) -> list[Params]:
     ]
 
 
-def group_gradients(gradients: Params, terms: list[tuple[str, str]]) -> Params:
-    """group -> gradient of the sum of its own terms by its own parameters; `gradients` are those of
-    all terms, as `jacobian` gives them.
+def objective_of(ctx: Context) -> dict[str, str]:
+    """Group that is moved -> the objective whose terms it descends."""
+    owners = {objective for objective, _ in terms_of(ctx)}
+    return {
+        group: objective
+        for objective, groups in objectives(ctx.task, ctx.state.params).items()
+        for group in groups
+        if objective in owners
+    }
+
+
+def group_gradients(ctx: Context, gradients: Params, terms: list[tuple[str, str]]) -> Params:
+    """group -> gradient of the sum of its objective's terms by its own parameters; `gradients` are
+    those of all terms, as `jacobian` gives them.
     """
     rows = {
-        group: [j for j, (owner, _) in enumerate(terms) if owner == group]
-        for group in sorted({owner for owner, _ in terms})
+        group: [j for j, (owner, _) in enumerate(terms) if owner == objective]
+        for group, objective in sorted(objective_of(ctx).items())
     }
     return {
         group: jax.tree.map(lambda v, rows=own: sum(v[j] for j in rows), gradients[group])
@@ -188,14 +200,20 @@ def loss_weights(ctx: Context) -> dict[str, float]:
 
 
 def learner(ctx: Context) -> str:
-    """The parameter group that has the named losses: the network itself, where there are other
-    players beside it.
+    """The objective that has the named losses: the network's own, where there are other players
+    beside it.
     """
     terms = jax.eval_shape(
         ctx.task.loss, ctx.state.params, fixed(ctx), ctx.batch(0), jax.random.key(0)
     )[0]
     named = set(loss_weights(ctx))
     return next((group for group in terms if set(terms[group]) & named), next(iter(terms)))
+
+
+def learning_group(ctx: Context) -> str:
+    """The first parameter group that descends the objective of `learner`."""
+    wanted = learner(ctx)
+    return next(group for group, objective in objective_of(ctx).items() if objective == wanted)
 
 
 def shapes(ctx: Context, depth: int = 1) -> dict[Path, tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -60,7 +60,7 @@ def evaluate_run(choice: ConfigDict, workdir: Path, mesh: Mesh) -> str:
         pair = score(single, params, extra)[0], scores["model"][0]
         info["tta"], gain = costs.tta_report(choice.tta, config.model.name, *pair, seconds, views)
     fields = {}
-    if choice.figures:
+    if choice.figures and "paired" in task.provides:
         fields = pictures.example(task, dataset, params, extra, put, rows, size, split)
     if jax.process_index() > 0:
         return ""
@@ -112,7 +112,7 @@ def origin(
     """What the scores belong to, for metrics.json: the run, its checkpoint, the split, the data."""
     sizes = {group: sum(x.size for x in jax.tree.leaves(tree)) for group, tree in params.items()}
     return {
-        "name": config.model.name,
+        "name": config.model.name or config.task.name.rpartition(".")[2],
         "split": config.evaluate.split,
         "weights": config.evaluate.weights,
         "checkpoint": config.evaluate.checkpoint,

@@ -62,7 +62,9 @@ def example(
 def example_figure(
     parts: Parts, params: Params, extra: Extra, put: Callable, rows: slice, size: int
 ) -> dict[str, Figure]:
-    """The picture that training writes every few evaluations."""
+    """The picture that training writes every few evaluations; none without a target to show."""
+    if "paired" not in parts.task.provides:
+        return {}
     fields = example(parts.task, parts.dataset, params, extra, put, rows, size, "val")
     title = f"validation example {parts.dataset.names('val')[0]}"
     return {"slices": slices(parts.dataset.spec, fields, title)}

@@ -111,7 +111,7 @@ def leak(ctx: Context, history: list[dict]) -> float:
     """
     if ctx.config.micro_batches > 1:
         return 0.0
-    grad = probe.group_gradients(probe.term_gradients(ctx)[0], probe.terms_of(ctx))["disc"]
+    grad = probe.group_gradients(ctx, probe.term_gradients(ctx)[0], probe.terms_of(ctx))["disc"]
     norm = float(np.sqrt(sum(np.vdot(g, g).real for g in jax.tree.leaves(grad))))
     return abs(history[0]["disc/grad_norm"] - norm) / max(norm, 1e-30)
 

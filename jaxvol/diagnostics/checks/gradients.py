@@ -93,8 +93,8 @@ def diagnose(ctx: Context) -> Result:
     # as the loss will be in the last update: a term may have to wait for its weight
     fixed, batch = probe.fixed(ctx, ctx.steps - 1), probe.micro(ctx, 1)[0]
     late = jax.device_get(probe.jacobian(ctx)(ctx.state.params, fixed, batch, probe.key(ctx)))
-    gradients = [probe.group_gradients(of_terms, terms) for of_terms in (first, late)]
-    table, metrics = by_module(gradients), shares(late, terms)
+    gradients = [probe.group_gradients(ctx, of_terms, terms) for of_terms in (first, late)]
+    table, metrics = by_module(gradients), shares(ctx, late, terms)
     norms = [row["rms gradient"] for row in table if row["rms gradient"] > 0]
     total = sum(row["weights"] for row in table)
     state, history = probe.short_run(ctx)
@@ -104,7 +104,7 @@ def diagnose(ctx: Context) -> Result:
         "dead": sum(row["dead weights"] for row in table) / total,
         "imbalance": float(np.log10(max(norms) / min(norms))) if norms else np.inf,
         "norm_error": max(reported, updates.reported_error(ctx)),
-        "slope_error": slope_error(ctx, probe.group_gradients(parts[0], terms)),
+        "slope_error": slope_error(ctx, probe.group_gradients(ctx, parts[0], terms)),
         "frozen": updates.frozen(ctx, gradients, state, expected),
         "update_error": updates.update_error(ctx, gradients[0], expected),
     }
@@ -155,21 +155,21 @@ def by_module(gradients: list[dict]) -> list[dict]:
     ]
 
 
-def shares(jacobian: dict, terms: list[tuple[str, str]]) -> dict[str, float]:
-    """Largest and smallest share of a term in the sum of the norms of its group's terms; nothing
-    where every group has one term.
+def shares(ctx: Context, jacobian: dict, terms: list[tuple[str, str]]) -> dict[str, float]:
+    """Largest and smallest share of a term in the sum of the norms of its objective's terms, over
+    the groups that descend it; nothing where every objective has one term.
     """
-    fractions = []
-    for group in sorted({g for g, _ in terms}):
+    fractions, owner = [], probe.objective_of(ctx)
+    for objective in sorted(set(owner.values())):
+        moved = [jacobian[group] for group in jacobian if owner.get(group) == objective]
         norms = [
             np.sqrt(
                 sum(
-                    float((np.asarray(v[j], np.float64) ** 2).sum())
-                    for v in jax.tree.leaves(jacobian[group])
+                    float((np.asarray(v[j], np.float64) ** 2).sum()) for v in jax.tree.leaves(moved)
                 )
             )
-            for j, (g, _) in enumerate(terms)
-            if g == group
+            for j, (name, _) in enumerate(terms)
+            if name == objective
         ]
         if len(norms) > 1:
             fractions += [norm / max(sum(norms), 1e-30) for norm in norms]
@@ -192,19 +192,21 @@ def slope_error(ctx: Context, gradient: dict) -> float:
         terms = probe.losses(ctx)(moved, probe.fixed(ctx), probe.micro(ctx, 0)[0], probe.key(ctx))
         return {group: float(sum(values.values())) for group, values in terms.items()}
 
-    start = totals(params)
+    start, owner = totals(params), probe.objective_of(ctx)
     for group, grad in gradient.items():
         noise = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(p.dtype), grad)
         steep, wide = (updates.dot(tree, tree) ** 0.5 for tree in (grad, noise))
         along = jax.tree.map(lambda g, n, s=steep, w=wide: g / max(s, 1e-30) + n / w, grad, noise)
         slope, errors = updates.dot(grad, along), []
         for change in (0.03, 0.01, 0.003):
-            h = change * abs(start[group]) / max(abs(slope), 1e-30)
+            h = change * abs(start[owner[group]]) / max(abs(slope), 1e-30)
             shifted = [
                 jax.tree.map(lambda p, a, step=step: p + step * a, params[group], along)
                 for step in (h, -h)
             ]
-            ahead, behind = (totals({**params, group: weights})[group] for weights in shifted)
+            ahead, behind = (
+                totals({**params, group: weights})[owner[group]] for weights in shifted
+            )
             errors.append(abs((ahead - behind) / (2 * h) - slope) / max(abs(slope), 1e-30))
             # close enough: the other lengths would only tell how much closer
             if errors[-1] < 1e-3:

@@ -55,7 +55,7 @@ def applies(config) -> bool:
 
 def diagnose(ctx: Context) -> Result:
     """Rates from a thousandth to ten times the config's, one update each."""
-    group = probe.learner(ctx)
+    group = probe.learning_group(ctx)
     base = float(optim.settings(ctx.config.optimizer, group).learning_rate)
     rates, losses = losses_by_rate(ctx, group, base)
     suggested, smooth = suggestions(rates, losses), smoothed(losses)
@@ -99,7 +99,7 @@ def losses_by_rate(ctx: Context, group: str, base: float) -> tuple[np.ndarray, n
         old = probe.copy(state.params)
         state, metrics = ctx.step(state, ctx.batch(step), jnp.int32(step))
         used = float(metrics[f"{group}/lr"])
-        losses.append(float(metrics[f"{group}/loss"]))
+        losses.append(float(metrics[f"{probe.learner(ctx)}/loss"]))
         if blown_up(losses):
             break
         if used > 0:

@@ -95,9 +95,10 @@ def diagnose(ctx: Context) -> Result:
         if f"{group}/lr" not in history[0]:
             continue
         planned = rates(ctx, group, ctx.steps)
+        loss_of = probe.objective_of(ctx)[group]
         real, loss, norm = (
-            np.array([row[f"{group}/{name}"] for row in history])
-            for name in ("lr", "loss", "grad_norm")
+            np.array([row[name] for row in history])
+            for name in (f"{group}/lr", f"{loss_of}/loss", f"{group}/grad_norm")
         )
         measured.append(measure(ctx.config, group, planned, real[: ctx.steps]))
         moving = real > 0
