@@ -156,8 +156,8 @@ def group_gradients(gradients: Params, terms: list[tuple[str, str]]) -> Params:
         for group in sorted({owner for owner, _ in terms})
     }
     return {
-        group: jax.tree.map(lambda v, rows=own: sum(v[j] for j in rows), gradients[group])
-        for group, own in rows.items()
+        group: jax.tree.map(lambda v, numbers=numbers: sum(v[j] for j in numbers), gradients[group])
+        for group, numbers in rows.items()
     }
 
 
