@@ -13,7 +13,7 @@ import dataclasses
 import sys
 import traceback
 from collections.abc import Callable
-from logging import Formatter
+from logging import Formatter, LogRecord
 from pathlib import Path
 
 import jax
@@ -26,7 +26,7 @@ from jaxvol.config.phases import Phase
 from jaxvol.diagnostics import preflight, watch
 from jaxvol.evaluation import compare, evaluate, pictures, predict, sweep
 from jaxvol.evaluation.evaluators import examples
-from jaxvol.runtime import errors, monitoring, processes, provenance, writer
+from jaxvol.runtime import console, errors, monitoring, processes, provenance, text, writer
 from jaxvol.training import assemble, checkpoint, loop, restore, resume, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
@@ -164,10 +164,10 @@ def close(run: Run, status: dict, cache: dict[int, Parts], failed: bool = False)
         logging.error("%s while the run was closed: %s", type(error).__name__, error)
 
 
-def tell(text: str) -> None:
+def tell(words: str) -> None:
     """Print, once for all processes."""
     if processes.first():
-        print(text)
+        console.say(words)
 
 
 def do_preflight(config: ConfigDict, workdir: Path) -> int:
@@ -202,7 +202,7 @@ def do_compare(config: ConfigDict, workdir: Path) -> int:
     runs = [name.strip() for name in config.compare.runs.split(",") if name.strip()]
     if not runs:
         raise UserError("--mode=compare needs --config.compare.runs=WORKDIR,WORKDIR,...")
-    print(compare.compare(runs, workdir, config.evaluate))
+    console.say(compare.compare(runs, workdir, config.evaluate))
     return 0
 
 
@@ -218,12 +218,16 @@ def quiet_libraries() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     handler = logging.get_absl_handler()
-    handler.addFilter(
-        lambda record: (
-            record.pathname.startswith(ours) or record.levelno >= logging.converter.STANDARD_ERROR
-        )
-    )
+
+    def wanted(record: LogRecord) -> bool:
+        if record.pathname.startswith(ours):
+            record.msg, record.args = text.message(record.getMessage()), ()
+            return True
+        return record.levelno >= logging.converter.STANDARD_ERROR and not errors.of_disk(record)
+
+    handler.addFilter(wanted)
     handler.setFormatter(Formatter("%(message)s"))
+    handler.python_handler.stream = console.AboveBar()
 
 
 STATUS = {
@@ -251,8 +255,8 @@ def cli(argv: list[str]) -> int:
             return do_sweep(config, workdir, argv)
         prepare(config)
         return modes[mode](config, workdir)
-    except command_line.Help as text:
-        print(text)
+    except command_line.Help as page:
+        print(page)
         return 0
     except KeyboardInterrupt:
         print(
@@ -263,7 +267,7 @@ def cli(argv: list[str]) -> int:
     except Exception as error:
         if type(error) in STATUS or isinstance(error, UserError):
             status = STATUS[type(error)] if type(error) in STATUS else 1
-            print(f"\njaxvol: {error}", file=sys.stderr)
+            console.say(f"\njaxvol: {text.message(str(error))}", sys.stderr)
         elif jax.distributed.is_initialized():
             status = 1
             traceback.print_exc()

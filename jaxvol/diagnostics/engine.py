@@ -180,13 +180,13 @@ def examined(
         return outcome(name, module, result, limits, time.monotonic() - began)
     except Exception as error:  # whatever it is, it is a reason not to start
         where = traceback.extract_tb(error.__traceback__)[-1]
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        label = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return Outcome(
             name,
             ERROR,
             Result(),
             limits,
-            f"it raised {kind}{error} ({where.name}, line {where.lineno})",
+            f"it raised {label}{error} ({where.name}, line {where.lineno})",
             "mend what it says; if the check itself is wrong, waive it",
             time.monotonic() - began,
         )

@@ -33,15 +33,15 @@ DEFINED = {
 }
 
 
-def checks(own: tuple[str, ...] = ()) -> dict[str, ModuleType]:
-    """Name -> module of every check: those of jaxvol, and the user's own, given as module paths
+def checks(paths: tuple[str, ...] = ()) -> dict[str, ModuleType]:
+    """Name -> module of every check: those of jaxvol, and the user's own at the module `paths`
     (`config.preflight.checks`).  A check has the name of its file.
 
     Raises UserError for a module that does not exist, that is no complete check, or whose name is
     taken.
     """
     modules_of = {name: modules.module(CHECKS, name) for name in modules.choices(CHECKS)}
-    for path in own:
+    for path in paths:
         name, module = path.rpartition(".")[2], modules.module(CHECKS, path)
         if name in modules_of:
             raise UserError(

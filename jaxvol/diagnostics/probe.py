@@ -169,8 +169,8 @@ def group_gradients(ctx: Context, gradients: Params, terms: list[tuple[str, str]
         for group, objective in sorted(objective_of(ctx).items())
     }
     return {
-        group: jax.tree.map(lambda v, rows=own: sum(v[j] for j in rows), gradients[group])
-        for group, own in rows.items()
+        group: jax.tree.map(lambda v, numbers=numbers: sum(v[j] for j in numbers), gradients[group])
+        for group, numbers in rows.items()
     }
 
 

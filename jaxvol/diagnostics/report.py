@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import json
 import math
@@ -19,6 +18,9 @@ from tensorboardX import SummaryWriter
 
 from jaxvol.diagnostics.engine import PASS, SIGN, Outcome, Verdict, number
 from jaxvol.plots import figures
+from jaxvol.runtime import atomic
+from jaxvol.runtime import text as texts
+from jaxvol.runtime.regular_files import open_regular
 from jaxvol.types import UserError
 
 COLOUR = {
@@ -91,7 +93,7 @@ def text(verdict: Verdict) -> str:
         if o.remedy:
             lines.append(f"{'':{width}}    -> {o.remedy}")
     tail = f"; look first at: {verdict.first}" if verdict.first else ""
-    return "\n".join([*lines, "", f"Pre-flight verdict: {verdict.status}{tail}"])
+    return texts.lines("\n".join([*lines, "", f"Pre-flight verdict: {verdict.status}{tail}"]))
 
 
 def rows(verdict: Verdict) -> list[dict[str, Any]]:
@@ -123,21 +125,21 @@ def as_csv(table: list[dict[str, Any]]) -> str:
 
 
 def badge(status: str) -> str:
-    return f'<span class="badge" style="background:{COLOUR[status]}">{html.escape(status)}</span>'
+    return f'<span class="badge" style="background:{COLOUR[status]}">{texts.page(status)}</span>'
 
 
 def cell(value: Any) -> str:
     """A table cell; numbers to the right."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f'<td class="n">{html.escape(number(float(value)))}</td>'
-    return f"<td>{html.escape(str(value))}</td>"
+        return f'<td class="n">{texts.page(number(float(value)))}</td>'
+    return f"<td>{texts.page(value)}</td>"
 
 
 def html_table(table: list[dict[str, Any]]) -> str:
     """A list of rows with named cells."""
     if not table:
         return ""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table[0])
+    head = "".join(f"<th>{texts.page(name)}</th>" for name in table[0])
     body = "".join(
         "<tr>" + "".join(cell(row[name]) for name in table[0]) + "</tr>" for row in table
     )
@@ -149,7 +151,7 @@ def picture(title: str, figure: Any) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     data = base64.b64encode(out.getvalue()).decode()
-    name = html.escape(title, quote=True)
+    name = texts.page(title)
     return (
         f'<figure><img style="max-width:100%" alt="{name}" '
         f'src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
@@ -170,17 +172,17 @@ def section(o: Outcome, prefix: str, waived: bool) -> str:
         for name, value in o.result.metrics.items()
     ]
     parts = [
-        f'<h2 id="{html.escape(prefix + o.name, quote=True)}">{html.escape(o.name)} '
+        f'<h2 id="{texts.page(prefix + o.name)}">{texts.page(o.name)} '
         f"{badge(o.status)}"
         f"{' (waived)' if waived else ''}</h2>"
     ]
     if o.reason:
-        parts.append(f"<p>{html.escape(o.reason)}</p>")
+        parts.append(f"<p>{texts.page(o.reason)}</p>")
     if o.remedy:
-        parts.append(f"<p><strong>What to do:</strong> {html.escape(o.remedy)}</p>")
+        parts.append(f"<p><strong>What to do:</strong> {texts.page(o.remedy)}</p>")
     parts.append(html_table(measured))
     parts += [
-        f"<h3>{html.escape(title)}</h3>{html_table(table)}"
+        f"<h3>{texts.page(title)}</h3>{html_table(table)}"
         for title, table in o.result.tables.items()
     ]
     parts += [picture(title, figure) for title, figure in o.result.figures.items()]
@@ -192,7 +194,7 @@ def as_html(verdicts: dict[str, Verdict], info: dict[str, Any]) -> str:
     names = list(dict.fromkeys(o.name for v in verdicts.values() for o in v.outcomes))
     head = (
         "<tr><th>check</th>"
-        + "".join(f"<th>{html.escape(run)} {badge(v.status)}</th>" for run, v in verdicts.items())
+        + "".join(f"<th>{texts.page(run)} {badge(v.status)}</th>" for run, v in verdicts.items())
         + "</tr>"
     )
     lines = []
@@ -200,19 +202,19 @@ def as_html(verdicts: dict[str, Verdict], info: dict[str, Any]) -> str:
         cells = []
         for run, v in verdicts.items():
             statuses = [o.status for o in v.outcomes if o.name == name]
-            link = html.escape(f"#{run}-{name}", quote=True)
+            link = texts.page(f"#{run}-{name}")
             cells.append(
                 f'<td><a href="{link}">{badge(statuses[0])}</a></td>' if statuses else "<td></td>"
             )
-        lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>")
+        lines.append(f"<tr><td>{texts.page(name)}</td>{''.join(cells)}</tr>")
     firsts = "".join(
-        f"<p>{html.escape(run)}: look first at <strong>{html.escape(v.first)}</strong>.</p>"
+        f"<p>{texts.page(run)}: look first at <strong>{texts.page(v.first)}</strong>.</p>"
         for run, v in verdicts.items()
         if v.first
     )
     known = html_table([{"": key, "value": str(value)} for key, value in info.items()])
     body = "".join(
-        (f"<h1>{html.escape(run)}</h1>" if len(verdicts) > 1 else "")
+        (f"<h1>{texts.page(run)}</h1>" if len(verdicts) > 1 else "")
         + "".join(section(o, f"{run}-", o.name in v.waived) for o in v.outcomes)
         for run, v in verdicts.items()
     )
@@ -252,11 +254,12 @@ def write(
         )
         page = page.replace("</body></html>", f"{moved}</body></html>")
     (folder / "report.html").write_text(page, encoding="utf-8")
-    (folder / "report.csv").write_text(as_csv(rows(verdict)), encoding="utf-8")
+    atomic.write_text(folder / "report.csv", as_csv(rows(verdict)))
     for o in verdict.outcomes:
         for title, figure in o.result.figures.items():
             name = "".join(c if c.isalnum() else "_" for c in f"{o.name}_{title}")
-            figures.save(figure, folder / f"{name}.png")
+            # 255 bytes is the longest name of a file
+            figures.save(figure, folder / f"{name.encode()[:200].decode(errors='ignore')}.png")
     overrides = [
         f"{row['override']}    # {o.name}, {row['rule']}"
         for o in verdict.outcomes
@@ -265,12 +268,10 @@ def write(
         if "override" in row
     ]
     if overrides:
-        (folder / "overrides.txt").write_text("\n".join(overrides) + "\n", encoding="utf-8")
+        atomic.write_text(folder / "overrides.txt", texts.lines("\n".join(overrides)) + "\n")
     tensorboard(folder / "tensorboard", verdict)
     # the JSON is what says that this pre-flight is done: it comes last
-    (folder / "report.json").write_text(
-        json.dumps(as_dict(verdict, info), indent=1), encoding="utf-8"
-    )
+    atomic.write_text(folder / "report.json", json.dumps(as_dict(verdict, info), indent=1))
 
 
 def tensorboard(folder: Path, verdict: Verdict) -> None:
@@ -281,7 +282,7 @@ def tensorboard(folder: Path, verdict: Verdict) -> None:
         for o in verdict.outcomes:
             for metric, value in o.result.metrics.items():
                 board.add_scalar(f"preflight/{o.name}/{metric}", float(value), 0)
-        board.add_text("preflight", "<pre>" + html.escape(text(verdict)) + "</pre>", 0)
+        board.add_text("preflight", "<pre>" + texts.page(text(verdict)) + "</pre>", 0)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -290,8 +291,9 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with open_regular(file) as source:
+            return json.load(source)
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{file} is not JSON ({error}); delete it, and the pre-flight runs again."
+            f"{file} is not JSON ({texts.plain(error)}); delete it, and the pre-flight runs again."
         ) from error

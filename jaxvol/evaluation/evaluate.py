@@ -15,7 +15,7 @@ from jaxvol.evaluation import costs, loading, pictures, report, tta
 from jaxvol.evaluation.evaluators import examples
 from jaxvol.runtime import provenance
 from jaxvol.training import assemble, sharding
-from jaxvol.types import Dataset, Extra, Params, Spec, Task
+from jaxvol.types import Dataset, Extra, Params, Spec, Task, UserError
 
 
 def evaluate_run(choice: ConfigDict, workdir: Path, mesh: Mesh) -> str:
@@ -79,7 +79,13 @@ def usual(workdir: Path, stored: ConfigDict) -> ConfigDict:
     config.json beside it.
     """
     file = workdir / "config.json"
-    return (provenance.read_config(file) if file.exists() else stored).evaluate
+    config = provenance.read_config(file) if file.exists() else stored
+    if "evaluate" not in config or not {"split", "checkpoint"} <= set(dir(config.evaluate)):
+        raise UserError(
+            f"{file} cannot be used as the config.json of a run (it has no evaluate.split or no "
+            "evaluate.checkpoint). Restore it, or delete it: the checkpoint has the run's config."
+        )
+    return config.evaluate
 
 
 def with_choice(config: ConfigDict, choice: ConfigDict) -> ConfigDict:

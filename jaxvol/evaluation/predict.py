@@ -24,7 +24,7 @@ from tqdm import tqdm
 from jaxvol.data.io import files
 from jaxvol.evaluation import inputs, loading
 from jaxvol.ops import normalise, window
-from jaxvol.runtime import atomic
+from jaxvol.runtime import atomic, console
 from jaxvol.types import Array, NonFiniteError, Spec, UserError
 
 
@@ -51,7 +51,7 @@ def predict_run(choice: ConfigDict, workdir: Path) -> None:
         config.data.input.key if "input" in config.data and "key" in config.data.input else ""
     )
     for file in predict(merged, spec, compiled, workdir, made_by, trained_on):
-        print(file)
+        console.say(str(file))
 
 
 def predict(

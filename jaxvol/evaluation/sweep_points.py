@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import command_line, experiments, identity, validate
 from jaxvol.runtime import modules, provenance
+from jaxvol.runtime.regular_files import open_regular
 from jaxvol.types import UserError
 
 
@@ -123,8 +124,10 @@ def listed_in(file: str) -> list[dict[str, Any]]:
 def read_status(point: Point) -> dict[str, Any]:
     """status.json of a point; empty if it never ran or the file cannot be read."""
     try:
-        return json.loads((point.workdir / "status.json").read_text())
-    except (OSError, ValueError):
+        with open_regular(point.workdir / "status.json") as file:
+            status = json.load(file)
+        return status if isinstance(status, dict) else {}
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

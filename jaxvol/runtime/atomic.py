@@ -16,8 +16,11 @@ NAME_END = 16  # characters of a name that its temporary file keeps: libraries l
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Replace the file `path` by `text` in UTF-8; missing folders are made.  Raises OSError."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replace the file `path` by `text` in UTF-8; missing folders are made.  Raises OSError.
+
+    Half of a character, as names of files may hold one that are no UTF-8, is written as an escape.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

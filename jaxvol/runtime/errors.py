@@ -8,6 +8,7 @@ it was raised.
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import re
@@ -92,7 +93,26 @@ def explain(
                 f"another process of this run ended or cannot be reached any more ({_short(one)}). "
                 f"{checkpoint}; run the same command again in all processes."
             )
-    return error
+    return error if workdir.is_dir() else gone(workdir)
+
+
+def gone(workdir: Path) -> UserError:
+    """What is said when the workdir is no longer at its place."""
+    return UserError(
+        f"The workdir {workdir} was deleted, renamed or replaced while the run was writing in it. "
+        "Put it back and run the same command again to go on, or name another --workdir to start "
+        "over."
+    )
+
+
+def of_disk(record: logging.LogRecord) -> bool:
+    """Whether a library's log record tells of a disk that `explain` will tell of as well: Orbax
+    prints the traceback of a failed save, which comes to us as an exception with its causes.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and any(disk(one) for one in chain(error)):
+        return True
+    return bool(disk(RuntimeError(record.getMessage())))
 
 
 def disk(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import faulthandler
+import io
 import json
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import NamedTuple
 import jax
 from absl import logging
 
+from jaxvol.runtime import text
+from jaxvol.runtime.regular_files import FileError, open_regular
 from jaxvol.types import Dataset
 
 UNFINISHED = 75  # exit status: run the same command again
@@ -139,11 +142,34 @@ def profile(wanted: bool, workdir: Path, step: int) -> None:
 
 
 def recorded(workdir: Path) -> int | None:
-    """The newest step that status.json knows to have been saved, None if it knows none."""
+    """The newest step that status.json knows to have been saved, None if it knows none.
+
+    A status.json that cannot be read is told and counts as none: it is written anew with the next
+    save.  Raises FileError where it is no regular file.
+    """
+    path = workdir / "status.json"
     try:
-        return json.loads((workdir / "status.json").read_text())["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(path) as file:
+            status = json.load(file)
+        step = status["checkpoint"]
+        if step is None or (isinstance(step, int) and not isinstance(step, bool) and step >= 0):
+            return step
+        reason = f"its checkpoint is {step!r}, not the number of a step"
+    except FileNotFoundError:
         return None
+    except FileError:
+        raise
+    except RecursionError:
+        reason = "its JSON is nested too deeply"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    logging.warning(
+        "%s cannot be used (%s); the run goes on from its newest checkpoint, and the file is "
+        "written anew.",
+        path,
+        text.plain(reason, 200),
+    )
+    return None
 
 
 def programs(step: Callable) -> int:
@@ -188,8 +214,8 @@ class Summary(NamedTuple):
 def rows(workdir: str | Path) -> Iterator[tuple[int, str, float, float]]:
     """(step, tag, value, time) of perf.csv; lines that a kill left behind are passed over."""
     try:
-        with (Path(workdir) / "perf.csv").open(newline="") as file:
-            for fields in csv.reader(file):
+        with open_regular(Path(workdir) / "perf.csv") as file:
+            for fields in csv.reader(io.TextIOWrapper(file, "utf-8", "replace", newline="")):
                 try:
                     yield int(fields[0]), fields[1], float(fields[2]), float(fields[3])
                 except (ValueError, IndexError):

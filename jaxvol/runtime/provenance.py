@@ -16,10 +16,12 @@ import optax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from jaxvol.runtime import atomic
+from jaxvol.runtime import atomic, text
 from jaxvol.runtime.regular_files import open_regular
 from jaxvol.types import UserError
 
+NAMES = {str: "text", list: "list", int: "number", float: "number", bool: "value", dict: "table"}
+NAMES[type(None)] = "value"
 FORMAT_VERSION = 1  # of config.json and the layout of the workdir
 
 
@@ -51,12 +53,20 @@ def read_config(file: str | Path) -> ConfigDict:
             raise ValueError(
                 f"format version {record['format_version']}, this jaxvol reads {FORMAT_VERSION}"
             )
+        if not isinstance(record["config"], dict):
+            raise ValueError(f"its config is {shown(record['config'])}, not a table of fields")
         return ConfigDict(record["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{file} cannot be used as the config.json of a run ({type(error).__name__}: {error}). "
+            f"{file} cannot be used as the config.json of a run ({type(error).__name__}: "
+            f"{text.plain(error, 300)}). "
             "Restore it, or choose another --workdir."
         ) from error
+
+
+def shown(value: object) -> str:
+    """A value of a JSON file in a few words."""
+    return text.plain(f"the {NAMES[type(value)]} {value!r}", 80)
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,8 @@ that holds `$` is mathematics to matplotlib, and one of 250 characters hides the
 
 from __future__ import annotations
 
+import html
+
 NAME = 100  # characters of a name that are shown
 MESSAGE = 2000  # bytes of a message that are shown
 
@@ -22,6 +24,13 @@ def plain(name: object, limit: int = NAME) -> str:
 def figure(name: object) -> str:
     """`plain(name)` for matplotlib, which would read what is between two `$` as mathematics."""
     return plain(name).replace("$", r"\$")
+
+
+def page(text: object) -> str:
+    """Text for HTML, its attributes included, and for TensorBoard, which shows Markdown: what it
+    says stands there, and does nothing.
+    """
+    return html.escape(lines(str(text)), quote=True)
 
 
 def lines(text: str) -> str:

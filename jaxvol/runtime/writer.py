@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import html
 import io
 import json
-import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,14 +22,24 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
-from jaxvol.runtime import atomic, memory, monitoring, provenance, weights_and_biases
+from jaxvol.runtime import (
+    atomic,
+    console,
+    errors,
+    memory,
+    monitoring,
+    provenance,
+    rows,
+    weights_and_biases,
+)
+from jaxvol.runtime import text as texts
 from jaxvol.types import PyTree, UserError
 
-METRICS, PERF = ("step", "tag", "value"), ("step", "tag", "value", "time")
+TAG = 200  # characters of a tag in metrics.csv and TensorBoard
 
 
 @dataclasses.dataclass
@@ -45,10 +54,10 @@ class Writer:
     board: SummaryWriter | None = None
     metrics: TextIO | None = None
     perf_rows: TextIO | None = None
-    bar: tqdm | None = None
+    progress: console.Progress | None = None
     wandb: Any = None  # the W&B run, if there is one
     pending: list = dataclasses.field(default_factory=list)  # texts from before `resume`
-    reached: tuple[int, float] = (0, 0.0)  # step and clock of the last console line
+    place: tuple[int, int] = (0, 0)  # device and inode of the workdir
     failed: bool = False  # the last status
 
     def resume(self, step: int, total: int, wandb_id: str | None = None) -> str | None:
@@ -57,7 +66,11 @@ class Writer:
         """
         if not self.active:
             return wandb_id
-        cut(self.workdir, step)
+        rows.cut(self.workdir, step)
+        if lost := rows.missing(self.workdir, step):
+            logging.warning("%s", lost)
+        status = os.stat(self.workdir)
+        self.place = status.st_dev, status.st_ino
         if self.config.wandb.project:
             self.wandb = weights_and_biases.start(self.config, self.workdir, wandb_id)
         # tensorboardX names a file by the second, and would overwrite that of a run which restarts
@@ -74,14 +87,7 @@ class Writer:
         self.metrics = (self.workdir / "metrics.csv").open("a", newline="")
         self.perf_rows = (self.workdir / "perf.csv").open("a", newline="")
         start = max(step, 0)
-        self.bar = tqdm(
-            total=total,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self.reached = (start, time.monotonic())
+        self.progress = console.Progress(start, total)
         for tag, text in self.pending:
             self.board.add_text(tag, text, start)
         self.status(
@@ -98,7 +104,7 @@ class Writer:
         """Reproducible values -> metrics.csv (`%.9g`, exact for float32), TensorBoard, W&B; losses
         also to the console.
         """
-        values = {tag: float(value) for tag, value in values.items()}
+        values = {texts.plain(tag, TAG): float(value) for tag, value in values.items()}
         self._write(self.metrics, step, values, ())
         losses = {
             tag: value
@@ -106,12 +112,8 @@ class Writer:
             if tag.startswith("train/") and tag.endswith("/loss")
         }
         if losses and self.active:
-            self._report(
-                step,
-                "  ".join(
-                    f"{tag.removeprefix('train/')} {value:.4g}" for tag, value in losses.items()
-                ),
-            )
+            pairs = [(tag.removeprefix("train/"), value) for tag, value in losses.items()]
+            self.progress.losses(step, "  ".join(f"{tag} {value:.4g}" for tag, value in pairs))
 
     def perf(self, step: int, values: dict[str, float]) -> None:
         """Times -> perf.csv with the wall-clock time (Unix, seconds), TensorBoard, W&B; memory in
@@ -137,8 +139,9 @@ class Writer:
             return
         from PIL import Image
 
+        self.check_workdir()
         pictures = {
-            f"images/{tag.removeprefix('images/')}": pixels(picture)
+            f"images/{texts.plain(tag.removeprefix('images/'))}": pixels(picture)
             for tag, picture in pictures.items()
         }
         for tag, picture in pictures.items():
@@ -156,36 +159,51 @@ class Writer:
 
     def text(self, text: str, tag: str = "parameters", step: int = 0) -> None:
         """`text` -> console, and TensorBoard as it stands (escaped, fixed width)."""
-        self.console(text)
-        escaped = f"<pre>{html.escape(text)}</pre>"
+        if self.active:
+            console.say(text, sys.stderr)
+        escaped = f"<pre>{texts.page(text)}</pre>"
         if self.board is not None:
             self.board.add_text(tag, escaped, step)
         elif self.active:
             self.pending.append((tag, escaped))
 
-    def console(self, line: str) -> None:
-        """Print a line above the progress bar."""
-        if self.active:
-            tqdm.write(line, file=sys.stderr)
-
     def advance(self, step: int) -> None:
-        """Move the progress bar to `step` updates done."""
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
+        """`step` updates are done: move the progress bar."""
+        if self.progress is not None:
+            self.progress.advance(step)
+
+    def check_workdir(self) -> None:
+        """UserError when the workdir that the run began in is no longer at its place: what is
+        written there now would be half of a run.
+        """
+        if not self.active or self.place == (0, 0):
+            return
+        try:
+            status = os.stat(self.workdir)
+        except OSError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self.place:
+            raise errors.gone(self.workdir)
 
     def status(self, values: dict[str, Any]) -> None:
         """Replace status.json; nan and inf become null.  state: running | saved | finished |
-        early_stopped | failed.
+        early_stopped | failed.  Of a run that failed nothing is written where its workdir is gone.
         """
         self.failed = values["state"] == "failed"
         stamped = {**values, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         plain = json.loads(json.dumps(stamped, default=float), parse_constant=lambda _: None)
+        try:
+            self.check_workdir()
+        except UserError:
+            if self.failed:  # the user hears of it already
+                return
+            raise
         if self.active:
             atomic.write_text(self.workdir / "status.json", json.dumps(plain, indent=1))
 
     def close(self) -> None:
         """Close every file; a W&B run is marked as failed if the last status was."""
-        for file in (self.bar, self.board, self.metrics, self.perf_rows):
+        for file in (self.progress, self.board, self.metrics, self.perf_rows):
             if file is not None:
                 file.close()
         if self.wandb:
@@ -194,6 +212,7 @@ class Writer:
     def _write(self, file: TextIO, step: int, values: dict[str, float], more: tuple) -> None:
         if not self.active:
             return
+        self.check_workdir()
         csv.writer(file, lineterminator="\n").writerows(
             (step, tag, f"{value:.9g}", *more) for tag, value in values.items()
         )
@@ -202,17 +221,6 @@ class Writer:
             self.board.add_scalar(tag, value, step)
         if self.wandb:
             self.wandb.log({**values, "step": step})
-
-    def _report(self, step: int, losses: str) -> None:
-        if not self.bar.disable:
-            return self.bar.set_postfix_str(losses)
-        (before, then), now = self.reached, time.monotonic()
-        self.reached, total = (step, now), self.bar.total
-        rate = max(step - before, 1) / max(now - then, 1e-9)
-        self.console(
-            f"step {step}/{total}  {losses}  {rate:.3g} steps/s  ETA "
-            f"{tqdm.format_interval((total - step) / rate)}"
-        )
 
 
 def open_run(workdir: str | Path, config: ConfigDict, active: bool) -> Writer:
@@ -226,29 +234,6 @@ def open_run(workdir: str | Path, config: ConfigDict, active: bool) -> Writer:
                 f"The workdir {workdir} cannot be written ({error}). Choose another with --workdir."
             ) from error
     return Writer(workdir, config, active)
-
-
-def cut(workdir: str | Path, step: int) -> None:
-    """Remove the rows of metrics.csv after `step`, and what a kill left half-written in metrics.csv
-    and perf.csv.
-    """
-
-    def keep(line: bytes, columns: int, last: float) -> bool:
-        try:
-            fields = next(csv.reader([line.decode()], strict=True))
-            # a value without its newline may have lost digits
-            whole = line.endswith(b"\n") and len(fields) == columns
-            return whole and int(fields[0]) <= last
-        except (ValueError, csv.Error, StopIteration):
-            return False
-
-    for name, columns, last in (("metrics.csv", METRICS, step), ("perf.csv", PERF, math.inf)):
-        path = Path(workdir) / name
-        old = path.read_bytes() if path.exists() else b""
-        rows = [line for line in old.splitlines(keepends=True) if keep(line, len(columns), last)]
-        new = (",".join(columns) + "\n").encode() + b"".join(rows)
-        if new != old:
-            atomic.write_bytes(path, new)
 
 
 def pixels(picture: Any) -> np.ndarray:

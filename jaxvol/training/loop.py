@@ -99,6 +99,7 @@ def save_now(run: Run, parts: Parts, step: int, index: int, phase: Phase) -> Non
     if run.saved == step:
         return
     check_finite(run, parts, step)
+    run.writer.check_workdir()
     meta = {
         **run.meta,
         "config": phase.config.to_json(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from ml_collections import ConfigDict
 
 from jaxvol.config import identity
 from jaxvol.config.phases import Phase
-from jaxvol.runtime import monitoring, provenance
+from jaxvol.runtime import monitoring, provenance, text
+from jaxvol.runtime.regular_files import open_regular
 from jaxvol.training import checkpoint, handover
 from jaxvol.training.progress import Progress, Run
 from jaxvol.types import TrainState, UserError
@@ -88,10 +90,29 @@ def check_belongs(run: Run, plan: list[Phase], meta: dict) -> None:
         )
 
 
+def check_files(workdir: Path) -> None:
+    """UserError where something else than a file has the name of a file of the run, or than a
+    folder that of a folder: a named pipe would be waited for, a folder cannot be replaced.
+    """
+    for name in ("config.json", "status.json", "metrics.csv", "perf.csv"):
+        if os.path.lexists(workdir / name):
+            try:
+                open_regular(workdir / name).close()
+            except OSError as error:
+                what = text.plain(error, 300)
+                raise UserError(f"{what}. Move it away, or choose another --workdir.") from error
+    for name in ("checkpoints", "tensorboard", "images", "preflight", "evaluation"):
+        if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
+            raise UserError(
+                f"{workdir / name} is no folder. Move it away, or choose another --workdir."
+            )
+
+
 def check_resume(config: ConfigDict, workdir: Path) -> None:
     """UserError if the workdir holds a run of another config; with resume=fresh its checkpoints are
     put aside.
     """
+    check_files(workdir)
     file = workdir / "config.json"
     if not file.exists():
         return

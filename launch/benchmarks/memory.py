@@ -138,6 +138,8 @@ def line(row: dict, single: dict) -> str:
     head = f"{row['model']:7s} {row['devices'] or 'alone':>5}"
     if "error" in row:
         return f"{head}  {row['error']}"
+    if "error" in single:
+        return f"{head}  {row['temporary'] / 2**20:9.1f} MiB  nothing to compare it with"
     ratio = row["temporary"] * max(row["devices"], 1) / single["temporary"]
     limit = LIMITS[row["model"]]
     verdict = "ok" if ratio <= limit and not row["gathered_fields"] else "NO"

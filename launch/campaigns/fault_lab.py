@@ -7,6 +7,7 @@ before it starts: it brings the fault in (launch/campaigns/fault_plants.py).
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -76,6 +77,8 @@ class Child:
             if plant is not None:
                 plant()
             status = main.cli(["jaxvol", *arguments])
+            # as at the end of Python: the processes of a run take leave of one another
+            atexit._run_exitfuncs()
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()

@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numcodecs
 import numpy as np
-from fuzz_seeds import volume
+from fuzz_seeds import NAMES, volume
 
 Builder = Callable[[Path, int], Path]
 
@@ -226,6 +226,16 @@ def hdf5_many(folder: Path, size: int) -> Path:
     return folder / "a.h5"
 
 
+def hdf5_names(folder: Path, size: int) -> Path:
+    """Data sets whose names break lines, leave folders, or are no text."""
+    with h5py.File(folder / "a.h5", "w") as file:
+        for name in NAMES:
+            file[name.replace("/", "|")] = volume()
+        space = h5py.h5s.create_simple((3,))
+        h5py.h5d.create(file.id, b"\xff\xfe", h5py.h5t.IEEE_F32LE, space)
+    return folder / "a.h5"
+
+
 def hdf5_deep(folder: Path, size: int) -> Path:
     with h5py.File(folder / "a.h5", "w") as file:
         group = file
@@ -254,4 +264,5 @@ HDF5: dict[str, Builder] = {
     "chunks of one voxel": hdf5_voxel_chunks,
     "many": hdf5_many,
     "deep": hdf5_deep,
+    "names": hdf5_names,
 }

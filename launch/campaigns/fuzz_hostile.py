@@ -20,7 +20,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from fuzz_chunks import HDF5, ZARR
-from fuzz_seeds import manifests, volume
+from fuzz_seeds import NAMES, manifests, volume
 from fuzz_torch import TORCH, overlapping
 
 Builder = Callable[[Path, int], Path]
@@ -74,6 +74,13 @@ def npz_overlap(folder: Path, size: int) -> Path:
     """Two hundred arrays over the same bytes of the archive."""
     data = npy_bytes(np.zeros(size // 400, np.float16))
     return overlapping(folder / "a.npz", [f"x{i}.npy" for i in range(200)], data, {})
+
+
+def npz_names(folder: Path, size: int) -> Path:
+    with zipfile.ZipFile(folder / "a.npz", "w") as archive:
+        for name in NAMES:
+            archive.writestr(f"{name}.npy", npy_bytes(volume()))
+    return folder / "a.npz"
 
 
 def nifti_bytes(offset: float = 352, flag: int = 0) -> bytes:
@@ -164,6 +171,7 @@ HOSTILE: dict[str, dict[str, Builder]] = {
         "text": npz_text,
         "long header": npz_header,
         "shared bytes": npz_overlap,
+        "names": npz_names,
     }
     | special("a.npz"),
     "nifti": {"offset": nifti_offset, "extension": nifti_extension, "tail": nifti_tail}

@@ -18,6 +18,10 @@ import zarr  # noqa: E402
 from jaxvol.config import base
 from jaxvol.runtime import provenance
 
+# of arrays, tensors, columns
+NAMES = ("../../x", "/etc/passwd", "a\nb", "\x1b[31mred", "<script>", "\u202egnp", "'\"")
+NAMES += ("x" * 60_000,)
+
 
 def volume() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)

@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from fuzz_seeds import NAMES
+
 Builder = Callable[[Path, int], Path]
 DEPTH = 80  # tuples of two inside one another: 2^80 leaves
 
@@ -45,7 +47,7 @@ def overlapping(path: Path, names: list[str], data: bytes, others: dict[str, byt
 
 
 def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
 
 
 def number(value: int) -> bytes:
@@ -126,6 +128,10 @@ TORCH: dict[str, Builder] = {
     "pairs copied": program(PAIRS + COPIES),
     "many axes": program(
         AXES + entries(b"".join(text(f"w{i}") + tensor(b"h\1", b"h\1") for i in range(100)))
+    ),
+    "names": program(entries(b"".join(text(n) + tensor(row(12), b"") for n in NAMES))),
+    "two dicts": program(
+        entries(b"".join(text(n) + entries(text(n) + tensor(row(12), b"")) for n in NAMES))
     ),
     "long names": program(NAME + b"h\1h\1\x93" * 2000),
     "huge keys": program(HUGE + b"}h\1Ns" * 20_000),

@@ -41,12 +41,12 @@ def own_checks(monkeypatch, folder, text=SYMMETRY, name="symmetry"):
 def test_a_check_of_the_users_own_has_its_own_limits_and_those_of_the_config(monkeypatch, tmp_path):
     known = own_checks(monkeypatch, tmp_path)
     assert set(known) == {*preflight.checks(), "symmetry"}
-    own = {"symmetry": known["symmetry"]}
-    outcome = verdict(own).outcomes[0]
+    symmetry = {"symmetry": known["symmetry"]}
+    outcome = verdict(symmetry).outcomes[0]
     assert (outcome.name, outcome.status) == ("symmetry", "WARN")
     assert outcome.reason == "error is 0.3, expected ≤ 0.1: the output is not symmetric"
-    assert verdict(own, limits={"error": ("<", 0.1, 0.2)}).status == "FAIL"
-    assert verdict(own, waive=("symmetry",)).status == "PASS"
+    assert verdict(symmetry, limits={"error": ("<", 0.1, 0.2)}).status == "FAIL"
+    assert verdict(symmetry, waive=("symmetry",)).status == "PASS"
 
 
 @pytest.mark.parametrize(

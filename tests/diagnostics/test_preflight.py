@@ -65,9 +65,9 @@ def verdict(checks, limits=None, **fields):
     ],
 )
 def test_a_metric_is_held_against_its_own_side(low, high, status):
-    found = verdict({"a": check(1, Result({"low": low, "high": high, "no limit": 5.0}))})
-    assert found.status == found.outcomes[0].status == status
-    assert (found.first == "a") == (status != "PASS") == bool(found.outcomes[0].reason)
+    judged = verdict({"a": check(1, Result({"low": low, "high": high, "no limit": 5.0}))})
+    assert judged.status == judged.outcomes[0].status == status
+    assert (judged.first == "a") == (status != "PASS") == bool(judged.outcomes[0].reason)
 
 
 def test_the_first_red_check_by_rank_is_the_cause():
@@ -76,7 +76,7 @@ def test_the_first_red_check_by_rank_is_the_cause():
         Result({"low": 1.5, "high": 2}),
         Result({"low": 9, "high": 2}),
     )
-    found = verdict(
+    judged = verdict(
         {
             "late": check(9, bad),
             "early": check(1, warn),
@@ -84,17 +84,17 @@ def test_the_first_red_check_by_rank_is_the_cause():
             "fine": check(0, good),
         }
     )
-    assert [o.name for o in found.outcomes] == ["fine", "early", "middle", "late"]
-    assert found.status == "FAIL" and found.first == "middle"
+    assert [o.name for o in judged.outcomes] == ["fine", "early", "middle", "late"]
+    assert judged.status == "FAIL" and judged.first == "middle"
     assert verdict({"b": check(2, warn), "a": check(1, good)}).first == "b"
 
 
 def test_a_check_that_raises_is_an_error_and_the_others_still_run():
-    found = verdict(
+    judged = verdict(
         {"a": check(1, ZeroDivisionError("1 / 0")), "b": check(2, Result({"low": 0, "high": 2}))}
     )
-    assert found.status == "ERROR" and [o.status for o in found.outcomes] == ["ERROR", "PASS"]
-    assert "ZeroDivisionError: 1 / 0" in found.outcomes[0].reason and found.first == "a"
+    assert judged.status == "ERROR" and [o.status for o in judged.outcomes] == ["ERROR", "PASS"]
+    assert "ZeroDivisionError: 1 / 0" in judged.outcomes[0].reason and judged.first == "a"
 
 
 def test_what_is_compiled_beside_the_other_checks_belongs_to_its_own():
@@ -106,13 +106,13 @@ def test_what_is_compiled_beside_the_other_checks_belongs_to_its_own():
     two.prepare = lambda ctx: events.append(jax.sharding.get_abstract_mesh().axis_names)
     two.diagnose = lambda ctx: events.append("diagnosed") or good
     three.prepare = lambda ctx: 1 / 0
-    found = verdict({"a": one, "b": two, "c": three})
+    judged = verdict({"a": one, "b": two, "c": three})
     assert events == [sharding.one_device().axis_names, "diagnosed"]
-    assert [o.status for o in found.outcomes] == [
+    assert [o.status for o in judged.outcomes] == [
         "PASS",
         "PASS",
         "ERROR",
-    ] and "ZeroDivisionError" in found.outcomes[2].reason
+    ] and "ZeroDivisionError" in judged.outcomes[2].reason
 
 
 def test_the_program_of_the_runs_own_batch_is_not_compiled_again(tmp_path):
@@ -145,10 +145,10 @@ def test_a_check_that_measures_nothing_is_an_error_unless_it_says_why():
 
 
 def test_skip_is_never_pass_and_never_counts():
-    found = verdict({"a": check(1, Result(skip="nothing to look at"))})
-    assert found.outcomes[0].status == "SKIP" and found.outcomes[0].reason == "nothing to look at"
-    assert "SKIP" in report.text(found) and "nothing to look at" in report.text(found)
-    assert json.loads(json.dumps(report.as_dict(found, {})))["checks"][0]["status"] == "SKIP"
+    judged = verdict({"a": check(1, Result(skip="nothing to look at"))})
+    assert judged.outcomes[0].status == "SKIP" and judged.outcomes[0].reason == "nothing to look at"
+    assert "SKIP" in report.text(judged) and "nothing to look at" in report.text(judged)
+    assert json.loads(json.dumps(report.as_dict(judged, {})))["checks"][0]["status"] == "SKIP"
 
 
 def test_limits_come_from_the_config():
@@ -162,14 +162,14 @@ def test_limits_come_from_the_config():
 
 def test_a_waived_check_does_not_stop_and_stays_visible():
     bad = Result({"low": 9, "high": 2})
-    found = verdict(
+    judged = verdict(
         {"a": check(1, bad), "b": check(2, Result({"low": 0, "high": 2}))}, waive=("a",)
     )
-    assert found.status == "PASS" and found.outcomes[0].status == "FAIL" and found.first == ""
-    assert "FAIL (waived)" in report.text(found) and "(waived)" in report.as_html(
-        {"run": found}, {}
+    assert judged.status == "PASS" and judged.outcomes[0].status == "FAIL" and judged.first == ""
+    assert "FAIL (waived)" in report.text(judged) and "(waived)" in report.as_html(
+        {"run": judged}, {}
     )
-    assert report.as_dict(found, {})["waived"] == ["a"]
+    assert report.as_dict(judged, {})["waived"] == ["a"]
 
 
 def test_only_some_checks_and_names_that_do_not_exist():
@@ -186,13 +186,13 @@ def test_only_some_checks_and_names_that_do_not_exist():
 
 def test_html_is_one_file_and_escapes_what_it_is_given():
     evil = "<script>alert(1)</script>"
-    found = verdict(
+    judged = verdict(
         {
             "a": check(1, Result({"low": 0, "high": 2}, tables={evil: [{evil: evil}]})),
             "b": check(2, ValueError(evil)),
         }
     )
-    page = report.as_html({evil: found, "other": found}, {"device": evil})
+    page = report.as_html({evil: judged, "other": judged}, {"device": evil})
     assert "<script" not in page and page.count("&lt;script&gt;") >= 5
     assert "http" not in page and "src=" not in page.replace('src="data:', "")
 

@@ -88,7 +88,10 @@ def test_goodput_counts_repeated_work_and_start_up_as_lost(tmp_path):
     assert (summary.steps, summary.attempts) == (40, 2)
     assert summary.hours * 3600 == pytest.approx(180)
     assert summary.goodput == pytest.approx(40 / 180)
+    late = monitoring.sentence(summary, ("vrmse", 0.5, 20), 37, 20)
+    assert "summary: 37 steps (saved up to 20), " in late
     text = monitoring.sentence(summary, ("vrmse", 0.5, 20), 40, 40)
+    assert "saved" not in text
     assert (
         "40 steps" in text
         and "22 %" in text

@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from jaxvol.config import base
-from jaxvol.runtime import writer
+from jaxvol.runtime import rows, writer
 
 
 def open_at(workdir, step=-1, total=100):
@@ -96,20 +96,20 @@ def test_cut_keeps_rows_up_to_the_step_and_drops_a_torn_line(tmp_path):
         "\x00\x00",
     ):
         file.write_text(whole + rest)
-        writer.cut(tmp_path, 10)
+        rows.cut(tmp_path, 10)
         assert file.read_text() == whole, rest
     (tmp_path / "perf.csv").write_text(
         "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n40,perf/st"
     )
-    writer.cut(tmp_path, 0)
+    rows.cut(tmp_path, 0)
     assert file.read_text() == whole.split("10,")[0]
     assert (
         tmp_path / "perf.csv"
     ).read_text() == "step,tag,value,time\n30,perf/steps_per_sec,2,5.0\n"
-    writer.cut(tmp_path, -1)
+    rows.cut(tmp_path, -1)
     assert file.read_text() == "step,tag,value\n"
     file.write_text("step,ta")  # killed while the header was written
-    writer.cut(tmp_path, 10)
+    rows.cut(tmp_path, 10)
     assert file.read_text() == "step,tag,value\n"
 
 
@@ -187,7 +187,7 @@ def test_the_bar_follows_on_a_terminal(tmp_path, monkeypatch, capsys):
     log.advance(11)
     log.scalars(40, {"train/net/loss": 0.125})
     log.advance(40)
-    assert log.bar.n == 40
+    assert log.progress.bar.n == 40
     log.close()
     printed = capsys.readouterr().err
     assert "40/40" in printed and "net/loss 0.125" in printed and "step/s" in printed

@@ -36,6 +36,7 @@ from jaxvol.data.io.open_files import (
     one_error,
     open_file,
     place,
+    printable,
 )
 from jaxvol.data.io.opened import Opened, array_bytes
 from jaxvol.data.io.zarr_store import write_zarr
@@ -198,12 +199,12 @@ def _resolve(path: str, opened: Opened, key: str) -> str:
         return key.strip("/")
     if not key and len(names) == 1:
         return names[0]
-    listed = ", ".join(f"'{n[:80]}' {opened.arrays[n][0]}" for n in names[:20]) + (
+    listed = ", ".join(f"'{printable(n[:80])}' {opened.arrays[n][0]}" for n in names[:20]) + (
         ", ..." if len(names) > 20 else ""
     )
-    wanted = (
-        f"no key '{key}'" if key else "the key must be named, the file has not exactly one array"
-    )
+    wanted = "the key must be named, the file has not exactly one array"
+    if key:
+        wanted = f"no key '{printable(key)}'"
     raise FileError(f"{path}: {wanted}; keys found: {listed or 'none'}")
 
 

@@ -9,6 +9,7 @@ size that is declared (jaxvol/data/io/hdf5_chunks.py).
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
@@ -21,6 +22,7 @@ from jaxvol.data.io.opened import Chunks, Opened, Shape, array_bytes, whole
 from jaxvol.runtime.regular_files import open_regular
 
 MAX_OBJECTS = 50_000  # groups and data sets that are looked at
+MAX_KEPT_OPEN = 64  # data sets of one file
 MAX_DEPTH = 200  # groups inside one another
 MAX_ATTRIBUTES = 1 << 26  # bytes that the attributes of one object may unfold to
 MAX_STRINGS = 4  # of variable length that are read without a look at how long they are
@@ -37,8 +39,13 @@ def open_hdf5(path: str) -> Opened:
     identity = (os.path.abspath(path), os.stat(path).st_ino, os.stat(path).st_mtime_ns, size)
     longest: list[int] = []
 
+    # an open data set keeps the chunks that were read last
+    @functools.lru_cache(MAX_KEPT_OPEN)
+    def dataset(key: str) -> Any:
+        return file[key.encode("utf-8", "surrogateescape")]
+
     def stored_chunks(key: str) -> Chunks:
-        node = file[key]
+        node = dataset(key)
         if node.chunks is None:
             return whole(key)
         total = math.prod(chunks.grid(node.shape, node.chunks))
@@ -46,24 +53,28 @@ def open_hdf5(path: str) -> Opened:
         return Chunks(missing, total, array_bytes(node.chunks, node.dtype))
 
     def read(key: str, index: Any) -> np.ndarray:
-        node = file[key]
+        node = dataset(key)
         if node.chunks is None:
             return node[index]
         return hdf5_chunks.read(node, index, (*identity, key), size)
 
     def metadata(key: str) -> dict[str, Any]:
         return {
-            "attributes": _attributes(file[key], path, longest),
+            "attributes": _attributes(dataset(key), path, longest),
             "file_attributes": _attributes(file, path, longest),
         }
 
+    def close() -> None:
+        dataset.cache_clear()
+        file.close()
+
     return Opened(
         arrays=arrays,
-        fault=lambda key: _fault(file[key], size),
+        fault=lambda key: _fault(dataset(key), size),
         chunks=stored_chunks,
         read=read,
         metadata=metadata,
-        close=file.close,
+        close=close,
         partial=True,
         keyed=True,
     )

@@ -23,6 +23,7 @@ from jaxvol.types import UserError
 
 EXTENSIONS = (".h5", ".hdf5", ".npy", ".npz", ".zarr", ".nii", ".nii.gz")
 MAX_OPEN = 32  # files that one thread keeps open
+LONGEST_NAME = 200  # characters of a key that messages show
 MAX_DECODED = 1 << 30  # bytes kept of arrays that can only be decoded whole
 
 OPENERS = {
@@ -125,7 +126,12 @@ def of_shape(values: object, shape: tuple[int, ...], path: str, key: str) -> np.
 
 def place(path: str, key: str) -> str:
     """The file and key, as messages name them."""
-    return f"{path}, key '{key}'" if key else path
+    return f"{path}, key '{printable(key)}'" if key else path
+
+
+def printable(text: str) -> str:
+    """A name out of a file, cut, without what would move a terminal's cursor or break a line."""
+    return "".join(c if c.isprintable() else "?" for c in text[:LONGEST_NAME])
 
 
 @contextlib.contextmanager

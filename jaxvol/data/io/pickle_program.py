@@ -45,6 +45,9 @@ class Global(NamedTuple):
 class Ignored:
     """A value that is no tensor and no container, such as a NumPy scalar."""
 
+    def __repr__(self) -> str:
+        return "(no name)"
+
 
 class Machine:
     """Stack, marks and memo of a program; `left` is what its calls may still copy."""

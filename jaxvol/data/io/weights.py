@@ -20,7 +20,7 @@ import safetensors
 from jaxvol.data.io.numpy_files import open_npz
 from jaxvol.data.io.torch_archive import read_torch
 from jaxvol.data.io.torch_tensors import single
-from jaxvol.runtime.regular_files import open_regular
+from jaxvol.runtime.regular_files import FileError, open_regular
 from jaxvol.types import UserError
 
 EXTENSIONS = (".safetensors", ".npz", ".pt", ".pth", ".ckpt", ".bin")
@@ -67,6 +67,8 @@ def read(path: str | Path, key: str = "") -> Tensors:
     try:
         tree = readers[suffix](path) if suffix in readers else read_torch(path)
         return {name: single(x) for name, x in _strip(find(tree, key)).items()}
+    except FileError:
+        raise
     except UserError as error:
         raise UserError(f"{path}: {_printable(error)[:2000]}") from error
     # libraries raise anything on corrupt bytes, from zlib.error to TokenError

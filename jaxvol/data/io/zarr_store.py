@@ -106,12 +106,12 @@ def _walk(root: str, version: int) -> tuple[dict[str, Node], dict[str, Any]]:
         if document is None:
             continue
         if version == 3:
-            own = document.pop("attributes", None) or {}
+            described = document.pop("attributes", None) or {}
         else:
-            own = _json(os.path.join(folder, ".zattrs"), root) or {}
-        attributes = attributes if key else own
+            described = _json(os.path.join(folder, ".zattrs"), root) or {}
+        attributes = attributes if key else described
         if name == ".zarray" or document.get("node_type") == "array":
-            nodes[key] = _node(folder, version, document, own)
+            nodes[key] = _node(folder, version, document, described)
             continue
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir())

@@ -93,8 +93,8 @@ def detached(name: str):
     """No gradient comes from a condition."""
 
     def make(old):
-        return lambda own, net, c, batch: old(
-            own, jax.lax.stop_gradient(net) if c.name == name else net, c, batch
+        return lambda setup, net, c, batch: old(
+            setup, jax.lax.stop_gradient(net) if c.name == name else net, c, batch
         )
 
     return {}, [replaced(equations, "condition", make)]
@@ -104,8 +104,8 @@ def itself(name: str):
     """A condition is compared with the network's own values."""
 
     def make(old):
-        def faulty(own, net, c, batch):
-            r = old(own, net, c, batch)
+        def faulty(setup, net, c, batch):
+            r = old(setup, net, c, batch)
             return r - jax.lax.stop_gradient(r) if c.name == name else r
 
         return faulty

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import zarr
 
-from jaxvol.data import manifest
+from jaxvol.data import box, manifest, volumes
 from jaxvol.data.io import files
 from jaxvol.runtime.regular_files import open_regular
 from jaxvol.types import UserError
 from tests import ROOT
+from tests.data.toys import config_of, error
 
 READERS = ("hdf5", "npy", "npz", "nifti", "zarr", "manifest", "weights-npz", "torch", "config")
 # what is sound, or declares what it costs; anything else is refused
@@ -29,6 +30,7 @@ READ = {
     ("zarr", "links in a circle"),
     ("manifest", "digits"),
     ("manifest", "rows"),
+    ("torch", "names"),
     ("torch", "shared halves"),
 }
 CHILD = """
@@ -63,7 +65,9 @@ def write_chunks(path, version=2, dtype="f4"):
     """Two of the six chunks of a volume, in a Zarr array or an HDF5 data set."""
     if path.suffix == ".h5":
         with h5py.File(path, "w") as file:
-            node = file.create_dataset("x", (6, 4, 4), dtype, chunks=(2, 4, 2), fillvalue=5)
+            node = file.create_dataset(
+                "x", (6, 4, 4), dtype, chunks=(2, 4, 2), fillvalue=5, compression="gzip"
+            )
             node[:2] = 1
         return str(path)
     node = zarr.create_array(
@@ -87,6 +91,20 @@ def test_missing_chunks_are_counted_said_once_and_refused_on_demand(suffix, tmp_
         files.header(path, missing_chunks="error")
     with pytest.raises(UserError, match="data.missing_chunks is 'no'"):
         files.header(path, missing_chunks="no")
+
+
+def test_datasets_refuse_missing_chunks_on_demand(tmp_path):
+    for i in range(3):
+        write_chunks(tmp_path / f"{i}.zarr")
+    by_dataset = {
+        volumes: {"root": str(tmp_path), "layout": "single", "input.files": "*.zarr"},
+        box: {"input.path": str(tmp_path / "0.zarr"), "crop": (1, 2, 2), "margin": (0, 0, 0)},
+    }
+    for module, settings in by_dataset.items():
+        name = module.fields().name
+        assert module.source(config_of(name, **settings)).spec.fields
+        strict = config_of(name, missing_chunks="error", **settings)
+        assert "4 of its 6 chunks are missing" in error(module.source, strict)
 
 
 def test_an_array_without_any_chunk_is_an_error(tmp_path):
