@@ -140,7 +140,11 @@ def _unpack_sized(codec: str, packed: memoryview, limit: int, exact: bool) -> by
         return place.data
     check_size(codec, size, limit + (0 if stated else ZSTD_BLOCK))
     if codec == "blosc":
-        check_size(codec, struct.unpack_from("<I", packed, 8)[0], limit + PIECE)
+        block, length = struct.unpack_from("<II", packed, 8)
+        check_size(codec, block, limit + PIECE)
+        # the library would read on behind the end
+        if length > len(packed):
+            raise EOFError(f"a blosc block of {length} bytes ends after {len(packed)}")
     values = numcodecs.get_codec({"id": codec}).decode(packed)
     check_size(codec, len(values), limit)
     return values
