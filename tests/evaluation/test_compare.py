@@ -157,3 +157,62 @@ def test_scores_of_another_split_are_found_where_they_lie(tmp_path):
     assert scored_runs.read(b, "test", "best").scores["model"]["vrmse"] == 0.5
     # a checkpoint that was not scored: the run's own on the same split
     assert scored_runs.read(a, "test", "final").scores["model"]["vrmse"] == 0.7
+
+
+def table_of(folder, runs):
+    """(console text, table.md, table.json) of a comparison."""
+    text = compare.compare(runs, folder, TEST)
+    out = folder / "comparison"
+    return text, (out / "table.md").read_text(), json.loads((out / "table.json").read_text())
+
+
+def with_extra(folder, task, **scores):
+    """A run whose model and baselines have further scores, and what its config.task says."""
+    directions = scores.pop("directions", None)
+    run = make_run(folder, config={"task": task}, rate=len(str(folder)))
+    file = run / "evaluation" / "metrics.json"
+    stored = json.loads(file.read_text())
+    stored["model"] |= scores
+    stored["baselines"]["mean"] |= {name: value / 2 for name, value in scores.items()}
+    if directions is not None:
+        stored["directions"] = directions
+    file.write_text(json.dumps(stored))
+    return run
+
+
+def test_losses_of_different_kinds_are_not_ranked(tmp_path):
+    mse = {"losses": [["mse", 1.0]], "metrics": ["vrmse"]}
+    one, two = with_extra(tmp_path / "a", mse, loss=0.5), with_extra(tmp_path / "bb", mse, loss=0.4)
+    two_metrics = with_extra(tmp_path / "ccc", {**mse, "metrics": ["vrmse", "ssim"]}, loss=0.3)
+    text, written, table = table_of(tmp_path / "same", [one, two, two_metrics])
+    assert "loss ↓" in text and "0.15*" in text and "**0.15**" in written
+    assert table["notes"] == [] and "minimised" not in text
+
+    l1 = with_extra(tmp_path / "dddd", {**mse, "losses": [["l1", 1.0]]}, loss=0.2)
+    text, written, table = table_of(tmp_path / "other", [one, l1])
+    heading, *rows = [line for line in text.splitlines() if "  " in line]
+    assert heading.split()[-1] == "loss" and not any("*" in row.split()[-1] for row in rows)
+    assert "| loss |" in written and "**0.2**" not in written
+    (note,) = table["notes"]
+    assert "different losses" in note and "task.losses" in note
+    assert note in text and note in written
+    # a baseline has a loss of either kind, so it has none here
+    assert "loss" not in table["baselines"]["mean"]["metrics"]
+    assert table["models"]["FNO [dddd]"]["metrics"]["loss"] == 0.2
+
+
+def test_the_user_s_own_metric_is_marked_by_the_direction_that_its_evaluation_stored(tmp_path):
+    stored = {"vrmse": "lower", "closeness": "higher"}
+    a = with_extra(tmp_path / "a", {}, closeness=0.5, directions=stored)
+    b = with_extra(tmp_path / "bb", {}, closeness=0.75, directions=stored)
+    text, written, _ = table_of(tmp_path / "known", [a, b])
+    assert "closeness ↑" in text and "0.75*" in text and "vrmse ↓" in text
+    assert "closeness ↑" in written and "**0.75**" in written
+
+    old = with_extra(tmp_path / "ccc", {}, closeness=0.9)  # scored before directions were stored
+    text, _, _ = table_of(tmp_path / "old", [a, old])
+    assert "closeness ↑" in text and "0.9*" in text and "vrmse ↓" in text
+
+    against = with_extra(tmp_path / "dddd", {}, closeness=0.1, directions={"closeness": "lower"})
+    text, written, _ = table_of(tmp_path / "against", [a, against])
+    assert "closeness ↑" not in text and "closeness ↓" not in text and "**0.5**" not in written
