@@ -25,8 +25,9 @@ from jaxvol.types import Field, Spec
 
 
 def config(original: Mapping[str, Any]) -> ConfigDict:
-    """Fields of `config.model` that reproduce the original; the key `layer_widths` or `layers_dims`
-    tells which one it is.
+    """Fields of `config.model` that reproduce the original.
+
+    The key `layer_widths` or `layers_dims` tells which one it is.
     """
     m = base.model("cheb_kan")
     published = "layer_widths" in original

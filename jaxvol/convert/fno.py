@@ -1,10 +1,9 @@
-"""Weights of the `neuraloperator` package (2.0.0, postactivation blocks) -> jaxvol/models/fno.py
-and its spectral convolution.
+"""Weights of the `neuraloperator` package -> jaxvol/models/fno.py and its spectral convolution.
 
-The original keeps `n_modes` frequencies per axis: -(n // 2) .. n - n // 2 - 1, and 0 .. n // 2 on
-the last one.  Its models of planes become models of volumes of depth 1.  Factorised spectral
-weights (Tucker, CP) are multiplied out: the result is equal, its number of parameters that of the
-dense model.
+Version 2.0.0, postactivation blocks.  The original keeps `n_modes` frequencies per axis:
+-(n // 2) .. n - n // 2 - 1, and 0 .. n // 2 on the last one.  Its models of planes become models of
+volumes of depth 1.  Factorised spectral weights (Tucker, CP) are multiplied out: the result is
+equal, its number of parameters that of the dense model.
 """
 
 from __future__ import annotations
@@ -75,11 +74,11 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
 
 
 def fno(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]:
-    """(module, variables) of `neuralop.models.FNO` / TFNO: [B, D, H, W, in_channels] -> [B, D, H,
-    W, out_channels].
+    """(module, variables) of `neuralop.models.FNO` or `TFNO`.
 
-    Complex tensors may be split in `<name>.real` and `<name>.imag`.  Raises UserError: options that
-    are not supported; tensors that do not fit.
+    The module goes from [B, D, H, W, in_channels] to [B, D, H, W, out_channels].  Complex tensors
+    may be split in `<name>.real` and `<name>.imag`.  Raises UserError for options that are not
+    supported and for tensors that do not fit.
     """
     chosen, modes = config(original), _modes(original)
     tensors = _complex(tensors)
@@ -103,9 +102,9 @@ def fno(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]
 
 
 def spectral_conv(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]:
-    """(module, variables) of `SpectralConv`: [B, D, H, W, in_channels] -> [B, D, H, W,
-    out_channels]; bias is optional.
+    """(module, variables) of `SpectralConv`, whose bias is optional.
 
+    [B, D, H, W, in_channels] -> [B, D, H, W, out_channels].
     module.apply(variables, x, output_shape=(D', H', W')) evaluates the result on another grid.
     """
     _known(original)
@@ -122,8 +121,9 @@ def spectral_conv(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Mod
 
 
 class SpectralConv(nn.Module):
-    """y = K x + b with the spectral convolution K of `jaxvol.ops.fourier`, [B, D, H, W, C] -> [B,
-    D, H, W, features].
+    """y = K x + b with the spectral convolution K of `jaxvol.ops.fourier`.
+
+    [B, D, H, W, C] -> [B, D, H, W, features].
     """
 
     features: int
@@ -144,9 +144,7 @@ class SpectralConv(nn.Module):
 
 
 def _known(original: Mapping[str, Any]) -> None:
-    """UserError for options of the original that change what it computes and that jaxvol's FNO does
-    not have.
-    """
+    """UserError for options that change what the original computes and that jaxvol's FNO lacks."""
     wrong = [
         f"{name}={original[name]!r} (known: {', '.join(map(repr, known))})"
         for name, known in SAME.items()
@@ -184,8 +182,9 @@ def _complex(tensors: Tensors) -> dict[str, np.ndarray]:
 def _weight_shapes(
     prefix: str, original: Mapping[str, Any], tensors: Tensors, inputs: int, outputs: int
 ) -> dict[str, tuple]:
-    """Names and shapes of the spectral weight; the ranks of a factorised one are read from its
-    tensors.
+    """Names and shapes of the spectral weight.
+
+    The ranks of a factorised one are read from its tensors.
     """
     modes = original["n_modes"]
     sizes = (inputs, outputs, *modes[:-1], modes[-1] // 2 + 1)
@@ -238,11 +237,11 @@ def expected(original: Mapping[str, Any], tensors: Tensors) -> dict[str, tuple[i
 
 def _mlp(tensors: Tensors, name: str, prefix: str = "") -> dict[str, np.ndarray]:
     """Pointwise layers: [out, in, 1] -> [in, out]."""
-    found = {}
+    layers = {}
     for i in range(2 if f"{name}.fcs.1.weight" in tensors else 1):
-        found[f"{prefix}kernel_{i}"] = tensors[f"{name}.fcs.{i}.weight"][..., 0].T
-        found[f"{prefix}bias_{i}"] = tensors[f"{name}.fcs.{i}.bias"]
-    return found
+        layers[f"{prefix}kernel_{i}"] = tensors[f"{name}.fcs.{i}.weight"][..., 0].T
+        layers[f"{prefix}bias_{i}"] = tensors[f"{name}.fcs.{i}.bias"]
+    return layers
 
 
 def _block(tensors: Tensors, pattern: str, axes: int, chosen: ConfigDict) -> dict:

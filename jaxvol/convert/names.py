@@ -1,6 +1,4 @@
-"""Comparison of the tensors that were given with those that a model of these hyper-parameters has,
-shared by all converters.
-"""
+"""Comparison of the tensors that were given with those that a model has, for all converters."""
 
 from __future__ import annotations
 
@@ -11,20 +9,19 @@ import numpy as np
 from jaxvol.types import UserError
 
 BOOKKEEPING = ("num_batches_tracked",)  # counters that no output depends on
-SHOWN = 12  # names listed per kind of difference
+LISTED = 12  # names per kind of difference
 REMEDY = (
     "Use the hyper-parameters that the weights were trained with, and the state dict of this model "
-    "alone "
-    "(--key=NAME chooses one of several)."
+    "alone (--key=NAME chooses one of several)."
 )
 
 
 def check(
     model: str, tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Compare names and shapes with `expected` (name -> shape in torch's layout), before anything
-    is converted.
+    """Compare names and shapes with `expected`, before anything is converted.
 
+    expected: name -> shape in torch's layout
     Raises one UserError that names every tensor that is missing, superfluous or of another shape.
     """
     given = {name for name in tensors if not name.endswith(BOOKKEEPING)}
@@ -42,14 +39,15 @@ def check(
 
 
 def refuse(model: str, differences: Mapping[str, list[str]], remedy: str = REMEDY) -> None:
-    """UserError that lists the differences, kind by kind, and ends with what to do; nothing when
-    all the lists are empty.
+    """UserError that lists the differences, kind by kind, and ends with what to do.
+
+    Nothing happens where all the lists are empty.
     """
     lines = []
     for kind, names in differences.items():
         if names:
-            more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            lines.append(f"  - {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}")
+            more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            lines.append(f"  - {len(names)} {kind}: {', '.join(names[:LISTED])}{more}")
     if lines:
         raise UserError(
             f"these tensors are not the ones of a {model}:\n" + "\n".join(lines) + f"\n{remedy}"

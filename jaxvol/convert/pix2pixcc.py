@@ -44,7 +44,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
     """Fields of `config.model` that reproduce the original generator.
 
     original: `input_ch, target_ch, n_gf, n_downsample, n_residual, norm_type, padding_type,
-              trans_conv`.
+              trans_conv`
     Raises UserError for a norm or a padding that is not known.
     """
     for name, known in (("norm_type", NORMS), ("padding_type", PADDINGS)):
@@ -113,8 +113,7 @@ def generator(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module,
 def discriminator_config(original: Mapping[str, Any]) -> ConfigDict:
     """Fields of `config.task.discriminator` that reproduce the original.
 
-    original: `n_df, n_D` of Pix2PixCC in 3D, or `ndf, num_D, n_layers` (3) of the two-dimensional
-              one.
+    original: `n_df, n_D` of Pix2PixCC in 3D; `ndf, num_D, n_layers` (3) of the two-dimensional one
     """
     block, flat = patches.fields(), _is_flat(original)
     if flat and original["n_layers"] != len(STRIDES) - 2:
@@ -141,8 +140,7 @@ def discriminator(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Mod
     """(module, variables) of the discriminator: condition and image -> features of every scale.
 
     The pair is [B, D, H, W, C], of the two-dimensional discriminator [B, 1, H, W, C]; its channels
-    are read from the first weight.  Raises UserError when the tensors are not of this
-    discriminator.
+    are read from the first weight.  Raises UserError when the tensors do not fit.
     """
     block, flat = discriminator_config(original), _is_flat(original)
     names_of = [

@@ -90,9 +90,9 @@ def import_run(
 ) -> str:
     """Make the workdir `output` of a converted network and say what it is.
 
-    config: of a run whose data the network is meant for; its model block is replaced, its task is
-            regression.
-    source: goes into <output>/imported.json as it is.
+    config: of a run whose data the network is meant for; its model block is replaced, its task
+            becomes regression
+    source: goes into <output>/imported.json as it is
     Raises UserError as `from_torch`; when the data have other channels or another size than the
     network takes; when the workdir holds a run already.
     """

@@ -1,11 +1,10 @@
-"""Weights of the published ViT3D (models/vit/model.py of mmingyeong/dm2ics_model_benchmark, commit
-c010620) -> jaxvol/models/vit3d.py.
+"""Weights of the published ViT3D -> jaxvol/models/vit3d.py.
 
-The original is the plain ViT: patches, layer norm, linear, layer norm, learned positions, pre-norm
-blocks, layer norm, linear.  Its patches have `frame_patch_size` voxels along D, `image_patch_size`
-along H and W, features in the order (pd, ph, pw, channel) going in and (channel, pd, ph, pw) coming
-out.  Its dropout acts on the attention weights as well, jaxvol's does not: trained further, the two
-differ.
+The original (models/vit/model.py of mmingyeong/dm2ics_model_benchmark, commit c010620) is the plain
+ViT: patches, layer norm, linear, layer norm, learned positions, pre-norm blocks, layer norm,
+linear.  Its patches have `frame_patch_size` voxels along D, `image_patch_size` along H and W,
+features in the order (pd, ph, pw, channel) going in and (channel, pd, ph, pw) coming out.  Its
+dropout acts on the attention weights as well, jaxvol's does not: trained further, the two differ.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
     """Fields of `config.model` that reproduce the original.
 
     original: `image_size, frames, image_patch_size, frame_patch_size, dim, depth, heads, mlp_dim`
-              and any other argument of the
-    original's constructor, spelled as there.
+              and any other argument of the original's constructor, spelled as there
     """
     has, m = {**DEFAULTS, **original}, base.model("vit3d")
     m.patch = _patch(original)
@@ -49,11 +47,11 @@ def config(original: Mapping[str, Any]) -> ConfigDict:
 
 
 def vit3d(tensors: Tensors, original: Mapping[str, Any]) -> tuple[nn.Module, dict]:
-    """(module, variables) of the original: [B, frames, image_size, image_size, in_channels] -> [..,
-    out_channels].
+    """(module, variables) of the original.
 
-    Raises UserError when the patches do not divide the volume, and for tensors that are missing,
-    superfluous or misshapen.
+    [B, frames, image_size, image_size, in_channels] -> [.., out_channels].  Raises UserError when
+    the patches do not divide the volume, and for tensors that are missing, superfluous or
+    misshapen.
     """
     module = network(original)
     names.check("vit3d", tensors, expected(original))

@@ -77,8 +77,9 @@ def vnet(tensors: Mapping[str, np.ndarray], original: Mapping[str, Any]) -> tupl
 def _blocks(
     widths: tuple[int, ...], inputs: int, outputs: int
 ) -> Iterator[tuple[str, str, int, int, int]]:
-    """(name there, name here, channels in, channels out, kernel size) of each convolution, in
-    order.
+    """Each convolution in order.
+
+    (name there, name here, channels in, channels out, kernel size)
     """
     levels = len(widths)
     above = (inputs, *widths)

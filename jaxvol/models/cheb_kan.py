@@ -31,7 +31,7 @@ EPSILON = 1e-5
 def fields() -> ConfigDict:
     """Chebyshev KAN.
 
-    Scaled-cPIKAN has form="tanh", init="xavier", degree=5, its port form="layer_norm",
+    Scaled-cPIKAN has form="tanh", init="xavier", degree=5; its port form="layer_norm",
     init="kaiming".
     """
     return ConfigDict(

@@ -70,6 +70,17 @@ def fields() -> ConfigDict:
     )
 
 
+def rules(config) -> list[str]:
+    """What a config with this network has to keep to, besides what `make` asks of the data."""
+    m = config.model
+    if m.factorization == "dense" or m.rank > 0:
+        return []
+    return [
+        f"model.rank is {m.rank} with factorization={m.factorization!r}; it has to be above 0, the "
+        "share of the dense tensor's parameters."
+    ]
+
+
 def make(config, spec: Spec) -> nn.Module:
     """The FNO of `config.model` for volumes of `spec`: [B, D, H, W, C] -> [B, D, H, W, K].
 

@@ -1,6 +1,4 @@
-"""What several models share: convolutions and normalisation of volumes [B, D, H, W, C], precisions,
-and the reading of a config's choices.
-"""
+"""What models share: convolutions, normalisation, precisions, the reading of a config's choices."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def fields() -> ConfigDict:
 def make(config, spec: Spec) -> nn.Module:
     """The generator of `config.model` for volumes of `spec`: [B, D, H, W, C] -> [B, D, H, W, K].
 
-    Raises UserError for an unknown choice, and when the steps down leave a norm per example a
-    single voxel.
+    Raises UserError for an unknown choice, and when the steps down leave an instance norm a single
+    voxel.
     """
     m = config.model
     layers.check_choices(

@@ -1,9 +1,8 @@
-"""The terms of adversarial training: what discriminator and generator minimise, as one value per
-example, [B].
+"""The terms of adversarial training, as one value per example, [B].
 
-A discriminator returns, for every scale s, a tuple of feature volumes D_s^1 ... D_s^L, each [B, D',
-H', W', K']; the last are the logits D_s.  x is the condition (the generator's input), y the real
-image, G(x) the generated one.  Everything is computed in at least float32.
+A discriminator returns, for every scale s, a tuple of feature volumes D_s^1 ... D_s^L, each
+[B, D', H', W', K']; the last are the logits D_s.  x is the condition (the generator's input), y the
+real image, G(x) the generated one.  Everything is computed in at least float32.
 """
 
 from __future__ import annotations
@@ -34,14 +33,15 @@ def logits(features: Features) -> tuple[Array, ...]:
 def discriminator_loss(
     kind: str, real: Sequence[Array], fake: Sequence[Array], smoothing: float = 0.0
 ) -> dict[str, Array]:
-    """{"real": [B], "fake": [B]} of the logits on (x, y) and on (x, G(x)), both minimised by the
-    discriminator.
+    """{"real": [B], "fake": [B]}, which the discriminator minimises.
+
+    They are taken of its logits on (x, y) and on (x, G(x)).
 
     lsgan: 1/2 sum_s mean (D_s - (1 - smoothing))^2 and 1/2 sum_s mean D_s^2 (Mao et al. 2017,
            arXiv:1611.04076, Eq. 9; summed over scales as in Pix2PixCC), with one-sided label
-           smoothing.
+           smoothing
     hinge: sum_s mean max(0, 1 - D_s) and sum_s mean max(0, 1 + D_s) (Lim & Ye 2017,
-           arXiv:1705.02894); no smoothing.
+           arXiv:1705.02894); no smoothing
     Raises UserError for another kind.
     """
     _choice("adversarial loss", kind, KINDS)
@@ -57,10 +57,9 @@ def discriminator_loss(
 
 
 def generator_loss(kind: str, fake: Sequence[Array]) -> Array:
-    """[B], what the generator minimises: lsgan 1/2 sum_s mean (D_s - 1)^2, hinge -sum_s mean D_s,
-    on (x, G(x)).
+    """What the generator minimises, [B], of the logits on (x, G(x)).
 
-    Raises UserError for another kind.
+    lsgan: 1/2 sum_s mean (D_s - 1)^2.  hinge: -sum_s mean D_s.  Raises UserError for another kind.
     """
     _choice("adversarial loss", kind, KINDS)
     return _over_scales(lambda d: 0.5 * jnp.square(d - 1) if kind == "lsgan" else -d, fake)
@@ -90,18 +89,19 @@ def correlation(
     mask: Array | None = None,
     count_padding: bool = False,
 ) -> Array:
-    """1/n sum_{i < n} (1 - CC(pool^i pred, pool^i target)), [B], pool = average over 3^3 voxels at
-    stride 2 (Pix2PixCC).
+    """1/n sum_{i < n} (1 - CC(pool^i pred, pool^i target)), [B] (Pix2PixCC).
 
-    pred, target: [B, D, H, W, C].  kind: pcc = Pearson's correlation | ccc = Lin's concordance 2
-                  cov / (var + var + shift^2).
-    scope: sample = over the voxels of each example and channel, mean over channels | batch = one
-           coefficient over the whole
-    array, repeated B times (the published loss; not a mean over examples, so it changes with
-    micro-batches).
-    mask: [B, D, H, W, 1], 1 = observed, or None.  count_padding: zeros beyond the border count in
-          the averages, as published,
-    which dims the border; otherwise, and wherever there is a mask, averages are over what there is.
+    pool is the average over 3^3 voxels at stride 2.
+
+    pred, target:  [B, D, H, W, C]
+    kind:          pcc = Pearson's correlation
+                   ccc = Lin's concordance, 2 cov / (var + var + shift^2)
+    scope:         sample = over the voxels of each example and channel, mean over channels
+                   batch = one coefficient over the whole array, repeated B times (the published
+                   loss; not a mean over examples, so it changes with micro-batches)
+    mask:          [B, D, H, W, 1], 1 = observed, or None
+    count_padding: zeros beyond the border count in the averages, as published, which dims the
+                   border; otherwise, and wherever there is a mask, averages are over what there is
     Raises UserError for an unknown kind or scope.
     """
     _choice("correlation", kind, CORRELATIONS)
@@ -123,12 +123,11 @@ def correlation(
 
 
 def pair(x: Array, image: Array, balance: float = 0.0) -> Array:
-    """What the discriminator sees: x [..., C] and image [..., K] side by side, the one with fewer
-    channels repeated.
+    """What the discriminator sees: x [..., C] and image [..., K] side by side.
 
-    With r = balance C / K: r >= 1 gives [x, image, ... floor(r) times]; r < 1 gives [x, ... floor(1
-    / r) times, image]. balance = 0 repeats nothing.  Without it an image of one channel can drown
-    among many of x (Pix2PixCC, ch_balance).
+    The one with fewer channels may be repeated.  With r = balance C / K: r >= 1 gives [x, image,
+    ... floor(r) times]; r < 1 gives [x, ... floor(1 / r) times, image]; balance = 0 repeats
+    nothing. Without it an image of one channel can drown among many of x (Pix2PixCC, ch_balance).
     """
     if balance <= 0:
         return jnp.concatenate([x, image], axis=-1)
@@ -141,8 +140,9 @@ def pair(x: Array, image: Array, balance: float = 0.0) -> Array:
 def _pool(
     p: Array, t: Array, weight: Array | None, count_padding: bool
 ) -> tuple[Array, Array, Array | None]:
-    """Both fields at half the resolution; with weights, averages over the observed voxels, and
-    where there were any.
+    """Both fields and the weights at half the resolution.
+
+    With weights they are averages over the observed voxels, and 1 where there were any.
     """
     if weight is None:
         return avg_pool(p, 3, 2, 1, count_padding), avg_pool(t, 3, 2, 1, count_padding), None
@@ -172,23 +172,18 @@ def _coefficient(
     squares = [_dot(x, x, axes) for x in (p, t)]
     # gradient 0, not NaN, at 0
     norms = [jnp.where(s > 0, jnp.sqrt(jnp.where(s > 0, s, 1)), 0) for s in squares]
-    found = _dot(p, t, axes) / (norms[0] * norms[1] + EPS)
-    if kind == "ccc":  # the published loss divides by N - 1
-        n = jnp.maximum(count - 1, 1)
-        found = (
-            2
-            * found
-            * norms[0]
-            * norms[1]
-            / n
-            / ((squares[0] + squares[1]) / n + jnp.square(mean_p - mean_t) + EPS)
-        )
-    return found
+    pearson = _dot(p, t, axes) / (norms[0] * norms[1] + EPS)
+    if kind == "pcc":
+        return pearson
+    n = jnp.maximum(count - 1, 1)  # the published loss divides by N - 1
+    twice_covariance = 2 * pearson * norms[0] * norms[1] / n
+    return twice_covariance / ((squares[0] + squares[1]) / n + jnp.square(mean_p - mean_t) + EPS)
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
-    """Sum of a b over `axes`, as a matrix product: on a CPU a plain sum of 10^5 float32 values is
-    ten times less accurate.
+    """Sum of a b over `axes`, as a matrix product.
+
+    On a CPU a plain sum of 10^5 float32 values is ten times less accurate.
     """
     rule = "bdhwc,bdhwc->" + ("bc" if len(axes) == 3 else "")
     return jnp.einsum(rule, a, b, precision=jax.lax.Precision.HIGHEST)

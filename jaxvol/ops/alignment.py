@@ -1,8 +1,7 @@
-"""Do two fields belong together?  Pairing, orientation and offset of input and target, from
-examples of both.
+"""Do two fields belong together?  Pairing, orientation and offset of input and target.
 
-All functions take numpy volumes [N, D, H, W]; nothing is assumed about the relation but that it has
-no preferred direction.
+All functions take numpy volumes [N, D, H, W], examples of both; nothing is assumed about the
+relation but that it has no preferred direction.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def pairing(x: np.ndarray, y: np.ndarray) -> float:
-    """How much better examples correlate with their own target than with others', in standard
-    errors.
+    """How much better examples correlate with their own target than with others'.
 
-    The best of x, x^2 and |grad x|^2 against y and y^2; 0 when there are fewer than three examples.
+    In standard errors: the best of x, x^2 and |grad x|^2 against y and y^2; 0 when there are fewer
+    than three examples.
     """
     if len(x) < 3:
         return 0.0
@@ -43,16 +42,17 @@ def pairing(x: np.ndarray, y: np.ndarray) -> float:
     for a in (x, x.astype(np.float64) ** 2, roughness(x)):
         for b in (y, y.astype(np.float64) ** 2):
             r = correlations(a, b)
-            own, others = np.diag(r), r[~np.eye(len(r), dtype=bool)]
-            # the diagonal's mean of n values against the scatter of what is not paired
-            error = max(others.std(), 1e-6) / np.sqrt(len(own))
-            best = max(best, abs(own.mean() - others.mean()) / error)
+            paired, others = np.diag(r), r[~np.eye(len(r), dtype=bool)]
+            # the mean of n pairs against the scatter of what is not paired
+            error = max(others.std(), 1e-6) / np.sqrt(len(paired))
+            best = max(best, abs(paired.mean() - others.mean()) / error)
     return float(best)
 
 
 def unpaired(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Share of the examples that are no more like their own target than like others'; None unless
-    most are, by six deviations.
+    """Share of the examples that are no more like their own target than like others'.
+
+    None unless most examples are, by six deviations.
     """
     if len(x) < 4:
         return None
@@ -64,12 +64,11 @@ def unpaired(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def orientation(x: np.ndarray, y: np.ndarray, least: float = 0.1) -> float | None:
-    """|correlation| as given minus the best one with y turned or mirrored, in standard errors over
-    examples.
+    """|correlation| as given minus the best one with y turned or mirrored.
 
-    Only symmetries that keep the shape are tried.  Negative: another orientation fits better.  None
-    if no orientation reaches a
-    correlation of `least`: there is nothing to tell them apart by.
+    In standard errors over examples; negative: another orientation fits better.  Only symmetries
+    that keep the shape are tried.  None if no orientation reaches a correlation of `least`: there
+    is nothing to tell them apart by.
     """
     x, y = standardised(x), standardised(y)
     scores = {}
@@ -81,27 +80,28 @@ def orientation(x: np.ndarray, y: np.ndarray, least: float = 0.1) -> float | Non
             scores[element] = (x * turned).mean((1, 2, 3))
     if max(abs(r.mean()) for r in scores.values()) < least:
         return None
-    own = scores.pop(rotations.IDENTITY)
-    sign = np.sign(own.mean()) or 1.0
-    others = max(scores.values(), key=lambda r: abs(r.mean()), default=np.zeros_like(own))
-    difference = sign * own - np.abs(others.mean())
-    return float(difference.mean() / max(difference.std() / np.sqrt(max(len(own) - 1, 1)), 1e-9))
+    as_given = scores.pop(rotations.IDENTITY)
+    sign = np.sign(as_given.mean()) or 1.0
+    others = max(scores.values(), key=lambda r: abs(r.mean()), default=np.zeros_like(as_given))
+    difference = sign * as_given - np.abs(others.mean())
+    error = difference.std() / np.sqrt(max(len(as_given) - 1, 1))
+    return float(difference.mean() / max(error, 1e-9))
 
 
 def coherence(x: np.ndarray, y: np.ndarray) -> float:
-    """|sum X* Y|^2 / (sum |X|^2 sum |Y|^2) over examples, mean of the low frequencies (|k| <= 3); 1
-    / N if unrelated.
+    """|sum X* Y|^2 / (sum |X|^2 sum |Y|^2) over examples, mean of the low frequencies (|k| <= 3).
+
+    It is 1 / N if the fields are unrelated.
     """
     cross, power = spectra(x, y)
     return float((np.abs(cross) ** 2 / np.where(power > 0, power, 1.0)).mean())
 
 
 def offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """By how many voxels y lags x along each axis, from the slope of the phase of their cross
-    spectrum; NaN on short axes.
+    """By how many voxels y lags x along each axis; NaN on short axes.
 
-    Without a preferred direction the phase is 0 or pi at every k; angles are doubled, so that a
-    change of sign does not count.
+    It is the slope of the phase of their cross spectrum.  Without a preferred direction the phase
+    is 0 or pi at every k; angles are doubled, so that a change of sign does not count.
     """
     lags = np.full(3, np.nan)
     cross, _ = spectra(x, y)
@@ -123,8 +123,9 @@ def offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def spectra(x: np.ndarray, y: np.ndarray, reach: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Cross spectrum and product of powers over examples, in the cube |k| <= reach, lowest
-    frequency first.
+    """Cross spectrum and product of powers over examples, in the cube |k| <= reach.
+
+    The lowest frequency comes first.
     """
     x, y = standardised(x), standardised(y)
     cubes = []
@@ -141,14 +142,13 @@ def spectra(x: np.ndarray, y: np.ndarray, reach: int = 3) -> tuple[np.ndarray, n
 
 
 def runs(x: np.ndarray, length: int = 8, varied: bool = False) -> np.ndarray:
-    """Hashes of all runs of `length` voxels of [N, D, H, W], along every axis and in both
-    directions.
+    """Hashes of all runs of `length` voxels of [N, D, H, W], along every axis, in both directions.
 
     varied: leave out runs of fewer than four different values (backgrounds, padding), which say
-            nothing.
+    nothing
     """
     weights = np.random.default_rng(length).integers(0, 2**64, length, np.uint64) | np.uint64(1)
-    found = [np.zeros(0, np.uint64)]
+    hashes = [np.zeros(0, np.uint64)]
     for axis in (a for a in (1, 2, 3) if x.shape[a] >= length):
         window = np.lib.stride_tricks.sliding_window_view(
             x.astype(np.float32), length, axis
@@ -156,18 +156,19 @@ def runs(x: np.ndarray, length: int = 8, varied: bool = False) -> np.ndarray:
         if varied:
             window = window[(np.diff(np.sort(window, 1), axis=1) != 0).sum(1) >= 3]
         bits = window.view(np.uint32).astype(np.uint64)
-        found += [bits @ weights, bits @ weights[::-1]]
-    return np.concatenate(found)
+        hashes += [bits @ weights, bits @ weights[::-1]]
+    return np.concatenate(hashes)
 
 
 def overlap(known: list[np.ndarray], new: np.ndarray, limit: int = 20000) -> float:
-    """Share of the runs of voxels in `new` that occur, bit by bit, in one of the volumes `known`;
-    at most `limit` are looked up.
+    """Share of the runs of voxels in `new` that occur, bit by bit, in one of the volumes `known`.
+
+    At most `limit` of them are looked up.
     """
-    asked = np.random.default_rng(0).permutation(np.unique(runs(new, varied=True)))[:limit]
-    if not len(asked):
+    hashes = np.random.default_rng(0).permutation(np.unique(runs(new, varied=True)))[:limit]
+    if not len(hashes):
         return 0.0
-    seen = np.zeros(len(asked), bool)
+    seen = np.zeros(len(hashes), bool)
     for volume in known:
-        seen |= np.isin(asked, runs(volume))
+        seen |= np.isin(hashes, runs(volume))
     return float(seen.mean())

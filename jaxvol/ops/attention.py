@@ -33,11 +33,10 @@ def attention(
     """[B, T, N, F], in q's dtype.
 
     matmul: matrix products whose backward pass keeps no T x T weights, see `matmul`; the factors of
-            `position` are further features of q and k.
-    xla, cudnn: `jax.nn.dot_product_attention`; cudnn (NVIDIA GPUs, bfloat16 or float16) never holds
-                the weights.
-    auto:   matmul on CPU (about twice as fast there as xla), cudnn where it can be had, xla
-            otherwise.
+            `position` are further features of q and k
+    xla:    `jax.nn.dot_product_attention`
+    cudnn:  the same on NVIDIA GPUs in bfloat16 or float16, which never holds the weights
+    auto:   matmul on CPU (about twice as fast there as xla), cudnn where it can be had, else xla
     Raises UserError for an unknown choice, and for cudnn where it cannot be had.
     """
     chosen = choose(implementation, q)

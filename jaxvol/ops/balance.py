@@ -1,19 +1,18 @@
-"""Weights of the terms of a loss that change while it is minimised; losses and weights are [n], one
-entry per term.
+"""Weights of the terms of a loss that change while it is minimised.
 
-A rule has `start(initial) -> state` and `update(state, losses, ...) -> state`; `state["weights"]`
-weigh the terms of the NEXT step.
+Losses and weights are [n], one entry per term.  A rule has `start(initial) -> state` and
+`update(state, losses, ...) -> state`; `state["weights"]` weigh the terms of the NEXT step.  With
+r_i = L_i / L_i(0):
 
-    loss_ratio  r_i = L_i / L_i(0),  log w_i += rate ((r_i / mean r)^alpha - 1),  then sum w = n
-    (DynamicWeightedLoss of
-                StreoCalibration/Scaled-cPIKANs, there called GradNorm; no gradient enters)
-    gradnorm    G_i = w_i |grad L_i|,  w_i -= rate d/dw_i |G_i - mean G (r_i / mean r)^alpha|,  then
-    sum w = n
-                (Chen et al. 2018, arXiv:1711.02257; r_i = L_i / L_i(0), step relative to mean G)
+    loss_ratio  log w_i += rate ((r_i / mean r)^alpha - 1),  then sum w = n
+                (DynamicWeightedLoss of StreoCalibration/Scaled-cPIKANs, there called GradNorm; no
+                gradient enters)
+    gradnorm    G_i = w_i |grad L_i|,  w_i -= rate d/dw_i |G_i - mean G (r_i / mean r)^alpha|,
+                then sum w = n  (Chen et al. 2018, arXiv:1711.02257; step relative to mean G)
     ntk         w_i = sum_j tr K_j / tr K_i,  tr K_i = mean squared gradient of the residuals of
-    term i   (Wang et al. 2022, arXiv:2007.14527)
-    relobralo   w = a (b w + (1 - b) s(L / L(0))) + (1 - a) s(L / L(previous)),  s(z) = n softmax(z
-    / temperature), b ~ Bernoulli
+                term i  (Wang et al. 2022, arXiv:2007.14527)
+    relobralo   w = a (b w + (1 - b) s(L / L(0))) + (1 - a) s(L / L(previous)),
+                s(z) = n softmax(z / temperature),  b ~ Bernoulli
                 (Bischof and Kraus 2021, arXiv:2110.09813)
 """
 
@@ -66,8 +65,9 @@ def loss_ratio(state: State, losses: Array, alpha: float, rate: float) -> State:
 
 
 def gradnorm(state: State, losses: Array, norms: Array, alpha: float, rate: float) -> State:
-    """Terms whose weighted gradient is small for how little they fell gain weight; norms: |grad
-    L_i|, unweighted.
+    """Terms whose weighted gradient is small for how little they fell gain weight.
+
+    norms: |grad L_i|, unweighted
     """
     state = seen(state, losses)
     ratio, weighted = losses / (state["first"] + EPS), state["weights"] * norms

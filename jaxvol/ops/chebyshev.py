@@ -1,12 +1,11 @@
-"""Chebyshev polynomials of the first kind, and the layer of a Chebyshev KAN, for arrays and for
-Taylor operands.
+"""Chebyshev polynomials of the first kind, and the layer of a Chebyshev KAN.
 
-    T_0 = 1      T_1 = x      T_k = 2 x T_{k-1} - T_{k-2}               y_o = sum_i sum_k C_kio
-    T_k(x_i)
+    T_0 = 1      T_1 = x      T_k = 2 x T_{k-1} - T_{k-2}
+    y_o = sum_i sum_k C_kio T_k(x_i)
 
-The recurrence is differentiated by hand; cos(k arccos x) is not used, whose derivatives are
-infinite at the ends and which takes fifty times as long.  All degrees stand side by side on the
-feature axis, so that a layer is ONE matrix product.
+For arrays and for Taylor operands.  The recurrence is differentiated by hand; cos(k arccos x) is
+not used, whose derivatives are infinite at the ends and which takes fifty times as long.  All
+degrees stand side by side on the feature axis, so that a layer is ONE matrix product.
 """
 
 from __future__ import annotations
@@ -19,15 +18,16 @@ from jaxvol.types import Array
 
 def polynomials(x: Array, degree: int) -> list[Array]:
     """T_0(x) ... T_degree(x), each of x's shape."""
-    found = [jnp.ones_like(x), x]
+    values = [jnp.ones_like(x), x]
     for _ in range(degree - 1):
-        found.append(2 * x * found[-1] - found[-2])
-    return found[: degree + 1]
+        values.append(2 * x * values[-1] - values[-2])
+    return values[: degree + 1]
 
 
 def derivatives(x: Array, degree: int) -> tuple[list[Array], list[Array], list[Array]]:
-    """(T_k, T_k', T_k'') for k = 0 ... degree:  T_k' = 2 T_{k-1} + 2 x T_{k-1}' - T_{k-2}',  T_k''
-    likewise.
+    """(T_k, T_k', T_k'') for k = 0 ... degree.
+
+    T_k' = 2 T_{k-1} + 2 x T_{k-1}' - T_{k-2}', and T_k'' likewise.
     """
     value, slope, curvature = (
         polynomials(x, degree),
@@ -41,8 +41,9 @@ def derivatives(x: Array, degree: int) -> tuple[list[Array], list[Array], list[A
 
 
 def layer(x: Array | Taylor, coefficients: Array) -> Array | Taylor:
-    """x [N, m], coefficients [degree + 1, m, n], degree >= 1 -> [N, n].  T_0 is a bias and takes no
-    part in the product.
+    """x [N, m], coefficients [degree + 1, m, n], degree >= 1 -> [N, n].
+
+    T_0 is a bias and takes no part in the product.
     """
     degree, inputs, outputs = coefficients.shape[0] - 1, *coefficients.shape[1:]
     kernel, bias = coefficients[1:].reshape(degree * inputs, outputs), coefficients[0].sum(0)

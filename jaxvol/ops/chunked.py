@@ -21,12 +21,11 @@ SLAB = 4096  # voxels at least; 20 channels of them fill a third of a megabyte
 
 
 def voxelwise(function: Callable[..., Array], weights: PyTree, *fields: Array) -> Array:
-    """Apply a function of each voxel's channels to volumes [B, D, H, W, C]; the backward pass keeps
-    only these fields.
+    """Apply a function of each voxel's channels to volumes [B, D, H, W, C].
 
-    `function(weights, *slabs)` is given [..., C, N]: voxels lie along the last axis, where vector
-    units want them; inside the network the two changes of layout cancel.  One CPU works slab by
-    slab (`slabwise`), in its cache.
+    The backward pass keeps only these fields.  `function(weights, *slabs)` is given [..., C, N]:
+    voxels lie along the last axis, where vector units want them; inside the network the two changes
+    of layout cancel.  One CPU works slab by slab (`slabwise`), in its cache.
     """
     b, d, h, w, _ = fields[0].shape
     slices = tuple(jnp.moveaxis(v, -1, 2).reshape(b, d, v.shape[-1], h * w) for v in fields)
@@ -117,8 +116,9 @@ def unpack(x: Array, dtype: Dtype) -> Array:
 
 
 def slab_count(slices: int, voxels: int) -> int:
-    """Slabs of whole slices of `voxels` voxels: the most of at least SLAB voxels; 1 where devices
-    share the volume.
+    """Slabs of whole slices of `voxels` voxels: the most of at least SLAB voxels.
+
+    1 where devices share the volume.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 1

@@ -1,5 +1,4 @@
-"""Cloud-in-cell painting of particles that started on a periodic lattice, and reading a mesh at
-their positions.
+"""Cloud-in-cell painting of particles that started on a periodic lattice, and reading at them.
 
 Particles are given by their displacement from the lattice point (i, j, l), in cells: positions
 would lose the small displacements to rounding.  Hockney & Eastwood, Computer Simulation Using
@@ -16,9 +15,7 @@ from jaxvol.types import Array
 
 
 def _corners(displacement: Array):
-    """Flat mesh index and cloud-in-cell weight of every particle's eight cells: 8 pairs of [n, n,
-    n].
-    """
+    """Flat mesh index and weight of every particle's eight cells: 8 pairs of [n, n, n]."""
     shape = displacement.shape[:3]
     whole = jnp.floor(displacement)
     fraction = displacement - whole
@@ -34,12 +31,11 @@ def _corners(displacement: Array):
 
 
 def paint(displacement: Array, weight: Array | None = None) -> Array:
-    """Density of the displaced lattice: the sum over particles of weight times cloud-in-cell
-    kernel.
+    """Density of the displaced lattice: the sum over particles of weight times kernel.
 
-    displacement: [D, H, W, 3] in cells, periodic; weight: [D, H, W], 1 when omitted.  Returns [D,
-                  H, W], 1 + delta, whose
-    mean is the mean weight (1) up to rounding.
+    displacement: [D, H, W, 3] in cells, periodic
+    weight:       [D, H, W], 1 when omitted
+    Returns [D, H, W], 1 + delta, whose mean is the mean weight (1) up to rounding.
     """
     mesh = jnp.zeros(displacement.shape[:3], displacement.dtype).ravel()
     for index, share in _corners(displacement):
@@ -48,7 +44,8 @@ def paint(displacement: Array, weight: Array | None = None) -> Array:
 
 
 def read(mesh: Array, displacement: Array) -> Array:
-    """Cloud-in-cell interpolation of `mesh` [D, H, W] at the displaced lattice points: [D, H, W],
-    the transpose of `paint`.
+    """Cloud-in-cell interpolation of `mesh` [D, H, W] at the displaced lattice points, [D, H, W].
+
+    The transpose of `paint`.
     """
     return sum(share * mesh.ravel()[index] for index, share in _corners(displacement))

@@ -1,10 +1,11 @@
-"""Convolutions of volumes, y_k(v) = sum_t sum_c w_ck(t) x_c(s v + t - p), with four kinds of
-padding.
+"""Convolutions of volumes, with four kinds of padding.
+
+    y_k(v) = sum_t sum_c w_ck(t) x_c(s v + t - p)
 
 Shapes: x [B, D, H, W, C], kernel [kd, kh, kw, C, K], y [B, D', H', W', K].  As in every
-        deep-learning package the kernel is not
-mirrored (a cross-correlation).  Two implementations share one signature: `lax` is XLA's 3D
-convolution, `planes` that of jaxvol/ops/conv2d_planes.py, made of 2D ones.
+deep-learning package the kernel is not mirrored (a cross-correlation).  Two implementations share
+one signature: `lax` is XLA's 3D convolution, `planes` that of jaxvol/ops/conv2d_planes.py, made of
+2D ones.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ NDHWC = ("NDHWC", "DHWIO", "NDHWC")
 def pad(x: Array, widths: Widths, mode: str) -> Array:
     """[B, D, H, W, C] with `widths` voxels more along D, H, W.
 
-    zero: 0 | replicate: the outermost voxel | periodic: the volume again | reflect: its mirror
-          image, without the outermost voxel
-    (an axis of length 1 is repeated).  Raises UserError for another mode.
+    zero:      0
+    replicate: the outermost voxel
+    periodic:  the volume again
+    reflect:   its mirror image, without the outermost voxel (an axis of length 1 is repeated)
+    Raises UserError for another mode.
     """
     if mode not in NUMPY_MODES:
         raise UserError(f"padding is {mode!r}; choose one of {', '.join(PADDINGS)}.")
@@ -43,13 +46,14 @@ def pad(x: Array, widths: Widths, mode: str) -> Array:
 def conv(
     x: Array, kernel: Array, stride: int, widths: Widths, padding: str, implementation: str = "auto"
 ) -> Array:
-    """y(v) = sum_t w(t) x(stride v + t - low), x continued beyond its faces by `widths` voxels as
-    `padding` says; in x's dtype.
+    """y(v) = sum_t w(t) x(stride v + t - low), in x's dtype.
+
+    x continues beyond its faces by `widths` voxels as `padding` says.
 
     auto: planes on a machine with one CPU device, where XLA's 3D convolution is two to three times
-          slower; lax everywhere else:
-    cuDNN is fast, and volumes spread over devices exchange their halos.  Raises UserError for an
-    unknown choice.
+          slower; lax everywhere else: cuDNN is fast, and volumes spread over devices exchange their
+          halos
+    Raises UserError for an unknown choice.
     """
     if chosen(implementation) == "planes":
         wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -62,11 +66,10 @@ def conv(
 
 
 def conv_transpose(x: Array, kernel: Array, implementation: str = "auto") -> Array:
-    """Transposed convolution that doubles each axis: y(2 v + t - 1) += w(t) x(v) for t in {0, 1,
-    2}^3; [B, 2D, 2H, 2W, K].
+    """Transposed convolution that doubles each axis: [B, 2D, 2H, 2W, K].
 
-    kernel [3, 3, 3, C, K].  The same as torch's ConvTranspose3d(C, K, 3, stride=2, padding=1,
-    output_padding=1).
+    y(2 v + t - 1) += w(t) x(v) for t in {0, 1, 2}^3, kernel [3, 3, 3, C, K].  The same as torch's
+    ConvTranspose3d(C, K, 3, stride=2, padding=1, output_padding=1).
     """
     if kernel.shape[:3] != (3, 3, 3):
         raise UserError(

@@ -1,10 +1,8 @@
-"""Background, growth and linear matter power spectrum of a flat LCDM universe, in float64 on the
-host.
+"""Background, growth and linear matter power spectrum of a flat LCDM universe.
 
-Units: wavenumbers k in h/Mpc, lengths in Mpc/h, power spectra in (Mpc/h)^3, scale factor a = 1 / (1
-       + z) with a = 1 today.
-Radiation and neutrino masses are neglected in the growth, as in the N-body and LPT codes that use
-it.
+In float64 on the host.  Units: wavenumbers k in h/Mpc, lengths in Mpc/h, power spectra in
+(Mpc/h)^3, scale factor a = 1 / (1 + z) with a = 1 today.  Radiation and neutrino masses are
+neglected in the growth, as in the N-body and LPT codes that use it.
 """
 
 from __future__ import annotations
@@ -18,8 +16,9 @@ CMB_TEMPERATURE = 2.7255  # K, Fixsen 2009, arXiv:0911.1955
 
 
 class Cosmology(NamedTuple):
-    """Parameters of flat LCDM; the defaults are Planck 2015 (arXiv:1502.01589, table 4, last
-    column).
+    """Parameters of flat LCDM.
+
+    The defaults are Planck 2015 (arXiv:1502.01589, table 4, last column).
     """
 
     omega_m: float = 0.3075  # matter density today, as a fraction of the critical density
@@ -151,9 +150,9 @@ def transfer(k, cosmology: Cosmology):
 
 
 def top_hat_std(radius: float, k, power):
-    """Standard deviation of a field in spheres: sigma^2 = int dlnk k^3 P / (2 pi^2) W^2, W = 3 (sin
-    x - x cos x) / x^3.
+    """Standard deviation of a field in spheres.
 
+    sigma^2 = int dlnk k^3 P / (2 pi^2) W^2 with W = 3 (sin x - x cos x) / x^3, x = k radius.
     k: [N] increasing, h/Mpc, power: [N] (Mpc/h)^3, radius in Mpc/h.
     """
     x = k * radius

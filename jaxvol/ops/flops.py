@@ -1,12 +1,11 @@
-"""Floating-point operations of a program, counted in its jaxpr: XLA's own count takes a loop's body
-once, however often it runs.
+"""Floating-point operations of a program, counted in its jaxpr.
 
-What is counted are the products, for which devices state their peak; what acts on single elements
-is left out.
+XLA's own count takes a loop's body once, however often it runs.  What is counted are the products,
+for which devices state their peak; what acts on single elements is left out.
 
-    dot_general            2 per product of numbers                (complex: 8)
-    conv_general_dilated   the same; products with padding and with the zeros between dilated
-    elements are no operations
+    dot_general            2 per product of numbers (complex: 8)
+    conv_general_dilated   the same; products with padding, and with the zeros between dilated
+                           elements, are no operations
     fft                    5 n log2 n, of or to real numbers half of that
 
 A scan counts its length times, shard_map once per device, cond as its dearest branch, and
@@ -28,8 +27,9 @@ from jax.interpreters import partial_eval
 
 
 def count(function: Callable, *arguments: Any) -> float:
-    """Operations of one call, on all devices together; arguments are (pytrees of) arrays or
-    ShapeDtypeStructs.
+    """Operations of one call, on all devices together.
+
+    The arguments are (pytrees of) arrays or ShapeDtypeStructs.
     """
     return total(jax.make_jaxpr(function)(*arguments))
 
@@ -77,17 +77,18 @@ def is_complex(v: Any) -> bool:
 
 
 def per_product(eqn: Any) -> float:
-    """Operations of a product and its sum; both factors of a complex product are complex in a
-    jaxpr.
+    """Operations of a product and its sum.
+
+    Both factors of a complex product are complex in a jaxpr.
     """
     return 8.0 if is_complex(eqn.outvars[0]) else 2.0
 
 
 def products(eqn: Any) -> int:
-    """Products of a convolution: per axis the pairs (output, tap) that meet an element of the
-    input, times batch and channels.
+    """Products of a convolution.
 
-    With o an output, k a tap: p = stride o + rhs_dilation k - padding lies on an element if 0 <= p
+    Per axis the pairs (output, tap) that meet an element of the input, times batch and channels.
+    With o an output, k a tap, p = stride o + rhs_dilation k - padding lies on an element if 0 <= p
     and lhs_dilation divides p.
     """
     given, (x, kernel, y) = eqn.params, (v.aval.shape for v in (*eqn.invars, *eqn.outvars))

@@ -164,8 +164,9 @@ def _contract_again_forward(
 
 
 def _contract_again_backward(dtype: jnp.dtype, saved: tuple, cotangent: Array) -> tuple:
-    """What is multiplied again depends on the cotangent: otherwise XLA would keep the first
-    products.
+    """Multiply once more, which XLA must not merge with the first time.
+
+    What is multiplied depends on the cotangent: otherwise XLA would keep the first products.
     """
     parts, core, factors = saved
     first = cotangent.real.ravel()[0]

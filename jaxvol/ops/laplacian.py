@@ -1,24 +1,24 @@
 """Second-order differential operators of a function of points, by five interchangeable methods.
 
-    f: [N, d] -> [N, m], every row alone                 laplacian(f): x -> (f, grad f, lap f)
-                                                         second_order(f, weights): x -> (f, first,
-                                                         second)
-    first_j = D f [v_j]         second_q = sum_j w_qj D^2 f [v_j, v_j]          v_j = the axes,
-    unless directions are given
+    f: [N, d] -> [N, m], every row alone
+    laplacian(f):             x -> (f, grad f, lap f)
+    second_order(f, weights): x -> (f, first, second)
+        first_j  = D f [v_j]
+        second_q = sum_j w_qj D^2 f [v_j, v_j]          v_j = the axes, or the directions given
 
 So u_t and u_xx of u(x, t) are first_1 and second_0 with weights ((1, 0),); u_tt - c^2 u_xx is
 second_0 with ((-c^2, 1),); an operator with coefficients A(x) takes one row of weights per
 coefficient; a mixed derivative u_xy = (D^2 u[a, a] - D^2 u[b, b]) / 4 with a = (1, 1), b = (1, -1).
 
-    taylor    collapsed Taylor mode (ops/taylor.py): one forward pass with d + 2 numbers per neuron.
-    An f that has no rule
-              for a Taylor operand is carried through by forward over forward differentiation
+    taylor    collapsed Taylor mode (ops/taylor.py): one forward pass with d + 2 numbers per
+              neuron.  An f that has no rule for a Taylor operand is carried through by forward
+              over forward differentiation
     diagonal  forward over reverse, `jax.vmap` over directions and points
     jet       jax.experimental.jet along each direction; not every primitive has a rule there
     hessian   trace of the full Hessian
     folx      the package of that name, where installed; the Laplacian alone
-    auto      taylor: the quickest at d = 3 for KANs and MLPs (launch/benchmarks/bench_laplacian.py
-    measures the others too)
+    auto      taylor: the quickest at d = 3 for KANs and MLPs
+              (launch/benchmarks/bench_laplacian.py measures the others too)
 
 On a CPU the points are taken in chunks that fit the cache, each recomputed in the backward pass: at
 d = 3, N = 4096 the gradient of a residual loss takes half the time of the same method on all points
@@ -47,10 +47,12 @@ CHUNK = {"cpu": 128}
 
 
 def laplacian(f: Function, method: str = "auto", chunk: int = -1) -> Callable[[Array], Derivatives]:
-    """x [N, d] -> (f(x) [N, m], gradient [d, N, m], Laplacian [N, m]): `u_x, u_y = gradient` for d
-    = 2.
+    """x [N, d] -> (f(x) [N, m], gradient [d, N, m], Laplacian [N, m]).
 
-    method: one of METHODS.  chunk: points at a time; 0 = all; -1 = what suits the backend.
+    For d = 2, `u_x, u_y = gradient`.
+
+    method: one of METHODS
+    chunk:  points at a time; 0 = all; -1 = what suits the backend
     Raises ValueError for an unknown method, UserError for `folx` where it is not installed.
     """
     known(method)
@@ -102,8 +104,9 @@ def second_order(
 
 
 def in_chunks(operator: Callable[[Array], Derivatives], x: Array, size: int) -> Derivatives:
-    """`operator` on at most `size` points at a time, recomputed in the backward pass; the last
-    chunk repeats the last point.
+    """`operator` on at most `size` points at a time, recomputed in the backward pass.
+
+    The last chunk repeats the last point.
     """
     chunks = math.ceil(len(x) / size)
     rows = math.ceil(len(x) / chunks)
@@ -173,8 +176,8 @@ def by_folx(f: Function, directions: Array, weights: Weights, x: Array) -> Deriv
         raise ValueError(
             "folx computes the Laplacian along the axes and no other operator; use another method"
         )
-    found = jax.vmap(folx.forward_laplacian(lambda z: f(z[None])[0]))(x)
-    return found.x, jnp.moveaxis(found.jacobian.dense_array, 1, 0), found.laplacian[None]
+    y = jax.vmap(folx.forward_laplacian(lambda z: f(z[None])[0]))(x)
+    return y.x, jnp.moveaxis(y.jacobian.dense_array, 1, 0), y.laplacian[None]
 
 
 RULES = {

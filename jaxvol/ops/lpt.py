@@ -1,12 +1,13 @@
 """Gaussian initial conditions and second-order Lagrangian perturbation theory on a periodic cube.
 
-A particle that starts at lattice point q is found at x(q, t) = q + D(t) psi_1(q) + D_2(t) psi_2(q),
-with
-    div psi_1 = -delta,                    psi_1 = -grad phi_1
+A particle that starts at lattice point q lies at x(q, t) = q + D(t) psi_1(q) + D_2(t) psi_2(q) with
+
+    div psi_1 = -delta,                                       psi_1 = -grad phi_1
     div psi_2 = sum_{i<j} (phi_1,ii phi_1,jj - phi_1,ij^2),   psi_2 = grad phi_2
-where delta is the linear density contrast today and phi_1,ij = d^2 phi_1 / dq_i dq_j
-(Bouchet et al. 1995, A&A 296, 575; Scoccimarro 1998, MNRAS 299, 1097, appendix D).  Lengths in
-Mpc/h, k in h/Mpc.
+
+where delta is the linear density contrast today and phi_1,ij = d^2 phi_1 / dq_i dq_j (Bouchet et
+al. 1995, A&A 296, 575; Scoccimarro 1998, MNRAS 299, 1097, appendix D).  Lengths in Mpc/h, k in
+h/Mpc.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from jaxvol.types import Array
 
 
 def wavenumbers(grid: int, box_size: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Components of k for `rfftn` of a cube, h/Mpc: shapes [n, 1, 1], [1, n, 1], [1, 1, n // 2 +
-    1], float64.
+    """Components of k for `rfftn` of a cube, in h/Mpc, float64.
+
+    Shapes [n, 1, 1], [1, n, 1], [1, 1, n // 2 + 1].
     """
     full = 2.0 * np.pi * np.fft.fftfreq(grid, box_size / grid)
     half = 2.0 * np.pi * np.fft.rfftfreq(grid, box_size / grid)
@@ -31,11 +33,10 @@ def wavenumbers(grid: int, box_size: float) -> tuple[np.ndarray, np.ndarray, np.
 def mode_amplitude(
     grid: int, box_size: float, power: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """What turns the transform of white noise into that of a field with spectrum `power`: sqrt(P(k)
-    / cell volume).
+    """What turns the transform of white noise into that of a field with spectrum `power`.
 
-    power: k in h/Mpc -> (Mpc/h)^3.  Returns float32 [n, n, n // 2 + 1] with 0 at k = 0, so that the
-           mean is 0.
+    sqrt(P(k) / cell volume), with power: k in h/Mpc -> (Mpc/h)^3.  Returns float32 [n, n, n // 2 +
+    1] with 0 at k = 0, so that the mean is 0.
     """
     k = np.sqrt(sum(component**2 for component in wavenumbers(grid, box_size)))
     k[0, 0, 0] = 1.0
@@ -54,12 +55,11 @@ def gaussian_field(noise: Array, amplitude: Array) -> Array:
 
 
 def displacements(delta: Array, box_size: float) -> tuple[Array, Array]:
-    """First and second order displacement fields psi_1, psi_2 (module docstring), Mpc/h, for growth
-    factors of 1.
+    """First and second order displacement fields psi_1, psi_2, Mpc/h, for growth factors of 1.
 
-    delta: [n, n, n] linear density contrast today.  Returns two arrays [n, n, n, 3].  Odd
-           derivatives of the Nyquist
-    frequency are set to zero: that mode has no definite sign of k.
+    They are defined at the top of this file.  delta: [n, n, n] linear density contrast today.
+    Returns two arrays [n, n, n, 3].  Odd derivatives of the Nyquist frequency are set to zero: that
+    mode has no definite sign of k.
     """
     grid = delta.shape[0]
     exact = wavenumbers(grid, box_size)

@@ -26,13 +26,12 @@ START = 0.02  # scale factor of the 2LPT start
 
 
 def particle_mesh(grid: int, box_size: float, cosmology: Cosmology, a: float, steps: int) -> Evolve:
-    """The function delta -> (displacement, velocity) that evolves n^3 particles to scale factor `a`
-    in `steps` steps.
+    """The function delta -> (displacement, velocity) that evolves n^3 particles in `steps` steps.
 
-    delta: [n, n, n] linear density contrast today, the same modes that a linear target holds.
-           Returns two arrays
-    [n, n, n, 3] in Mpc/h: displacement from the lattice, and velocity v / (a H), the shift into
-    redshift space.  The function compiles itself and must not be called inside another jit.
+    They are evolved to scale factor `a`.  delta: [n, n, n] linear density contrast today, the same
+    modes that a linear target holds.  The function returns two arrays [n, n, n, 3] in Mpc/h:
+    displacement from the lattice, and velocity v / (a H), the shift into redshift space.  It
+    compiles itself and must not be called inside another jit.
 
     Raises UserError: force-mesh cells larger than 2 Mpc/h; pmpp missing, or the installed JAX
     outside its range.
@@ -41,9 +40,8 @@ def particle_mesh(grid: int, box_size: float, cosmology: Cosmology, a: float, st
     if cell > MAX_CELL * (1.0 + 1e-6):
         raise UserError(
             f"particle-mesh evolution of {grid}^3 particles in {box_size:g} Mpc/h has force-mesh "
-            f"cells of {cell:g} "
-            f"Mpc/h; expected at most {MAX_CELL:g}: take grid >= "
-            f"{int(np.ceil(box_size / MAX_CELL / MESH_FACTOR))}, "
+            f"cells of {cell:g} Mpc/h; expected at most {MAX_CELL:g}: take "
+            f"grid >= {int(np.ceil(box_size / MAX_CELL / MESH_FACTOR))}, "
             f"a box_size <= {MAX_CELL * MESH_FACTOR * grid:g}, or evolution '2lpt'"
         )
     pmpp = _pmpp()

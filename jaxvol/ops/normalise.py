@@ -1,30 +1,23 @@
-"""Normalisers: chains of invertible maps per channel, fitted once, stored as JSON, applied to numpy
-and jax arrays alike.
+"""Normalisers: chains of invertible maps per channel, fitted once and stored as JSON.
 
-A chain is `((name, arguments), ...)`, applied left to right.  Every argument is one number or one
-per channel.
+They are applied to numpy and jax arrays alike.  A chain is `((name, arguments), ...)`, applied left
+to right.  Every argument is one number or one per channel.
 
-| step        | arguments              | y                                     | fitted numbers
-|
-|-------------|------------------------|---------------------------------------|--------------------------------------------|
-| standardise |                        | (x - mean) / std                      | mean, std
-|
-| zscore_mask |                        | (x - mean) / std                      | mean, std over the
-mask, or where data > 0 |
-| log10       | floor > 0              | log10(max(x, floor))                  |
-|
-| log1p       | floor > -1             | log(1 + max(x, floor))                |
-|
-| asinh       | scale > 0              | asinh(x / scale)                      |
-|
-| linear      | low < high, clip       | 2 (x - low) / (high - low) - 1        |
-|
-| percentile  | low < high in [0, 100], clip, signed | (x - a) / (b - a), or twice that minus 1 when
-signed | a, b: percentiles |
+| step        | arguments               | y                              | fitted numbers          |
+|-------------|-------------------------|--------------------------------|-------------------------|
+| standardise |                         | (x - mean) / std               | mean, std               |
+| zscore_mask |                         | (x - mean) / std               | mean, std over the mask |
+| log10       | floor > 0               | log10(max(x, floor))           |                         |
+| log1p       | floor > -1              | log(1 + max(x, floor))         |                         |
+| asinh       | scale > 0               | asinh(x / scale)               |                         |
+| linear      | low < high, clip        | 2 (x - low) / (high - low) - 1 |                         |
+| percentile  | low < high, clip        | (x - a) / (b - a)              | a, b: percentiles       |
+| percentile  | low < high, clip, signed| 2 (x - a) / (b - a) - 1        | a, b: percentiles       |
 
-`inverse(fitted, forward(fitted, x)) == x` up to rounding, except where the forward clips: below a
-`floor`, and outside the range of `linear` and `percentile` with clip=True, where it returns the
-bound.
+Without a mask `zscore_mask` takes the voxels where the data are above 0; the bounds of `percentile`
+lie in [0, 100].  `inverse(fitted, forward(fitted, x)) == x` up to rounding, except where the
+forward clips: below a `floor`, and outside the range of `linear` and `percentile` with clip=True,
+where it returns the bound.
 """
 
 from __future__ import annotations
@@ -98,8 +91,9 @@ def fit(
 
 
 def forward(fitted: Iterable[Mapping], x, mask=None):
-    """The chain applied to x [..., C], in at least float32; where `mask` [..., 1] is 0 the result
-    is 0, even for NaN.
+    """The chain applied to x [..., C], in at least float32.
+
+    Where `mask` [..., 1] is 0 the result is 0, even for NaN.
     """
     xp, x = _floating(x)
     if mask is not None:
@@ -111,8 +105,9 @@ def forward(fitted: Iterable[Mapping], x, mask=None):
 
 
 def inverse(fitted: Iterable[Mapping], y):
-    """Physical units from normalised ones, y [..., C]; exact where the forward does not clip (see
-    the module).
+    """Physical units from normalised ones, y [..., C].
+
+    Exact where the forward does not clip, see the top of this file.
     """
     xp, y = _floating(y)
     for step in reversed(tuple(fitted)):
@@ -206,13 +201,13 @@ def _fit_step(step: dict, values: np.ndarray, foreground: np.ndarray, vector: bo
             )
             std = np.repeat(rms, 3)
     elif name == "zscore_mask":
-        kept = [values[foreground[:, c], c] for c in channels]
-        if empty := [c for c in channels if not len(kept[c])]:
+        observed = [values[foreground[:, c], c] for c in channels]
+        if empty := [c for c in channels if not len(observed[c])]:
             raise UserError(
                 f"step 'zscore_mask' found no voxel above 0 in channel {empty[0]}: give a mask, or "
                 "use 'standardise'"
             )
-        mean, std = (np.array([statistic(k) for k in kept]) for statistic in (np.mean, np.std))
+        mean, std = (np.array([statistic(v) for v in observed]) for statistic in (np.mean, np.std))
     else:
         return step
     _refuse_constant(name, std, values)
@@ -225,8 +220,8 @@ def _refuse_constant(name: str, widths, values: np.ndarray) -> None:
         if width <= 1e-12 * size:  # the rounding of a float64 mean of equal numbers
             raise UserError(
                 f"step {name!r} found no spread in channel {channel} (values near "
-                f"{values[0, channel]:.6g}): "
-                "expected data that vary; drop the channel, or use 'linear' with a fixed range"
+                f"{values[0, channel]:.6g}): expected data that vary; drop the channel, or use "
+                "'linear' with a fixed range"
             )
 
 

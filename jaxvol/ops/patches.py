@@ -1,9 +1,8 @@
 """Patches, windows and positions of a grid of tokens.
 
 Shapes: volumes [B, D, H, W, C], tokens [B, d, h, w, features] where D = d pd, H = h ph, W = w pw
-        for patches of (pd, ph, pw) voxels.
-Only reshapes and permutations whose shapes are known before anything runs; the batch stays the
-first axis.
+for patches of (pd, ph, pw) voxels.  Only reshapes and permutations whose shapes are known before
+anything runs; the batch stays the first axis.
 """
 
 from __future__ import annotations
@@ -28,28 +27,29 @@ def grid_of(shape: Triple, patch: Triple) -> Triple:
     if any(p < 1 or n % p for n, p in zip(shape, patch)):
         raise UserError(
             f"found a volume of {' x '.join(map(str, shape))} voxels and patches of "
-            f"{' x '.join(map(str, patch))}: expected "
-            "each side to be a multiple of the patch's; choose another config.model.patch, or crop "
-            "or pad the volumes "
-            "(config.predict.tile cuts them while predicting)."
+            f"{' x '.join(map(str, patch))}: expected each side to be a multiple of the patch's; "
+            "choose another config.model.patch, or crop or pad the volumes (config.predict.tile "
+            "cuts them while predicting)."
         )
     return tuple(n // p for n, p in zip(shape, patch))
 
 
 def steps(patch: Triple) -> list[Triple]:
-    """Factors of the patch, in twos as long as there are any: (4, 4, 4) -> [(2, 2, 2), (2, 2, 2)],
-    (1, 6, 6) -> [(1, 2, 2), (1, 3, 3)].
+    """Factors of the patch, in twos as long as there are any.
+
+    (4, 4, 4) -> [(2, 2, 2), (2, 2, 2)], (1, 6, 6) -> [(1, 2, 2), (1, 3, 3)].
     """
-    found = []
+    factors = []
     while any(p > 1 for p in patch):
-        found.append(tuple(2 if p % 2 == 0 else p for p in patch))
-        patch = tuple(p // f for p, f in zip(patch, found[-1]))
-    return found or [(1, 1, 1)]
+        factors.append(tuple(2 if p % 2 == 0 else p for p in patch))
+        patch = tuple(p // f for p, f in zip(patch, factors[-1]))
+    return factors or [(1, 1, 1)]
 
 
 def patchify(x: Array, patch: Triple) -> Array:
     """[B, D, H, W, C] -> [B, d, h, w, pd ph pw C], features in the order (pd, ph, pw, C).
-    UserError as `grid_of`.
+
+    Raises UserError as `grid_of`.
     """
     b, c = x.shape[0], x.shape[-1]
     (d, h, w), (pd, ph, pw) = grid_of(x.shape[1:4], patch), patch
@@ -69,17 +69,16 @@ def unpatchify(tokens: Array, patch: Triple) -> Array:
 
 
 def windows(tokens: Array, size: int, shift: int) -> Array:
-    """[B, d, h, w, C] -> [B n, size^3, C]: cubes of size^3 tokens, the grid moved back by `shift`
-    tokens (around its ends) first.
+    """[B, d, h, w, C] -> [B n, size^3, C]: cubes of size^3 tokens.
 
-    Raises UserError when `size` does not divide the grid.
+    First the grid is moved back by `shift` tokens, around its ends.  Raises UserError when `size`
+    does not divide the grid.
     """
     grid = tokens.shape[1:4]
     if any(n % size for n in grid):
         raise UserError(
             f"found a grid of {' x '.join(map(str, grid))} tokens and windows of {size}: expected "
-            "config.model.window to "
-            "divide each side; choose another window (0 = none) or patch."
+            "config.model.window to divide each side; choose another window (0 = none) or patch."
         )
     moved = jnp.roll(tokens, (-shift,) * 3, (1, 2, 3)) if shift else tokens
     cut = patchify(moved, (size,) * 3)
@@ -94,11 +93,11 @@ def unwindows(cubes: Array, grid: Triple, size: int, shift: int) -> Array:
 
 
 def window_mask(grid: Triple, size: int, shift: int, periodic: Flags) -> np.ndarray | None:
-    """Logits [n, size^3, size^3] to add so that no window of a moved grid joins the two ends of an
-    axis that does not wrap.
+    """Logits [n, size^3, size^3] that keep apart what a moved grid brings together.
 
-    0 between tokens that may see each other, MASKED otherwise; None where all may.  Eq. 3 and
-    figure 4 of Swin (arXiv:2103.14030).
+    No window then joins the two ends of an axis that does not wrap: 0 between tokens that may see
+    each other, MASKED otherwise; None where all may.  Eq. 3 and figure 4 of Swin
+    (arXiv:2103.14030).
     """
     if not shift or all(periodic):
         return None
@@ -115,13 +114,12 @@ def window_mask(grid: Triple, size: int, shift: int, periodic: Flags) -> np.ndar
 
 
 def sincos(grid: Triple, trained: Triple, periodic: Flags, features: int) -> np.ndarray:
-    """Fixed positions [d, h, w, features] of amplitude 1: a third of the features for each axis,
-    half sines, half cosines.
+    """Fixed positions [d, h, w, features] of amplitude 1.
 
-    An axis that wraps has the waves that fit into it, 2 pi k (i + 1/2) / n for k = 1, 2, ...,
-    n_trained / 2; any other the angles s / 10000^(j / count) of arXiv:1706.03762, s the place of
-    the token's centre on the grid of training: positions stretch with the grid.  Features that are
-    left over hold no place.
+    A third of the features belongs to each axis, half sines, half cosines.  An axis that wraps has
+    the waves that fit into it, 2 pi k (i + 1/2) / n for k = 1, 2, ..., n_trained / 2; any other the
+    angles s / 10000^(j / count) of arXiv:1706.03762, s the place of the token's centre on the grid
+    of training: positions stretch with the grid.  Features that are left over hold no place.
     """
     count = features // 6
     parts = []
@@ -141,11 +139,11 @@ def sincos(grid: Triple, trained: Triple, periodic: Flags, features: int) -> np.
 
 
 def offsets(n: int, trained: int, wraps: bool) -> np.ndarray:
-    """[n, n]: which entry of a table of `offset_count` relative positions holds token j as seen
-    from token i.
+    """[n, n]: which entry of a table of relative positions holds token j as seen from token i.
 
-    Offsets j - i count tokens, so that a kernel keeps its physical size on another grid; around the
-    ends of an axis that wraps they are the shorter way.  Those beyond the table read its ends.
+    The table has `offset_count` entries.  Offsets j - i count tokens, so that a kernel keeps its
+    physical size on another grid; around the ends of an axis that wraps they are the shorter way.
+    Those beyond the table read its ends.
     """
     step = np.arange(n)[None, :] - np.arange(n)[:, None]
     if wraps:
@@ -171,11 +169,11 @@ def one_hot_places(grid: Triple) -> np.ndarray:
 
 
 def spread(rows: tuple[Array, Array, Array]) -> Array:
-    """Three arrays [N, n_a, n_a], what the place along axis a adds for each place of the other
-    token -> [N, T, d + h + w].
+    """Three arrays [N, n_a, n_a], one per axis a -> [N, T, d + h + w].
 
-    Its product with `one_hot_places` is the sum of the three for every pair of tokens, [N, T, T],
-    without ever holding it.
+    Each says what the place along its axis adds for each place of the other token.  The product
+    with `one_hot_places` is the sum of the three for every pair of tokens, [N, T, T], without ever
+    holding it.
     """
     grid = tuple(x.shape[1] for x in rows)
     parts = [

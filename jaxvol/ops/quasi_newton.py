@@ -1,8 +1,7 @@
-"""Self-scaled Broyden updates of the whole inverse Hessian, for networks of some thousand
-parameters.
+"""Self-scaled Broyden updates of the whole inverse Hessian, for some thousand parameters.
 
-    H' = (H - H y y^T H / y^T H y + phi v v^T) / tau + s s^T / y^T s,      v = sqrt(y^T H y) (s /
-    y^T s - H y / y^T H y)
+    H' = (H - H y y^T H / y^T H y + phi v v^T) / tau + s s^T / y^T s
+    v  = sqrt(y^T H y) (s / y^T s - H y / y^T H y)
 
 H' y = s for every phi and tau (phi = tau = 1 is BFGS).  These two are chosen anew at every step so
 that large eigenvalues of H, which ill-conditioned losses such as those of differential equations
@@ -43,9 +42,8 @@ def descend(state: State, params: Array, grad: Array, reached: Array) -> tuple[A
     """(-H grad, a direction of descent whose natural length is 1, and the state of the next step).
 
     reached: the gradient at `params` of the LAST step's loss.  It differs from `grad` where points
-             or weights of the loss have
-    changed since; the difference of gradients of two losses says nothing about the curvature of
-    either.
+    or weights of the loss have changed since; the difference of gradients of two losses says
+    nothing about the curvature of either.
     """
     s, y, tiny = params - state.params, reached - state.grad, jnp.finfo(grad.dtype).tiny
     # A pair without curvature (the first, or a search that failed) would make H indefinite.
@@ -59,10 +57,10 @@ def descend(state: State, params: Array, grad: Array, reached: Array) -> tuple[A
 
 
 def renewed(state: State, s: Array, y: Array, grad: Array, usable: Array) -> tuple[Array, Array]:
-    """(H', -H' grad) for the pair s = change of the parameters, y = change of the gradient; (H, -H
-    grad) if it is not usable.
+    """(H', -H' grad) for the pair s, y; (H, -H grad) if it is not usable.
 
-    H is read once and written once: it is larger than any cache.
+    s is the change of the parameters, y that of the gradient.  H is read once and written once: it
+    is larger than any cache.
     """
     ys, yy = (jnp.where(usable, v, 1.0) for v in (y @ s, y @ y))
     # The first pair tells the scale of the problem: H is that multiple of one before it.

@@ -1,12 +1,11 @@
-"""Points where the residual is large, with array shapes that never change: a buffer [cap, d] of
-which the first `count` are used.
+"""Points where the residual is large, with array shapes that never change.
+
+They lie in a buffer [cap, d] of which the first `count` are used.
 
 rar  as published with Scaled-cPIKANs: `ratio` n new points, each a random point whose residual is
-above a percentile, plus
-     Gaussian noise, clamped to the box; up to `cap` added, none removed
+     above a percentile, plus Gaussian noise, clamped to the box; up to `cap` added, none removed
 rad  all points drawn anew from candidates with probability ~ |r|^power / mean |r|^power + floor
-(Wu et al. 2023,
-     arXiv:2207.10289)
+     (Wu et al. 2023, arXiv:2207.10289)
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Volumes on other grids: trilinear interpolation and average pooling, [B, D, H, W, C] -> [B, D',
-H', W', C].
+"""Volumes on other grids, [B, D, H, W, C] -> [B, D', H', W', C].
 
-Voxel centres lie at (i + 1/2) / n of the box on every grid (half-pixel centres): the box keeps its
-place, nothing is shifted.
+Trilinear interpolation and average pooling.  Voxel centres lie at (i + 1/2) / n of the box on every
+grid (half-pixel centres): the box keeps its place, nothing is shifted.
 """
 
 from __future__ import annotations
@@ -53,27 +52,26 @@ def doubled(x: Array, axis: int, periodic: bool) -> Array:
 def weights(n: int, m: int, periodic: bool) -> np.ndarray:
     """[m, n]: how much of voxel i of n goes to voxel j of m, rows summing to 1."""
     s = (np.arange(m) + 0.5) * n / m - 0.5
-    low, found = np.floor(s).astype(int), np.zeros((m, n))
+    low, shares = np.floor(s).astype(int), np.zeros((m, n))
     for i, share in ((low, 1 - (s - low)), (low + 1, s - low)):
-        np.add.at(found, (np.arange(m), i % n if periodic else np.clip(i, 0, n - 1)), share)
-    return found
+        np.add.at(shares, (np.arange(m), i % n if periodic else np.clip(i, 0, n - 1)), share)
+    return shares
 
 
 def avg_pool(
     x: Array, window: int, stride: int, width: int = 0, count_padding: bool = True
 ) -> Array:
-    """Means over cubes of `window` voxels every `stride` voxels, zeros `width` voxels deep around
-    x; in x's dtype.
+    """Means over cubes of `window` voxels every `stride` voxels, in x's dtype.
 
-    count_padding: these zeros count in the mean (torch's count_include_pad=True); otherwise it is
-                   over the voxels of x alone.
-    Raises UserError when a volume is smaller than the window.
+    Around x there are zeros, `width` voxels deep. count_padding: these zeros count in the mean
+    (torch's count_include_pad=True); otherwise it is over the voxels of x alone.  Raises UserError
+    when a volume is smaller than the window.
     """
     if min(x.shape[1:4]) + 2 * width < window or 2 * width > window:
         raise UserError(
             f"avg_pool got a volume of {x.shape[1:4]} voxels, window {window} and padding {width}: "
-            "expected the window to "
-            "fit into the padded volume, and a padding of at most half of it; use larger volumes."
+            "expected the window to fit into the padded volume, and a padding of at most half of "
+            "it; use larger volumes."
         )
 
     def total(v: Array) -> Array:

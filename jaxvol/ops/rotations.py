@@ -1,10 +1,9 @@
 """The 48 rotations and reflections of the cube, acting on volumes [..., D, H, W, C].
 
 An element sends the voxel at q to p = M q about the centre of the volume, where the signed
-permutation M has the entry M[i, axes[i]] = -1 if flips[i] else +1.  A scalar field moves, f'(p) =
-f(q); a vector field also turns, v'(p) = M v(q).
-Elements are static tuples: under `jax.jit` pass them as static arguments.  Everything works on
-numpy and jax arrays.
+permutation M has the entry M[i, axes[i]] = -1 if flips[i] else +1.  A scalar field moves,
+f'(p) = f(q); a vector field also turns, v'(p) = M v(q).  Elements are static tuples: under
+`jax.jit` pass them as static arguments.  Everything works on numpy and jax arrays.
 """
 
 from __future__ import annotations
@@ -52,11 +51,12 @@ def inverse(element: Element) -> Element:
 def apply(element: Element, x, kind: str = "scalar"):
     """The volume x [..., D, H, W, C] moved by the element.
 
-    kind: "scalar", "vector" (channels in threes, the components along d, h, w), or
-          "line_of_sight=<axis>", which moves like a scalar and is meant for elements that `allowed`
-          with that kind returned; "coordinates" stay where they are.
-    Raises UserError: unknown kind; a vector whose channels do not come in threes; coordinates and
-    not the identity.
+    kind: "scalar"
+          "vector"                 channels in threes, the components along d, h, w
+          "line_of_sight=<axis>"   moves like a scalar; for elements that `allowed` returned for it
+          "coordinates"            stay where they are
+    Raises UserError: unknown kind; a vector whose channels do not come in threes; coordinates with
+    another element than the identity.
     """
     if kind == COORDINATES and element != IDENTITY:
         raise UserError(
@@ -87,14 +87,13 @@ def allowed(
     kinds: tuple[str, ...] = ("scalar",),
     periodic: tuple[bool, bool, bool] = (False, False, False),
 ) -> tuple[Element, ...]:
-    """The subgroup that maps volumes of this shape and spacing, with fields of these kinds, onto
-    volumes like them.
+    """The subgroup that maps volumes of this shape and spacing onto volumes like them.
 
-    Axes of different size, spacing or periodicity do not swap; an axis of size 1 neither swaps nor
-    flips; a line of sight stays on its axis and may flip (redshift-space distortions are symmetric
-    under a change of sign of the velocity axis). Coordinates leave the identity alone, as the
-    equation that is solved on them need not have the symmetry of its grid. The identity comes
-    first.
+    kinds: of their fields.  Axes of different size, spacing or periodicity do not swap; an axis of
+    size 1 neither swaps nor flips; a line of sight stays on its axis and may flip (redshift-space
+    distortions are symmetric under a change of sign of the velocity axis).  Coordinates leave the
+    identity alone, as the equation that is solved on them need not have the symmetry of its grid.
+    The identity comes first.
     """
     if COORDINATES in kinds:
         return (IDENTITY,)
@@ -113,8 +112,9 @@ def allowed(
 
 
 def line_of_sight(kind: str) -> int | None:
-    """The axis of a field of kind "line_of_sight=<axis>", None for the others; UserError for an
-    unknown kind.
+    """The axis of a field of kind "line_of_sight=<axis>", None for the others.
+
+    Raises UserError for an unknown kind.
     """
     if kind in ("scalar", "vector", "label", COORDINATES):
         return None

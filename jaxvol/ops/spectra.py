@@ -1,10 +1,9 @@
 """Power spectra of batches of boxes: P(k), cross spectra, T(k) and r(k), on any number of devices.
 
-Conventions: a box of D x H x W cells has the sides L = box_size; wavenumbers are in units of kF = 2
-             pi / (its shortest side).
-Shell b holds the modes with int(|k| / kF) = b; shell 0 is the mean.  Spectra are given in the
-shells 1 ... N/2 - 1, in units of box_size^3, P(k) = V / N_cells^2 <|F delta|^2>.  A box of depth 1
-is a 2D field: its V is an area.
+Conventions: a box of D x H x W cells has the sides L = box_size; wavenumbers are in units of
+kF = 2 pi / (its shortest side).  Shell b holds the modes with int(|k| / kF) = b; shell 0 is the
+mean.  Spectra are given in the shells 1 ... N/2 - 1, in units of box_size^3,
+P(k) = V / N_cells^2 <|F delta|^2>.  A box of depth 1 is a 2D field: its V is an area.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ def shells(shape: tuple[int, int, int], box_size: tuple[float, float, float]) ->
     d, h, w = (np.abs(i) for i in _wavenumbers(shape, box_size))
     radius = np.sqrt(d[:, None, None] ** 2 + h[:, None] ** 2 + w**2)
     bins = np.floor(radius * ROUNDING).astype(np.int32)
-    # planes that are their own conjugates
-    own = [(np.arange(n) == 0) | (2 * np.arange(n) == n) for n in shape]
-    is_own = own[0][:, None, None] & own[1][:, None] & own[2][: shape[2] // 2 + 1]
-    weight = (np.broadcast_to(hermitian_weight(shape[2]), bins.shape) + is_own) / 2
+    # modes that are their own conjugates: 0 or the Nyquist frequency along every axis
+    d, h, w = ((np.arange(n) == 0) | (2 * np.arange(n) == n) for n in shape)
+    self_conjugate = d[:, None, None] & h[:, None] & w[: shape[2] // 2 + 1]
+    weight = (np.broadcast_to(hermitian_weight(shape[2]), bins.shape) + self_conjugate) / 2
     modes = np.bincount(bins.ravel(), weight.ravel())
     with np.errstate(invalid="ignore"):
         k = np.bincount(bins.ravel(), (weight * radius).ravel()) / modes
@@ -65,8 +64,9 @@ def wavenumber(shape: tuple[int, int, int], box_size: tuple[float, float, float]
 
 
 def hermitian_weight(width: int) -> np.ndarray:
-    """How many modes of the full spectrum each column of the half spectrum stands for: 1 or 2,
-    [width // 2 + 1].
+    """How many modes of the full spectrum each column of the half spectrum stands for.
+
+    1 or 2, [width // 2 + 1].
     """
     return np.array([1.0 if i == 0 or 2 * i == width else 2.0 for i in range(width // 2 + 1)])
 
@@ -94,11 +94,10 @@ def rfftn(x: Array) -> Array:
 def shell_sums(
     power: Array, shape: tuple[int, int, int], box_size: tuple[float, float, float], number: int
 ) -> Array:
-    """Sum over all modes of the shells 0 ... number - 1 of power [B, D, H, W // 2 + 1, P], giving
-    [B, number, P].
+    """Sum over all modes of each shell: power [B, D, H, W // 2 + 1, P] -> [B, number, P].
 
-    A matrix product per row of H: accurate in float32, without scatter, and local to the devices
-    that hold D.
+    The shells are 0 ... number - 1.  A matrix product per row of H: accurate in float32, without
+    scatter, and local to the devices that hold D.
     """
     d, h, w = (jnp.asarray(i, jnp.float32) for i in _wavenumbers(shape, box_size))
     weight = jnp.asarray(hermitian_weight(shape[2]), power.dtype)[:, None]
@@ -121,14 +120,15 @@ def spectra(
     window: str | None = None,
     weights: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """P_aa, P_bb and P_ab of the fluctuations of two fields [B, D, H, W, C], each [B, K, C], shells
-    1 ... K = N/2 - 1.
+    """P_aa, P_bb and P_ab of the fluctuations of two fields [B, D, H, W, C].
+
+    Each is [B, K, C], shells 1 ... K = N/2 - 1.
 
     window:  "cic" divides out the cloud-in-cell window that painted BOTH fields: each mode times
              prod_i (x_i / sin x_i)^2, x_i = pi k_i / (N_i kF) (Jing 2005, without the aliasing
-             sum); None leaves them.
+             sum); None leaves them
     weights: [B or 1, D, H, W, 1], a mask or a taper: spectra of weights * (field - its weighted
-             mean), over mean(weights^2).
+             mean), over mean(weights^2)
     Agrees with Pylians' Pk and XPk.  Raises UserError for another window.
     """
     shape, known = a.shape[1:4], shells(a.shape[1:4], box_size)
@@ -151,8 +151,9 @@ def spectra(
 
 
 def taper(shape: tuple[int, int, int], periodic: tuple[bool, bool, bool]) -> np.ndarray:
-    """Hann window [1, D, H, W, 1] along the axes that do not wrap, whose ends would otherwise leak
-    power to high k.
+    """Hann window [1, D, H, W, 1] along the axes that do not wrap.
+
+    Their ends would otherwise leak power to high k.
     """
     sides = [
         np.ones(n) if wraps or n == 1 else np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2
@@ -168,8 +169,9 @@ def transfer(p_pred: np.ndarray, p_true: np.ndarray) -> np.ndarray:
 
 
 def cross_correlation(p_pred: np.ndarray, p_true: np.ndarray, p_cross: np.ndarray) -> np.ndarray:
-    """r(k) = P_x / sqrt(P_pred P_true); 0 where the prediction has no power, NaN where the truth
-    has none.
+    """r(k) = P_x / sqrt(P_pred P_true).
+
+    0 where the prediction has no power, NaN where the truth has none.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         r = np.where(p_pred == 0, 0, p_cross / np.sqrt(p_pred * p_true))
@@ -195,8 +197,9 @@ def _wavenumbers(shape: tuple, box_size: tuple) -> list[np.ndarray]:
 
 
 def _fourier_matrices(size: int, modes: int, dtype) -> tuple[Array, Array]:
-    """cos and sin of 2 pi x k / size, [size, modes]; the product is reduced mod size first, to keep
-    its digits.
+    """cos and sin of 2 pi x k / size, [size, modes].
+
+    The product x k is reduced modulo size first, to keep its digits.
     """
     angle = 2 * np.pi / size * (np.outer(np.arange(size), np.arange(modes)) % size)
     return jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
@@ -218,8 +221,9 @@ def _square(f: Array) -> Array:
 
 
 def _cic(power: Array, axis: int, size: int) -> Array:
-    """(x / sin x)^4 along one axis of the half spectrum: the inverse CIC window of one field,
-    squared.
+    """(x / sin x)^4 along one axis of the half spectrum.
+
+    The inverse cloud-in-cell window of one field, squared.
     """
     frequency = np.fft.rfftfreq(size) if axis == 2 else np.fft.fftfreq(size)
     sides = [1] * 5

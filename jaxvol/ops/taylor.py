@@ -1,5 +1,4 @@
-"""Collapsed Taylor mode: a value, its derivatives along directions, and weighted sums of second
-derivatives, carried together.
+"""Collapsed Taylor mode: a value, its derivatives, and weighted sums of second derivatives at once.
 
 For a point x, directions v_1 ... v_p and weights w_qj an operand u holds
 
@@ -29,16 +28,18 @@ from jaxvol.types import Array
 
 
 class NoRule(TypeError, AttributeError):
-    """A function that has no rule for a Taylor operand was given one; `through` carries it through
-    any function.
+    """A Taylor operand was given to a function that has no rule for it.
+
+    `through` carries one through any function.
     """
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Taylor:
-    """value [N, m], first [p, N, m], second [Q, N, m]; weights[q][j] are numbers, known when the
-    function is traced.
+    """value [N, m], first [p, N, m], second [Q, N, m].
+
+    weights[q][j] are numbers, known when the function is traced.
     """
 
     value: Array
@@ -121,8 +122,9 @@ def contract(weights: tuple[tuple[float, ...], ...], a: Array, b: Array) -> Arra
 
 
 def linear(f: Callable[[Array], Array], x: Array | Taylor) -> Array | Taylor:
-    """A function that is linear in its argument and acts on the last axis, whatever axes stand
-    before it.
+    """A function that is linear in its argument and acts on the last axis.
+
+    Whatever axes stand before it.
     """
     return Taylor(f(x.value), f(x.first), f(x.second), x.weights) if isinstance(x, Taylor) else f(x)
 
@@ -191,8 +193,9 @@ def layer_norm(x: Array | Taylor, scale: Array, bias: Array, epsilon: float) -> 
 
 
 def through(f: Callable[[Array], Array], x: Array | Taylor) -> Array | Taylor:
-    """Any twice differentiable f: [N, m] -> [N, n] that treats every row alone, by forward over
-    forward differentiation.
+    """Any twice differentiable f: [N, m] -> [N, n] that treats every row alone.
+
+    By forward over forward differentiation.
     """
     if not isinstance(x, Taylor):
         return f(x)

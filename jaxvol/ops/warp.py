@@ -1,8 +1,7 @@
 """Volumes at other points: trilinear interpolation, and rotations about the centre of the volume.
 
 A rotation R moves the field, f'(p) = f(R^-1 p) with p measured in voxels from the centre, and turns
-the components of a vector along with it, v'(p) = R v(R^-1 p).  It is meant for axes of one voxel
-size.
+the components of a vector along with it, v'(p) = R v(R^-1 p).  It is meant for cubic voxels.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ Array = jax.Array
 
 
 def sample(x: Array, points: Array) -> Array:
-    """Trilinear interpolation of x [B, D, H, W, C] at points [..., 3] in voxels -> [B, ..., C];
-    outside, the edge is repeated.
+    """Trilinear interpolation of x [B, D, H, W, C] at points [..., 3] in voxels -> [B, ..., C].
 
-    Exact for fields that are linear in each coordinate.
+    Outside, the edge is repeated.  Exact for fields that are linear in each coordinate.
     """
     shape = x.shape[1:4]
     points = jnp.stack([jnp.clip(points[..., a], 0, n - 1) for a, n in enumerate(shape)], -1)
@@ -40,9 +38,7 @@ def sample(x: Array, points: Array) -> Array:
 
 
 def rotation(axis: int, degrees: float) -> np.ndarray:
-    """[3, 3]: by an angle about axis 0 (d), 1 (h) or 2 (w), the next axis towards the
-    one after it.
-    """
+    """[3, 3]: by an angle about axis 0 (d), 1 (h) or 2 (w), the next axis towards the one after."""
     i, j = (axis + 1) % 3, (axis + 2) % 3
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = np.eye(3)
@@ -51,8 +47,9 @@ def rotation(axis: int, degrees: float) -> np.ndarray:
 
 
 def rotate(x: Array, matrix: Array | np.ndarray, vector: bool = False) -> Array:
-    """x [B, D, H, W, C] turned by `matrix`; vector: channels in threes, the components along d, h,
-    w, turn as well.
+    """x [B, D, H, W, C] turned by `matrix`.
+
+    vector: channels in threes, the components along d, h, w, turn as well
     """
     y = sample(x, _origins(x.shape[1:4], matrix))
     if not vector:
@@ -67,16 +64,18 @@ def rotate(x: Array, matrix: Array | np.ndarray, vector: bool = False) -> Array:
 
 
 def inside(shape: tuple[int, int, int], matrix: Array | np.ndarray) -> Array:
-    """[D, H, W]: whether what `rotate` brings to a voxel lies between voxels of the volume, and is
-    no repeated edge.
+    """[D, H, W]: whether what `rotate` brings to a voxel lies between voxels of the volume.
+
+    Elsewhere it is a repeated edge.
     """
     points = _origins(shape, matrix)
     return jnp.all((points >= -1e-3) & (points <= jnp.array(shape) - 1 + 1e-3), -1)
 
 
 def _origins(shape: tuple[int, int, int], matrix: Array | np.ndarray) -> Array:
-    """[D, H, W, 3]: R^-1 p of every voxel p, counted from the first voxel.  Sums, not products:
-    TF32 would move them.
+    """[D, H, W, 3]: R^-1 p of every voxel p, counted from the first voxel.
+
+    Sums, not products: TF32 would move them.
     """
     grids = jnp.meshgrid(*(jnp.arange(n) - (n - 1) / 2 for n in shape), indexing="ij")
     back = jnp.asarray(matrix, grids[0].dtype).T

@@ -1,11 +1,10 @@
-"""The best linear isotropic filter from one field to another: the baseline that a network has to
-beat.
+"""The best linear isotropic filter from one field to another: what a network has to beat.
 
-    prediction = mean(t) + F^-1[ T(|k|) F(x - mean(x)) ],    T(k) = <F x F x^*>^-1 <F x^* F t>   per
-    shell of |k|
+    prediction = mean(t) + F^-1[ T(|k|) F(x - mean(x)) ]
+    T(k) = <F x F x^*>^-1 <F x^* F t>   per shell of |k|
 
 Means and <> are over training boxes.  With several channels T(k) is the matrix [C, K] that solves
-the least squares problem. Shell 0, the mean of a box, is a shell like the others, so that it also
+the least squares problem.  Shell 0, the mean of a box, is a shell like the others, so that it also
 predicts from one box to the next.
 """
 
@@ -35,16 +34,16 @@ class Moments(NamedTuple):
 def measure(
     boxes: Iterable[tuple[Array, Array | None, np.ndarray]], spacing: tuple[float, float, float]
 ) -> Moments:
-    """The moments of batches (z [B, D, H, W, Z], mask, which examples are real [B]); missing voxels
-    count as their box's mean.
+    """The moments of batches (z [B, D, H, W, Z], mask, which examples are real [B]).
 
+    Missing voxels count as their box's mean.
     spacing: size of a voxel along D, H, W.  Raises UserError when there is no box.
     """
     means, power, k = [], [], None
     for z, mask, real in boxes:
-        found = _measure(jnp.asarray(z), mask, spacing)
-        means.append(np.asarray(found[0], np.float64)[real])
-        power.append(np.asarray(found[1], np.float64)[real])
+        mean, cross = _measure(jnp.asarray(z), mask, spacing)
+        means.append(np.asarray(mean, np.float64)[real])
+        power.append(np.asarray(cross, np.float64)[real])
         k = spectra.shells(z.shape[1:4], _box_size(z, spacing)).k
     if not sum(map(len, means)):
         raise UserError(
@@ -54,16 +53,15 @@ def measure(
     return Moments(np.concatenate(means), np.concatenate(power), k)
 
 
-def fit(found: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.ndarray], float]:
-    """(filter, its VRMSE on the boxes it was fitted on) from channels `inputs` to channels
-    `targets`.
+def fit(moments: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.ndarray], float]:
+    """(filter, its VRMSE on the boxes it was fitted on) from some channels to others.
 
     The filter is {"k": [S], "transfer": [S, C, K], "input_mean": [C], "target_mean": [K]}, float32.
     The VRMSE takes T as constant within a shell and skips boxes whose target is constant.
     """
-    mean = found.means.mean(0)
-    power = found.power.copy()
-    power[:, 0] = np.einsum("ni,nj->nij", found.means - mean, found.means - mean)
+    mean = moments.means.mean(0)
+    power = moments.power.copy()
+    power[:, 0] = np.einsum("ni,nj->nij", moments.means - mean, moments.means - mean)
     xx, xt, tt = (
         power[:, :, inputs, inputs],
         power[:, :, inputs, targets],
@@ -75,9 +73,9 @@ def fit(found: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.nda
     variance = np.einsum("nsjj->nj", tt[:, 1:])
     with np.errstate(divide="ignore", invalid="ignore"):
         vrmse = np.sqrt(np.where(variance > 0, np.maximum(error, 0) / variance, np.nan))
-    has_modes = np.isfinite(found.k)
+    has_modes = np.isfinite(moments.k)
     fitted = {
-        "k": found.k[has_modes],
+        "k": moments.k[has_modes],
         "transfer": transfer[has_modes],
         "input_mean": mean[inputs],
         "target_mean": mean[targets],
@@ -90,8 +88,9 @@ def fit(found: Moments, inputs: slice, targets: slice) -> tuple[dict[str, np.nda
 def apply(
     fitted: dict[str, Array], x: Array, mask: Array | None, spacing: tuple[float, float, float]
 ) -> Array:
-    """The prediction [B, D, H, W, K] from x [B, D, H, W, C]; T(k) is interpolated linearly in |k|
-    between shells.
+    """The prediction [B, D, H, W, K] from x [B, D, H, W, C].
+
+    T(k) is interpolated linearly in |k| between shells.
     """
     shape = x.shape[1:4]
     x = masked.fill(x, mask, masked.mean(x, mask)[:, None, None, None])

@@ -1,13 +1,13 @@
 """Sliding windows over volumes: tile positions, Gaussian weights and their weighted mean.
 
 A volume too large for memory is predicted tile by tile; overlapping tiles are averaged with weights
-that fall off
-towards the edges of a tile, where a network sees least context:  y(x) = sum_i w(x - s_i) y_i(x -
-s_i) / sum_i w(x - s_i).
+that fall off towards the edges of a tile, where a network sees least context:
+
+    y(x) = sum_i w(x - s_i) y_i(x - s_i) / sum_i w(x - s_i)
 
 Positions and weights are those of MONAI's `sliding_window_inference` (Isensee et al. 2021, nnU-Net,
-doi:10.1038/s41592-020-01008-z, for the weights); the periodic axes are ours.  Host-side numpy, no
-learning.
+doi:10.1038/s41592-020-01008-z, for the weights); the periodic axes are ours.  Numpy on the host,
+no learning.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import numpy as np
 
 
 def gaussian(tile: Sequence[int], sigma: float = 0.125) -> np.ndarray:
-    """Weights exp(-sum_a x_a^2 / (2 (sigma n_a)^2)) with x_a measured from the middle of the tile,
-    [*tile] float64.
+    """Weights exp(-sum_a x_a^2 / (2 (sigma n_a)^2)), [*tile] float64.
 
-    They are bounded from below by max(smallest weight, 1e-3), so that a voxel which only corners
-    cover is well defined.
+    x_a is measured from the middle of the tile.  They are bounded from below by max(smallest
+    weight, 1e-3), so that a voxel which only corners cover is well defined.
     """
     axes = [np.exp(-0.5 * ((np.arange(n) - 0.5 * (n - 1)) / (sigma * n)) ** 2) for n in tile]
     weights = axes[0]
@@ -66,10 +65,10 @@ def positions(
 def pad(
     x: np.ndarray, tile: Sequence[int], wrap: Sequence[bool]
 ) -> tuple[np.ndarray, tuple[slice, ...]]:
-    """Extend axes that are shorter than the tile, equally on both sides, and say where the volume
-    lies in the result.
+    """Extend axes that are shorter than the tile, equally on both sides.
 
-    x: [D, H, W, C].  Periodic axes repeat, open axes get zeros (the mean, in normalised units).
+    Also says where the volume lies in the result.  x: [D, H, W, C].  Periodic axes repeat, open
+    axes get zeros (the mean, in normalised units).
     """
     missing = [max(t - n, 0) for n, t in zip(x.shape, tile)]
     before = [m // 2 for m in missing]
@@ -92,13 +91,10 @@ def sliding(
 ) -> np.ndarray:
     """Weighted mean of `function` over the tiles of a volume.
 
-    function: [*tile, C] -> [*tile, K], always called with this one shape.
-    x:        [D, H, W, C].
-    weights:  [*tile], Gaussian when None.
-    track:    wraps the list of corners, for a progress bar.
-    returns   [D, H, W, K] in the type that `function` returns.  Sums are kept in float64, so that a
-    function of single
-              voxels gives exactly what it gives on the whole volume.
+    function: [*tile, C] -> [*tile, K], always called with this one shape x:        [D, H, W, C]
+    weights:  [*tile], Gaussian when None track:    wraps the list of corners, for a progress bar
+    Returns [D, H, W, K] in the type that `function` returns.  Sums are float64, so that a function
+    of single voxels gives exactly what it gives on the whole volume.
     """
     tile = tuple(int(t) for t in tile)
     weights = gaussian(tile) if weights is None else np.asarray(weights, np.float64)
