@@ -64,7 +64,8 @@ def _run(mode, config, workdir):
     from pathlib import Path
 
     from jaxvol import main
+    from jaxvol.runtime import quiet
 
-    main.quiet_libraries()
+    quiet.libraries()
     main.prepare(config)
     return getattr(main, mode)(config, Path(workdir))

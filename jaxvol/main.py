@@ -13,11 +13,10 @@ import dataclasses
 import sys
 import traceback
 from collections.abc import Callable
-from logging import Formatter, LogRecord
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -26,7 +25,16 @@ from jaxvol.config.phases import Phase
 from jaxvol.diagnostics import preflight, watch
 from jaxvol.evaluation import compare, evaluate, pictures, predict, sweep
 from jaxvol.evaluation.evaluators import examples
-from jaxvol.runtime import console, errors, monitoring, processes, provenance, text, writer
+from jaxvol.runtime import (
+    console,
+    errors,
+    monitoring,
+    processes,
+    provenance,
+    quiet,
+    text,
+    writer,
+)
 from jaxvol.training import assemble, checkpoint, loop, restore, resume, sharding
 from jaxvol.training.progress import Run
 from jaxvol.types import Alarm, Interrupted, NonFiniteError, Parts, UserError, WorkdirLocked
@@ -161,7 +169,8 @@ def close(run: Run, status: dict, cache: dict[int, Parts], failed: bool = False)
             raise errors.explain(
                 error, workdir, max(checkpoint.steps(workdir), default=None), None
             ) from error
-        logging.error("%s while the run was closed: %s", type(error).__name__, error)
+        if not errors.disk(error):  # which is told already
+            logging.error("%s while the run was closed: %s", type(error).__name__, error)
 
 
 def tell(words: str) -> None:
@@ -211,25 +220,6 @@ def do_sweep(config: ConfigDict, workdir: Path, argv: list[str]) -> int:
     return sweep.sweep(config.sweep, argv[1:], workdir, (sys.executable, "-m", "jaxvol.main"))
 
 
-def quiet_libraries() -> None:
-    """Show our own messages, without stamps, and of other packages only errors."""
-    ours = str(Path(__file__).parent)
-    flags.FLAGS.mark_as_parsed()  # absl's logger waits for its own flags, which we do not use
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    handler = logging.get_absl_handler()
-
-    def wanted(record: LogRecord) -> bool:
-        if record.pathname.startswith(ours):
-            record.msg, record.args = text.message(record.getMessage()), ()
-            return True
-        return record.levelno >= logging.converter.STANDARD_ERROR and not errors.of_disk(record)
-
-    handler.addFilter(wanted)
-    handler.setFormatter(Formatter("%(message)s"))
-    handler.python_handler.stream = console.AboveBar()
-
-
 STATUS = {
     UserError: 1,
     Alarm: REFUSED,
@@ -241,7 +231,7 @@ STATUS = {
 
 def cli(argv: list[str]) -> int:
     """Run one command line; returns the exit status."""
-    quiet_libraries()
+    quiet.libraries()
     modes = {
         "train": do_train,
         "preflight": do_preflight,

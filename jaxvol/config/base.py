@@ -179,8 +179,8 @@ def evaluation() -> ConfigDict:
             "checkpoint": "best",
             "split": "test",  # split that --mode=evaluate scores
             # mean over transformed inputs: none | cube | flips | rotations (flips and small
-            # rotations);
-            # only what spacing, periodic axes, lines of sight and vectors allow; predict as well
+            # rotations); only what spacing, periodic axes, lines of sight and vectors allow;
+            # predict as well
             "tta": "none",
             "figures": True,  # draw slices, spectra, PDF and loss curves
         }
@@ -203,20 +203,22 @@ def optimizer() -> ConfigDict:
             "schedule": schedule(),
             "adamw": ConfigDict(
                 {
-                    "b1": 0.9,
-                    "b2": 0.999,
-                    "eps": 1e-8,
+                    "b1": 0.9,  # decay of the average of gradients
+                    "b2": 0.999,  # decay of the average of their squares
+                    "eps": 1e-8,  # added to the root of the latter
                     # decays arrays with two or more axes only
                     "weight_decay": 1e-4,
                 }
             ),
+            # as in adamw
             "adam": ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
+            # as in optax.sgd; momentum 0 = none
             "sgd": ConfigDict({"momentum": 0.0, "nesterov": False}),
             "lion": ConfigDict({"b1": 0.9, "b2": 0.99, "weight_decay": 1e-3}),  # same mask as adamw
             # the loss has to stay the same from update to update: no minibatches, no points that
-            # are
-            # drawn anew (broyden bears them)
+            # are drawn anew (broyden bears them)
             "lbfgs": ConfigDict({"memory_size": 10, "max_linesearch_steps": 20}),
+            # trial steps of its line search
             "broyden": ConfigDict({"max_linesearch_steps": 20}),
             # group -> {field: value}; a group that is not named uses the fields above
             "groups": ConfigDict(),
@@ -240,11 +242,14 @@ def schedule() -> ConfigDict:
             "exponential": ConfigDict({"decay_rate": 0.5, "every": 1000}),
             # times factor at each boundary
             "step": ConfigDict({"boundaries": (500, 800), "factor": 0.1}),
+            # up from start_factor in peak_fraction of the steps, then down to end_factor
             "onecycle": ConfigDict(
                 {"peak_fraction": 0.3, "start_factor": 0.04, "end_factor": 4e-6}
             ),
             # triangular: start -> peak -> start
             "cyclic": ConfigDict({"period": 1000, "start_factor": 0.1}),
+            # times factor after `patience` evaluations that were not better by rtol; then rests
+            # for `cooldown` evaluations; not below min_factor
             "plateau": ConfigDict(
                 {"patience": 5, "factor": 0.5, "cooldown": 0, "min_factor": 0.01, "rtol": 1e-3}
             ),

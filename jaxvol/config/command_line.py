@@ -9,7 +9,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxvol import __version__
-from jaxvol.config import experiments
+from jaxvol.config import experiments, field_help
 from jaxvol.runtime import modules
 from jaxvol.types import UserError
 
@@ -57,14 +57,19 @@ def parse(argv: list[str], modes: tuple[str, ...] = MODES) -> tuple[ConfigDict, 
         raise UserError(f"The command line cannot be used: {reason(error)}") from error
     if values.version:
         raise Help(f"jaxvol {__version__}")
-    if values.help or not values["config"].value:
-        text = f"{usage(modes)}"
-        raise Help(text) if values.help else UserError(text)
+    if values.help:
+        page = usage(modes)
+        if values["config"].value:
+            page += f"\n\nfields of --config={file}:\n{field_help.page(values.config)}"
+        raise Help(page)
+    if not values["config"].value:
+        raise UserError(usage(modes))
     if rest[1:]:
         raise UserError(
             f"Arguments {' '.join(rest[1:])} are not understood; overrides look like "
             "--config.total_steps=100."
         )
+    warn_of_variant(file, variant)
     name = f"{Path(file).stem}-{variant}" if variant else Path(file).stem
     default = Path("runs") / (f"sweep-{name}" if values.mode == "sweep" else name)
     return values.config, values.mode, Path(values.workdir or default)
@@ -76,6 +81,28 @@ def usage(modes: tuple[str, ...] = MODES) -> str:
         f"{USAGE}\n    modes: {', '.join(modes)}\n    experiments that come with jaxvol: "
         f"{', '.join(f'configs/{name}.py' for name in experiments.names())}"
     )
+
+
+def warn_of_variant(file: str, variant: str) -> None:
+    """Say that a config file does not know a variant: its get_config returns what it does without
+    one, and that is what runs.
+    """
+    if not variant:
+        return
+    loaded = modules.from_file(experiments.find(file)[0])
+    if hasattr(loaded, "VARIANTS") and variant in loaded.VARIANTS:
+        return
+    try:
+        same = loaded.get_config(variant).to_json() == loaded.get_config("").to_json()
+    except Exception:  # a file may ask for a variant
+        return
+    if same:
+        logging.warning(
+            "THE VARIANT %r CHANGES NOTHING: %s makes the same config as without it, and that "
+            "one is used. A file chooses its variants in get_config(variant), see configs/fno.py.",
+            variant,
+            file,
+        )
 
 
 def located(argv: list[str]) -> tuple[list[str], str, str]:
@@ -105,10 +132,13 @@ def reason(error: Exception) -> str:
         error, (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
     ):
         traceback.print_exc()
-    cause = error.args[0] if error.args else None
-    # of a flag: the name of a field in quotes, perhaps with a guess on a second line
-    if isinstance(cause, KeyError):
-        return f"the config has no field {cause.args[0]} (see jaxvol/config/base.py)".replace(
-            "\n", ". "
+    cause = error.args[0] if error.args and isinstance(error.args[0], KeyError) else error
+    # of a flag: the name of a field or block in quotes, perhaps with a guess on a second line
+    if isinstance(cause, KeyError) and cause.args and str(cause.args[0]).startswith(("'", '"')):
+        name, _, guess = str(cause.args[0]).partition("\n")
+        return (
+            f"the config has no field {name}"
+            + (f" ({guess.lower().rstrip('?')})" if guess else "")
+            + "; --help beside --config lists its fields"
         )
     return str(error).splitlines()[-1] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Config files: the user's own, and the experiments that jaxvol ships (configs/ of the checkout)."""
+"""Config files: the user's own, and the experiments of jaxvol (configs/ of the checkout)."""
 
 from __future__ import annotations
 

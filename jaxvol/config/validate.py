@@ -167,6 +167,11 @@ def _data(config: ConfigDict) -> list[str]:
         for name in config.data.augment
         if name not in KNOWN
     ]
+    if "periodic" in config.data and len(config.data.periodic) != 3:
+        violations.append(
+            f"data.periodic is {config.data.periodic!r}; it has to be three values, for D, H, W: "
+            "(True, True, True)."
+        )
     if config.data.on_error not in ("stop", "skip"):
         violations.append(f"data.on_error is {config.data.on_error!r}; it has to be stop or skip.")
     if config.data.num_workers < 0 or config.data.max_skips < 0 or config.data.fit_examples < 1:

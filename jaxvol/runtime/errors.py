@@ -8,7 +8,6 @@ it was raised.
 from __future__ import annotations
 
 import errno
-import logging
 import math
 import os
 import re
@@ -103,16 +102,6 @@ def gone(workdir: Path) -> UserError:
         "Put it back and run the same command again to go on, or name another --workdir to start "
         "over."
     )
-
-
-def of_disk(record: logging.LogRecord) -> bool:
-    """Whether a library's log record tells of a disk that `explain` will tell of as well: Orbax
-    prints the traceback of a failed save, which comes to us as an exception with its causes.
-    """
-    error = record.exc_info[1] if record.exc_info else None
-    if error is not None and any(disk(one) for one in chain(error)):
-        return True
-    return bool(disk(RuntimeError(record.getMessage())))
 
 
 def disk(error: BaseException) -> str:

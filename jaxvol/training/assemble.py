@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -144,7 +145,20 @@ def phase_parts(plan: list[Phase], index: int, mesh: Mesh, cache: dict[int, Part
 
 
 def check_phases(plan: list[Phase], parts_of: Callable[[int], Parts]) -> None:
-    """Every phase is built and traced before the first one trains; UserError names the phase."""
+    """Every phase is built and traced before the first one trains; UserError names the phase.
+
+    Warns where a batch is larger than the split train.
+    """
+    size, examples = plan[0].config.batch_size, parts_of(0).dataset.sizes["train"]
+    if 0 < examples < size:
+        logging.warning(
+            "batch_size is %d, and the split train has %d examples: every batch holds some of them "
+            "up to %d times, and an epoch is %.2g updates.",
+            size,
+            examples,
+            -(-size // examples),
+            examples / size,
+        )
     for index in range(len(plan) - 1, 0, -1):
         before, phase = parts_of(index - 1), plan[index]
         after = parts_of(index)

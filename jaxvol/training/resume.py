@@ -60,6 +60,14 @@ def restore_or_init(run: Run, plan: list[Phase], parts_of: Callable, initial: Ca
     run.progress.restarts += 1
     run.saved = meta["step"]
     logging.info("resumed from step %d", run.saved)
+    if run.saved > plan[-1].stop:
+        logging.warning(
+            "total_steps is %d, and this run has done %d already: nothing is trained, and the "
+            "weights of step %d are those of the finished run.",
+            plan[-1].stop,
+            run.saved,
+            run.saved,
+        )
     return index
 
 
