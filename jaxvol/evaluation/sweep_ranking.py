@@ -15,7 +15,7 @@ from jaxvol.config import components
 from jaxvol.evaluation import tables
 from jaxvol.evaluation.sweep_points import Point, flag
 from jaxvol.plots import figures
-from jaxvol.runtime import atomic
+from jaxvol.runtime import atomic, text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def figure(order: Sequence[Outcome]) -> Figure:
         values = [o.point.params[key] if key in o.point.params else o.point.name for o in swept]
         numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         panel.scatter(
-            values if numbers else [str(v) for v in values],
+            values if numbers else [text.figure(v) for v in values],
             [o.value for o in swept],
             facecolors=["C0" if o is done[0] else "white" for o in swept],
             edgecolors="C0",
@@ -80,9 +80,10 @@ def figure(order: Sequence[Outcome]) -> Figure:
         )
         if numbers and min(values) > 0 and max(values) >= 10 * min(values):
             panel.set_xscale("log")
-        panel.set_xlabel(key)
+        panel.set_xlabel(text.figure(key))
         panel.grid(alpha=0.3)
-    drawing.axes[0].set_ylabel(f"best validation {order[0].point.config.checkpoint.best_metric}")
+    metric = text.figure(order[0].point.config.checkpoint.best_metric)
+    drawing.axes[0].set_ylabel(f"best validation {metric}")
     return drawing
 
 
