@@ -140,9 +140,9 @@ class TrainState:
     averages: dict[str, PyTree]  # name -> {"params": Params, "stats": {group: collections}}
 
 
-# what a field is: values on a grid (the first three), places, classes on a grid, a vector of numbers,
-# one class, or prompts (three voxel coordinates and a label: 1, 0 inside and outside, 2, 3 corners of
-# a box, -1 an empty slot)
+# What a field is: values on a grid (the first three), places, classes on a grid, a vector of
+# numbers, one class, or prompts (three voxel coordinates and a label: 1, 0 inside and outside, 2, 3
+# corners of a box, -1 an empty slot).
 KINDS = ("scalar", "vector", "line_of_sight", "coordinates", "label", "table", "category", "points")
 # what tasks, losses and augmentation may do with it; "" is that of its name (input, target, mask)
 ROLES = ("", "input", "target", "mask", "weight", "truth", "prompt", "context")
@@ -155,8 +155,8 @@ class Field:
     """
 
     channels: tuple[str, ...]  # names, one per channel (or column of a table)
-    # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates | label
-    # | table | category | points
+    # scalar | vector (channels in threes: d, h, w) | line_of_sight=<axis 0..2> | coordinates |
+    # label | table | category | points
     kind: str = "scalar"
     unit: str = ""  # physical unit of the values, for labels
     # fitted steps, see ops/normalise.py; applied left to right

@@ -1,7 +1,7 @@
 """The rules of the source: who may import whom, what is banned where, and how long things may be.
 
-A rule is a function `(path, text) -> ["path:line: what is wrong and what to do", ...]`, `path` relative
-to the checkout.  tests/test_imports.py holds the source against them.
+A rule is a function `(path, text) -> ["path:line: what is wrong and what to do", ...]`, `path`
+relative to the checkout.  tests/test_imports.py holds the source against them.
 """
 
 import ast

@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -53,6 +55,13 @@ def test_no_module_imports_itself_through_others():
     assert circles(texts) == []
     loop = {"jaxvol/a.py": "from jaxvol import b", "jaxvol/b.py": "from jaxvol.a import x"}
     assert circles({"jaxvol/__init__.py": "", **loop}) == [["jaxvol.a", "jaxvol.b"]]
+
+
+@pytest.mark.parametrize("command", [("check",), ("format", "--check")], ids=" ".join)
+def test_the_linter_and_the_formatter_have_nothing_to_say(command):
+    ruff = [sys.executable, "-m", "ruff", *command, "--quiet", str(ROOT)]
+    done = subprocess.run(ruff, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 def test_no_machine_paths():

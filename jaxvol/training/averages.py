@@ -1,6 +1,7 @@
 """Averages of the weights over training: the one that is evaluated, and those a task declares.
 
-    average_{t+1} = d average_t + (1 - d) theta_{t+1},     d = min(decay, (1 + t) / (10 + t)) of "ema"
+    average_{t+1} = d average_t + (1 - d) theta_{t+1},     d = min(decay, (1 + t) / (10 + t)) of
+    "ema"
 
 They cover parameters and the running statistics of normalisation layers, and every one of them
 moves by `optax.incremental_update`.

@@ -1,4 +1,6 @@
-"""Fields that are no volumes of numbers: classes, tables, categories, points, views of another size."""
+"""Fields that are no volumes of numbers: classes, tables, categories, points, views of another
+size.
+"""
 
 import dataclasses
 

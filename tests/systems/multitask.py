@@ -1,5 +1,5 @@
-"""Three heads on one encoder: a category, a table with unknown entries, two views of other sizes that
-a teacher has to agree on; a queue of what was seen; no target, no volumes to predict.
+"""Three heads on one encoder: a category, a table with unknown entries, two views of other sizes
+that a teacher has to agree on; a queue of what was seen; no target, no volumes to predict.
 """
 
 import jax
