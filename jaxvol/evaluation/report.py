@@ -95,7 +95,7 @@ def _lines(scores: Scores, name: str, payload: Mapping[str, Any]) -> list[str]:
 
 def _versus(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
     """Model minus baseline, paired by example: mean and jackknife standard error s / sqrt(n) of
-    that mean.
+    that mean, over the examples where either is defined.
     """
     model, differences = scores["model"][1], {}
     for predictor, (_, rows) in scores.items():
@@ -105,13 +105,13 @@ def _versus(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
             if k in rows and model[k].shape == rows[k].shape and model[k].ndim == 1
         ]
         if predictor != "model" and shared:
-            gaps = {
-                k: np.asarray(model[k], np.float64) - np.asarray(rows[k], np.float64)
-                for k in shared
-            }
+            pairs = {k: np.array([model[k], rows[k]], np.float64) for k in shared}
+            # where both are undefined, so is the target's own norm or variance
+            defined = {k: ~np.isnan(pair).all(0) for k, pair in pairs.items()}
+            gaps = {k: (pair[0] - pair[1])[defined[k]] for k, pair in pairs.items()}
             differences[predictor] = {
                 k: {
-                    "difference": float(np.mean(d)),
+                    "difference": float(np.mean(d)) if len(d) else float("nan"),
                     "examples": len(d),
                     "standard_error": float(np.std(d, ddof=1) / np.sqrt(len(d)))
                     if len(d) > 1

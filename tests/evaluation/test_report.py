@@ -197,3 +197,18 @@ def test_best_follows_the_direction():
         }
     )
     assert list(values) == ["vrmse", "rmse", "loss"]
+
+
+def test_pairs_leave_out_examples_in_which_both_are_undefined(tmp_path):
+    rows = {
+        "model": {"vrmse": np.array([0.5, np.nan, 0.7])},
+        "mean": {"vrmse": np.array([1.0, np.nan, 1.0])},
+        "broken": {"vrmse": np.array([1.0, np.nan, np.nan])},
+    }
+    scores = {name: ({"vrmse": float(np.nanmean(r["vrmse"]))}, r) for name, r in rows.items()}
+    report.report(tmp_path, scores, ["a", "b", "c"], {"name": "fno"})
+    stored = json.loads((tmp_path / "metrics.json").read_text())
+    assert stored["directions"] == {"vrmse": "lower"}
+    pair = stored["versus"]["mean"]["vrmse"]
+    assert pair["examples"] == 2 and pair["difference"] == pytest.approx(-0.4)
+    assert stored["versus"]["broken"]["vrmse"]["difference"] is None
