@@ -52,7 +52,7 @@ def bars(
             end = np.nan_to_num(height) + np.nan_to_num(spread[i])
             panel.text(max(end, 0.0) + 0.02 * (high - low), i, number, va="center", fontsize=9)
         panel.set_xlim(low * 1.1, high + 0.28 * (high - low))
-        panel.set_title(text.figure(column), fontsize=11)
+        panel.set_title(text.figure(column, text.LABEL), fontsize=11)
         panel.set_yticks(range(len(names)), labels)
         panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right"]].set_visible(False)

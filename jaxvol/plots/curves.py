@@ -93,14 +93,18 @@ def of_metric(tag: str) -> str:
 def draw_tags(
     panel: Any, curves: Curves, tags: Sequence[str], head: str, logarithmic: bool = False
 ) -> None:
-    """One panel; `logarithmic` where all values are positive."""
+    """One panel; `logarithmic` where all values are positive and not nearly the same."""
     for i, tag in enumerate(tags):
         marker = "." if len(curves[tag][0]) < 40 else None
         label = text.figure(tag.removeprefix("train/"))
         panel.plot(*curves[tag], marker=marker, linewidth=1.4, label=label, **style(i))
-    finite = [curves[tag][1] for tag in tags if np.isfinite(curves[tag][1]).any()]
-    if logarithmic and tags and all(np.nanmin(values) > 0 for values in finite):
+    every = np.concatenate([curves[tag][1] for tag in tags] or [np.zeros(0)])
+    finite = every[np.isfinite(every)]
+    if logarithmic and finite.size and 0 < 1.5 * finite.min() <= finite.max():
         panel.set_yscale("log")
+        if finite.max() < 10 * finite.min():  # 0.6, not 6 x 10^-1
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            panel.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     panel.set_title(head, fontsize=11, loc="left")
     panel.set_xlabel("update")
     panel.grid(alpha=0.25)

@@ -47,7 +47,7 @@ def limits(values: np.ndarray, tail: float = 0.5) -> tuple[float, float]:
 
 def with_unit(axis: str, unit: str) -> str:
     """Axis label with its unit."""
-    return f"{axis}  [{text.figure(unit)}]" if unit else axis
+    return f"{axis}  [{text.figure(unit, text.UNIT)}]" if unit else axis
 
 
 def image(figure: Figure) -> np.ndarray:

@@ -63,7 +63,7 @@ class Solution(NamedTuple):
 
     def columns(self, i: int) -> list[tuple[str, np.ndarray]]:
         """(heading, values) of field i: exact, network, error, residual, those that there are."""
-        name, drawn = text.figure(self.fields[i]), [("network", self.network)]
+        name, drawn = text.figure(self.fields[i], text.LABEL), [("network", self.network)]
         if self.exact is not None:
             drawn = list(zip(HEADS, (self.exact, self.network, self.network - self.exact)))
         columns = [(f"{name}, {head}", values[..., i]) for head, values in drawn]
@@ -99,7 +99,7 @@ def curves(solution: Solution, title: str) -> Figure:
             panels[1, i].plot(x, network - solution.exact[:, i], color=COLOURS[1], linewidth=1.2)
             panels[1, i].set_ylabel("error")
         top.plot(x, network, color=COLOURS[0], linestyle="--", linewidth=1.6, label="network")
-        top.set_ylabel(text.figure(name))
+        top.set_ylabel(text.figure(name, text.LABEL))
         top.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=9, frameon=False)
     for i in range(solution.residual.shape[-1] if solution.residual is not None else 0):
         panels[below, 0].plot(x, solution.residual[:, i], color=COLOURS[2 + i], linewidth=1.2)
@@ -108,7 +108,7 @@ def curves(solution: Solution, title: str) -> Figure:
         panel.axhline(0, color=TRUTH, linewidth=0.6)
         panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     for panel in panels[-1]:
-        panel.set_xlabel(text.figure(solution.coordinates[0]))
+        panel.set_xlabel(text.figure(solution.coordinates[0], text.LABEL))
     figure.suptitle(text.figure(title), fontsize=12)
     return figure
 
@@ -146,9 +146,9 @@ def pictures(solution: Solution, title: str) -> Figure:
             )
             bar.formatter.set_powerlimits((-2, 3))
             panel.set_title(head, fontsize=10)
-        panels[i, 0].set_ylabel(text.figure(solution.coordinates[up]))
+        panels[i, 0].set_ylabel(text.figure(solution.coordinates[up], text.LABEL))
     for panel in panels[-1]:
-        panel.set_xlabel(text.figure(solution.coordinates[right]))
+        panel.set_xlabel(text.figure(solution.coordinates[right], text.LABEL))
     figure.suptitle(text.figure(title), fontsize=12)
     return figure
 
@@ -229,12 +229,13 @@ def moving_curves(figure: Figure, frames: list[Solution]):
     (wrong,) = lower.plot(x, error[0], color=COLOURS[1], linewidth=1.2)
     pad = 0.06 * np.ptp(values) or 1.0
     upper.set(
-        ylim=(values.min() - pad, values.max() + pad), ylabel=text.figure(frames[0].fields[0])
+        ylim=(values.min() - pad, values.max() + pad),
+        ylabel=text.figure(frames[0].fields[0], text.LABEL),
     )
     lower.set(
         ylim=(-1.05 * np.abs(error).max() or -1.0, 1.05 * np.abs(error).max() or 1.0),
         ylabel="network − exact",
-        xlabel=text.figure(frames[0].coordinates[0]),
+        xlabel=text.figure(frames[0].coordinates[0], text.LABEL),
     )
     lower.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     upper.legend(loc="upper right", fontsize=9)
@@ -277,9 +278,9 @@ def moving_pictures(figure: Figure, frames: list[Solution]):
         figure.colorbar(drawn[-1], ax=panel, fraction=0.046, pad=0.03).formatter.set_powerlimits(
             (-2, 3)
         )
-        name = text.figure(frames[0].fields[0])
-        panel.set(title=f"{name}, {head}", xlabel=text.figure(frames[0].coordinates[0]))
-    figure.axes[0].set_ylabel(text.figure(frames[0].coordinates[1]))
+        name = text.figure(frames[0].fields[0], text.LABEL)
+        panel.set(title=f"{name}, {head}", xlabel=text.figure(frames[0].coordinates[0], text.LABEL))
+    figure.axes[0].set_ylabel(text.figure(frames[0].coordinates[1], text.LABEL))
 
     def show(i: int) -> None:
         for picture, (values, _, _) in zip(drawn, columns):

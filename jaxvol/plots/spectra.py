@@ -92,7 +92,7 @@ def draw_power(panel: Any, drawn: Mapping[str, Mapping[str, np.ndarray]], length
             panel.loglog(s["k"], power, label=text.figure(label), linewidth=1.6, **style(i))
     panel.set_title("power spectrum P(k)", fontsize=11)
     panel.set_xlabel(wavenumber(length_unit))
-    panel.set_ylabel(f"P(k)  [({text.figure(length_unit)})³]" if length_unit else "P(k)")
+    panel.set_ylabel(f"P(k)  [({text.figure(length_unit, text.UNIT)})³]" if length_unit else "P(k)")
     wavenumber_ticks(panel, first["k"])
     panel.grid(alpha=0.25)
     panel.legend(fontsize=9, frameon=False)
@@ -131,4 +131,8 @@ def wavenumber_ticks(panel: Any, k: np.ndarray) -> None:
 def wavenumber(length_unit: str) -> str:
     """Label of a wavenumber axis for lengths in `length_unit`."""
     written = {"Mpc/h": "k  [h/Mpc]", "": "k"}
-    return written[length_unit] if length_unit in written else f"k  [1/{text.figure(length_unit)}]"
+    return (
+        written[length_unit]
+        if length_unit in written
+        else f"k  [1/{text.figure(length_unit, text.UNIT)}]"
+    )

@@ -65,7 +65,7 @@ def slices(
         panel.set_title(head, fontsize=11)
         panel.set_xlabel(with_unit("W", length_unit))
         bar = figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.03, extend="both")
-        bar.set_label(text.figure(units["input"] if i == 0 else units["target"]))
+        bar.set_label(text.figure(units["input"] if i == 0 else units["target"], text.LABEL))
         if place is None:
             bar.formatter.set_powerlimits((-2, 3))
         else:

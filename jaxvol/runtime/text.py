@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 
 NAME = 100  # characters of a name that are shown
+LABEL, UNIT = 30, 18  # characters of a name, and of a unit, at the axis of a picture
 MESSAGE = 2000  # bytes of a message that are shown
 
 
@@ -21,9 +22,9 @@ def plain(name: object, limit: int = NAME) -> str:
     return shortened(visible(str(name)), limit)
 
 
-def figure(name: object) -> str:
+def figure(name: object, limit: int = NAME) -> str:
     """`plain(name)` for matplotlib, which would read what is between two `$` as mathematics."""
-    return plain(name).replace("$", r"\$")
+    return plain(name, limit).replace("$", r"\$")
 
 
 def page(text: object) -> str:
