@@ -37,8 +37,9 @@ def field(seed, *shape, dtype=np.float32):
 
 
 def start(model, x):
-    """Variables of the scale they have at the start, but no zero biases, unit scales or equal
-    tables; nothing is compiled.
+    """Variables of the scale they have at the start, without compiling anything.
+
+    But no biases are zero, no scales one and no tables equal.
     """
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
 

@@ -1,6 +1,4 @@
-"""Networks of coordinates: published weights agree with values, derivatives and training; scaling,
-inits and matched sizes.
-"""
+"""Networks of coordinates: published values, derivatives and training; scaling, inits, sizes."""
 
 import json
 

@@ -1,6 +1,4 @@
-"""The patch discriminator: published weights load and agree; spectral norm, boundaries and sizes
-keep their promises.
-"""
+"""The patch discriminator: published weights, spectral norm, boundaries, sizes."""
 
 import jax
 import jax.numpy as jnp

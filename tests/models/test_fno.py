@@ -1,6 +1,4 @@
-"""FNO: the published weights load and agree; symmetries, precision, remat and factorisation keep
-their promises.
-"""
+"""FNO: published weights, symmetries, precision, remat, factorisation."""
 
 import json
 
@@ -109,9 +107,7 @@ def test_periodic_model_commutes_with_shifts_and_is_not_affine():
     ],
 )
 def test_every_parameter_learns(options):
-    """Every leaf moves, and so does every single spectral weight, those on the Nyquist planes
-    included.
-    """
+    """Every leaf moves, and every single spectral weight, those on the Nyquist planes too."""
     model = build(periodic=False, outputs=("u", "v"), **{"layers": 1, **options})
     x = field(3, 2, 8, 8, 8, 1)
     target = field(4, 2, 8, 8, 8, 2)
@@ -164,9 +160,7 @@ def test_activations_keep_their_scale():
 
 
 def test_any_shape_and_axes_of_length_one():
-    """A field constant along depth gives, on one slice of it, the same as the flat model with those
-    weights.
-    """
+    """A field constant along depth gives, on a slice, what the flat model with its weights gives."""
     model = build((1, 8, 6), modes=(0, 2, 3), layers=1, activate_last=True)
     flat = field(6, 2, 1, 8, 6, 1)
     variables = start(model, flat)
@@ -205,9 +199,7 @@ def test_precisions_and_remat_agree():
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
 def test_slab_by_slab_equals_the_whole_volume(monkeypatch, dtype, tolerance):
-    """What one CPU does in cache-sized pieces gives the values and gradients of the plain
-    computation.
-    """
+    """Cache-sized pieces, as on one CPU, give the plain computation's values and gradients."""
     weights = [(field(i, a, b), field(i + 2, b)) for i, (a, b) in enumerate(((2, 4), (4, 3)))]
     x, y = jnp.asarray(field(9, 2, 6, 4, 5, 2), dtype), jnp.asarray(field(10, 2, 6, 4, 5, 3), dtype)
 
@@ -256,8 +248,9 @@ def test_f64_and_full_rank_tucker_equals_dense():
 
 
 def test_eight_devices_equal_one_and_move_only_modes_and_weights():
-    """Batch over data and fsdp, parameters over fsdp, depth over space, through the whole model and
-    its gradient.
+    """The whole model and its gradient.
+
+    Batch over data and fsdp, parameters over fsdp, depth over space.
     """
     model, x = build((16, 16, 16), layers=1, implementation="dft"), field(11, 4, 16, 16, 16, 1)
     variables = start(model, x)

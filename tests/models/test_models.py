@@ -1,6 +1,4 @@
-"""Every model and the GAN, as they are trained: eight devices give what one gives, and a restart
-changes no bit.
-"""
+"""Every model and the GAN, as they are trained: eight devices equal one, restarts change no bit."""
 
 from unittest import mock
 
@@ -42,8 +40,9 @@ CASES = {
 
 
 def config(case: str):
-    """SGD with momentum at a rate that moves every leaf; the GAN's discriminator has one scale and
-    spectral norm.
+    """SGD with momentum at a rate that moves every leaf.
+
+    The GAN's discriminator has one scale and spectral norm.
     """
     name = case.split("-")[0]
     chosen = base.common()
@@ -127,8 +126,9 @@ def test_eight_devices_equal_one(case):
 
 
 def whole(tree, expected) -> float:
-    """Largest difference of a leaf against the larger of its own size and a thousandth of the
-    largest leaf's.
+    """Largest difference of a leaf, relative to its size.
+
+    The size is at least a thousandth of the largest leaf's.
     """
     leaves = [
         (np.asarray(a), np.asarray(b))

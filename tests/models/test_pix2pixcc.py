@@ -1,6 +1,4 @@
-"""Pix2PixCC's generator: published weights load and agree; sizes, boundaries, precision and norms
-keep their promises.
-"""
+"""Pix2PixCC's generator: published weights, sizes, boundaries, precision, norms."""
 
 import json
 
@@ -53,8 +51,9 @@ def volume(seed, *shape, dtype=np.float32):
 
 
 def start(model, x):
-    """Random variables of the right shapes; jitted initialisation would take longer to compile than
-    the models.
+    """Random variables of the right shapes.
+
+    Jitted initialisation would take longer to compile than the models.
     """
     rng = np.random.default_rng(0)
 
@@ -153,8 +152,9 @@ def test_published_generator_parameter_counts(name, make, inputs):
 
 @pytest.mark.parametrize("upsampling", ["trilinear", "transposed"])
 def test_periodic_generator_commutes_with_shifts(upsampling):
-    """Shifts by whole coarse voxels; wrapping in every convolution, interpolation and transposed
-    convolution.
+    """Shifts by whole coarse voxels.
+
+    Every convolution, interpolation and transposed convolution wraps.
     """
     model, x = generator(periodic=True, upsampling=upsampling), volume(1, 1, 8, 8, 8, 1)
     variables = start(model, x)

@@ -11,8 +11,9 @@ from tests.models.small_vit3d import PLAIN, apply, build, field, start
 
 
 def test_relative_positions_are_added_to_the_logits():
-    """With queries of zero the map is the softmax of the tables: a product of three kernels, one
-    per axis.
+    """With queries of zero the map is the softmax of the tables.
+
+    That is a product of three kernels, one per axis.
     """
     model, x = build((4, 4, 4), periodic=(True, False, False), layers=1), field(4, 1, 4, 4, 4, 1)
     variables = start(model, x)
@@ -37,8 +38,9 @@ def test_windows_as_large_as_the_grid_are_no_windows():
 
 
 def test_windows_keep_tokens_apart():
-    """One block: a voxel reaches the tokens of its own window only; two blocks: also those of the
-    moved windows.
+    """One block: a voxel reaches the tokens of its own window only.
+
+    Two blocks: also those of the moved windows.
     """
     x = field(8, 1, 8, 8, 8, 1)
     for layers, outside in ((1, False), (2, True)):
@@ -51,9 +53,7 @@ def test_windows_keep_tokens_apart():
 
 
 def test_windows_that_are_moved_learn_where_nothing_wraps():
-    """The derivative along the gradient is what finite differences give, masks between the ends
-    included.
-    """
+    """The gradient is what finite differences give, masks between the ends included."""
     x = field(15, 1, 8, 8, 8, 1)
     model = build(window=2, layers=2, periodic=False, **PLAIN)
     variables = start(model, x)

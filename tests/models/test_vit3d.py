@@ -50,9 +50,7 @@ def test_only_axes_that_wrap_join_their_ends(wrapping):
 
 
 def test_every_position_tells_tokens_apart_or_not():
-    """A shift of the input by one token is a shift of the output only without absolute
-    positions.
-    """
+    """Only without absolute positions is a shift of the input by a token a shift of the output."""
     x = field(3, 1, 8, 8, 8, 1)
     for position, absolute in (("learned", True), ("sincos", True), ("relative", False)):
         model = build(position=position, embed="linear", head="linear")

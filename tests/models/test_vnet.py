@@ -1,6 +1,4 @@
-"""V-Net: the published weights load and agree; symmetries hold at every size; fields, precision and
-remat keep their promises.
-"""
+"""V-Net: published weights, symmetries at every size, fields, precision, remat."""
 
 import json
 

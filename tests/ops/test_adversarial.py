@@ -178,8 +178,9 @@ def test_correlation_at_one_scale_per_sample_is_the_voxel_loss(kind):
 
 
 def test_scope_decides_what_a_difference_between_examples_counts():
-    """Per sample an offset of each example is invisible to Pearson's coefficient; over the batch it
-    decorrelates.
+    """Pearson's coefficient per sample does not see an offset of each example.
+
+    Over the batch the offset decorrelates.
     """
     target = volume(0, 2, 6, 6, 6, 1)
     pred = target + np.array([5.0, -5.0], np.float32)[:, None, None, None, None]

@@ -1,6 +1,4 @@
-"""Do input and target belong together?  Known pairs, and the same shuffled, turned, moved and
-copied.
-"""
+"""Do input and target belong together?  Known pairs, shuffled, turned, moved and copied."""
 
 import numpy as np
 import pytest

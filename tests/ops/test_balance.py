@@ -1,6 +1,4 @@
-"""Loss balances against what was published and against their definitions; refinement puts points
-where the residual is.
-"""
+"""Loss balances as published and as defined; refinement puts points where the residual is."""
 
 import json
 
@@ -16,9 +14,7 @@ FIXTURE = FIXTURES / "cpikan_dynamic_weighted_loss.npz"
 
 
 def test_loss_ratio_reproduces_the_published_trajectory():
-    """Thirty calls of DynamicWeightedLoss; the last five in evaluation mode, which
-    updates nothing.
-    """
+    """Thirty calls of DynamicWeightedLoss; the last five, in evaluation mode, update nothing."""
     with np.load(FIXTURE, allow_pickle=False) as file:
         config, losses = json.loads(str(file["config"])), file["input/losses"]
         used, after, total = (

@@ -1,6 +1,4 @@
-"""Convolutions made of 2D ones against XLA's 3D convolution: values, gradients and gradients of
-gradients.
-"""
+"""Convolutions made of 2D ones against XLA's 3D convolution, to the second derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,7 @@ import pytest
 
 from jaxvol.ops import convolution
 
-# voxels, kernel, stride, channels in, channels out: which scheme of jaxvol/ops/conv2d_planes.py
-# they meet
+# the way of jaxvol/ops/conv2d_planes.py: voxels, kernel, stride, channels in, channels out
 CASES = {
     "winograd": ((8, 6, 5), 3, 1, 8, 8),
     "direct": ((7, 6, 5), 3, 1, 8, 9),

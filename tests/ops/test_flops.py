@@ -1,6 +1,4 @@
-"""Counts of floating-point operations against formulas, and against XLA's where nothing is
-repeated.
-"""
+"""Counts of floating-point operations against formulas, and XLA's where nothing is repeated."""
 
 from pathlib import Path
 
@@ -230,9 +228,7 @@ def test_the_check_of_memory_counts_the_whole_train_step(monkeypatch):
 
 
 def test_the_table_of_configs(monkeypatch, tmp_path):
-    """A training step is a forward and a backward pass of twice its work, less what no gradient
-    needs.
-    """
+    """A step is a forward and a backward pass of twice its work, less what no gradient needs."""
     monkeypatch.setenv("HOME", str(tmp_path))
     parameters, forward, whole = gflop.measure("tests/tiny.py")
     assert (

@@ -203,8 +203,9 @@ def test_factorised_weights_equal_the_dense_tensor_they_stand_for(c_out):
 )
 @pytest.mark.parametrize("factors", [(), (2, 3, 2, 2, 3)])
 def test_multiplying_again_gives_the_gradient_of_multiplying_once(dtype, tolerance, factors):
-    """Exact where the spectrum is not rounded; in bfloat16 only the gradient of the weights feels
-    it.
+    """Exact where the spectrum is not rounded.
+
+    In bfloat16 only the gradient of the weights feels it.
     """
     rng = np.random.default_rng(5)
     pair = lambda *shape: tuple(
@@ -238,11 +239,10 @@ def test_low_precision_is_transformed_in_float32():
 @BOTH
 @pytest.mark.parametrize("case", ["even", "odd_noncubic", "modes_exceed_grid"])
 def test_published_implementation(case, how):
-    """Its second fftshift (version 2.0.0) misplaces the spectrum on odd axes: the repaired value
-    counts there.
+    """neuraloperator 2.0.0, whose second fftshift misplaces the spectrum on odd axes.
 
-    `y_output_shape` is not compared: the original zero-pads the spectrum behind its negative
-    window, which moves them (k = -1 of 8 becomes k = 7 of 11).
+    There the repaired value counts.  `y_output_shape` is not compared: the original zero-pads the
+    spectrum behind its negative frequencies, which moves them (k = -1 of 8 becomes k = 7 of 11).
     """
     with np.load(FIXTURES / f"fno_spectralconv_{case}.npz", allow_pickle=False) as file:
         fixture = dict(file)

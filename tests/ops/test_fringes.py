@@ -85,8 +85,9 @@ def test_unwrapping_is_exact_without_noise_and_to_quantisation_with_eight_bits()
 
 
 def test_heights_a_whole_beat_apart_look_alike_and_the_centre_decides():
-    """27.5 um are 11 fringes of 5 um and 10 of 5.5 um: two wavelengths cannot tell, four can, until
-    3327.5 um.
+    """27.5 um are 11 fringes of 5 um and 10 of 5.5 um.
+
+    Two wavelengths cannot tell them apart, four can, until 3327.5 um.
     """
     h = np.random.default_rng(0).uniform(CENTRE - 13, CENTRE + 13, (6, 7))
     two, images = WAVES[:2], fringes.render(h, WAVES, BACKGROUND, MODULATION)
@@ -109,9 +110,7 @@ def test_heights_a_whole_beat_apart_look_alike_and_the_centre_decides():
 
 
 def test_noise_reaches_the_height_as_it_should():
-    """sigma_h = sigma / (sqrt(2) b) / (4 pi) / sqrt(sum 1 / lambda^2): 0.016 um for 10
-    grey levels.
-    """
+    """sigma_h = sigma / (sqrt(2) b) / (4 pi) / sqrt(sum 1 / lambda^2): 0.016 um for 10 levels."""
     h = surfaces.published(points(96))
     found = fringes.unwrap(
         fringes.expose(np.random.default_rng(1), h, WAVES, BACKGROUND, MODULATION, 10.0, 0),

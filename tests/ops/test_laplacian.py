@@ -1,6 +1,4 @@
-"""Second-order operators: every method against the Hessian's trace in float64, known derivatives,
-and Taylor rules one by one.
-"""
+"""Second-order operators against the Hessian's trace in float64; Taylor rules one by one."""
 
 from importlib.util import find_spec
 

@@ -152,8 +152,9 @@ def test_plane_wave_is_the_exact_zeldovich_solution():
 
 
 def test_crossed_waves_reach_second_order_perturbation_theory():
-    """delta_2 of A cos kx + B cos ky is 2 F_2 A B cos kx cos ky, F_2 = 5/7 for orthogonal equal
-    wave vectors.
+    """delta_2 of A cos kx + B cos ky is 2 F_2 A B cos kx cos ky.
+
+    F_2 = 5/7 for orthogonal equal wave vectors.
     """
     n, box_size, a, b = 16, 50.0, 0.06, 0.04
     phase = 2 * np.pi * np.arange(n) / n

@@ -1,6 +1,4 @@
-"""Normalisers invert, agree between numpy and jax, ignore missing voxels and refuse what cannot
-work.
-"""
+"""Normalisers invert, agree on numpy and jax, ignore missing voxels, refuse what cannot work."""
 
 import json
 

@@ -21,8 +21,9 @@ def float64():
 
 @pytest.mark.parametrize("how", ["fft", "dft"])
 def test_no_device_gathers_a_field(how):
-    """Batch over data and fsdp, depth over space: forward and backward agree with one device, and
-    move nothing but the modes of the window.
+    """Forward and backward agree with one device and move nothing but the modes of the window.
+
+    Batch over data and fsdp, depth over space.
     """
     mesh = Mesh(
         np.asarray(jax.devices()[:8]).reshape(2, 2, 2),

@@ -1,6 +1,4 @@
-"""Second-order rules: minima of known functions, the secant equation, losses that change between
-updates.
-"""
+"""Second-order rules: known minima, the secant equation, losses that change between updates."""
 
 import jax
 import jax.numpy as jnp

@@ -48,8 +48,9 @@ def test_pylians(window, name):
 
 @pytest.mark.parametrize("mode", [(0, 0, 3), (3, 0, 0), (1, -2, 2), (-2, 4, 1)])
 def test_plane_wave(mode):
-    """A cos(k x): two conjugate modes of |delta_k|^2 = A^2 / 4 share the shell's modes; nothing
-    anywhere else.
+    """A cos(k x): two conjugate modes of |delta_k|^2 = A^2 / 4 share the shell's modes.
+
+    There is nothing anywhere else.
     """
     n, amplitude = 12, 3.0
     grid = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1)

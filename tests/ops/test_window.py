@@ -15,9 +15,7 @@ OPEN = (False, False, False)
 
 @jax.jit
 def conv(x, kernel, bias):
-    """3x3x3 convolution with zero padding of [D, H, W, C]; kernel [K, C, 3, 3, 3] as PyTorch has
-    it.
-    """
+    """3x3x3 convolution of [D, H, W, C] with zero padding; torch's kernel [K, C, 3, 3, 3]."""
     y = jax.lax.conv_general_dilated(
         x[None],
         kernel,
