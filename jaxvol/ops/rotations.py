@@ -51,7 +51,7 @@ def inverse(element: Element) -> Element:
 def apply(element: Element, x, kind: str = "scalar"):
     """The volume x [..., D, H, W, C] moved by the element.
 
-    kind: "scalar"
+    kind: "scalar", "label"        each voxel keeps its value
           "vector"                 channels in threes, the components along d, h, w
           "line_of_sight=<axis>"   moves like a scalar; for elements that `allowed` returned for it
           "coordinates"            stay where they are

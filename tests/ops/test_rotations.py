@@ -120,7 +120,7 @@ def test_allowed_is_the_symmetry_group_of_the_volume(shape, spacing, kinds, peri
 
 
 def test_wrong_kinds_name_what_is_known():
-    with pytest.raises(UserError, match="scalar, vector or line_of_sight"):
+    with pytest.raises(UserError, match="scalar, vector, label or line_of_sight"):
         rotations.allowed((4, 4, 4), (1, 1, 1), ("tensor",))
     with pytest.raises(UserError, match="2 channels"):
         rotations.apply(rotations.ELEMENTS[5], volume(4, 4, 4, 2), "vector")
