@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -52,29 +53,39 @@ def slices(
     # the label of a colour bar stands free of the next picture
     figure.get_layout_engine().set(wspace=0.03)
     panels = figure.subplots(1, 4, sharey=True)
-    for i, (panel, values, (vmin, vmax, colours), head) in enumerate(
-        zip(panels, middle, scales, heads)
-    ):
-        place = input_scale if i == 0 and input_scale is not None else None
-        shown = values if place is None else place(values)
-        if place is not None:
-            vmin, vmax = limits(shown)
-        drawn = panel.imshow(
-            shown, vmin=vmin, vmax=vmax, cmap=colours, extent=extent, interpolation="nearest"
-        )
+    for i, (panel, values, scale, head) in enumerate(zip(panels, middle, scales, heads)):
+        drawn, bar = draw_slice(panel, values, scale, None if i else input_scale)
+        drawn.set_extent(extent)
         panel.set_title(head, fontsize=11)
         panel.set_xlabel(with_unit("W", length_unit))
-        bar = figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.03, extend="both")
-        bar.set_label(text.figure(units["input"] if i == 0 else units["target"], text.LABEL))
-        if place is None:
-            bar.formatter.set_powerlimits((-2, 3))
-        else:
-            places, labels = ticks(values, place, vmin, vmax)
-            bar.set_ticks(places, labels=labels)
+        bar.set_label(text.figure(units["target" if i else "input"], text.LABEL))
     panels[0].set_ylabel(with_unit("H", length_unit))
     if title:
         figure.suptitle(text.figure(title), fontsize=12)
     return figure
+
+
+def draw_slice(
+    panel: Any,
+    values: np.ndarray,
+    scale: tuple[float, float, str],
+    place: Callable[[np.ndarray], np.ndarray] | None,
+) -> tuple[Any, Any]:
+    """(image, colour bar) of one slice [H, W].
+
+    scale: lowest value, highest value, colours.   place: see `slices`; it has limits of its own.
+    """
+    low, high, colours = scale
+    shown = values if place is None else place(values)
+    low, high = (low, high) if place is None else limits(shown)
+    drawn = panel.imshow(shown, vmin=low, vmax=high, cmap=colours, interpolation="nearest")
+    bar = panel.figure.colorbar(drawn, ax=panel, fraction=0.046, pad=0.03, extend="both")
+    if place is None:
+        bar.formatter.set_powerlimits((-2, 3))
+    else:
+        places, labels = ticks(values, place, low, high)
+        bar.set_ticks(places, labels=labels)
+    return drawn, bar
 
 
 def ticks(

@@ -54,14 +54,16 @@ def missing(workdir: str | Path, step: int) -> str:
     if step <= 0:
         return ""
     timed = [fields for fields in read(workdir, "perf.csv") if fields[1] == "perf/seconds"]
-    expected = max((int(f[0]) for f in timed if int(f[0]) <= step), default=0)
+    # a run makes the file when it begins, so one that is not there was taken away
+    least = -1 if os.path.lexists(Path(workdir) / "metrics.csv") else 0
+    expected = max((int(f[0]) for f in timed if int(f[0]) <= step), default=least)
     last = max((int(fields[0]) for fields in read(workdir, "metrics.csv")), default=-1)
     if last >= expected:
         return ""
     ends = f"ends at step {last}" if last >= 0 else "has no rows"
     return (
         f"{Path(workdir) / 'metrics.csv'} {ends}, but the run goes on from step {step}: the rows "
-        "between are lost, and curves will have a gap there.  The weights are not touched by it."
+        "between are lost, and curves will have a gap there. The weights are not touched by it."
     )
 
 

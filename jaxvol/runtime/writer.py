@@ -66,9 +66,9 @@ class Writer:
         """
         if not self.active:
             return wandb_id
-        rows.cut(self.workdir, step)
         if lost := rows.missing(self.workdir, step):
             logging.warning("%s", lost)
+        rows.cut(self.workdir, step)
         status = os.stat(self.workdir)
         self.place = status.st_dev, status.st_ino
         if self.config.wandb.project:

@@ -169,6 +169,7 @@ def test_pictures_and_text(tmp_path):
 
 
 def test_console_prints_one_line_per_log_when_it_is_no_terminal(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("step,tag,value\n10,val/rmse,1\n")
     log = open_at(tmp_path, step=10, total=40)
     for step in range(11, 31):
         log.advance(step)
