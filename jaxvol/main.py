@@ -125,7 +125,7 @@ def finish(run: Run, parts_of: Callable[[int], Parts], cache: dict[int, Parts]) 
         status = loop.train(run, parts_of, lambda: restore.initial(run.config, run.mesh))
     except Exception as error:
         saved = max(checkpoint.steps(workdir), default=None)
-        explained = errors.explain(error, workdir, saved, run.fits)
+        explained = run.writer.moved() or errors.explain(error, workdir, saved, run.fits)
         reason = str(explained).splitlines()[0][:500]
         failure = {"state": "failed", "step": run.saved, "reason": reason}
         close(run, failure, cache, failed=True)

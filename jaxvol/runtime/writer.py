@@ -172,18 +172,23 @@ class Writer:
         if self.progress is not None:
             self.progress.advance(step)
 
-    def check_workdir(self) -> None:
-        """UserError when the workdir that the run began in is no longer at its place: what is
-        written there now would be half of a run.
+    def moved(self) -> UserError | None:
+        """What there is to say when the workdir that the run began in is no longer at its place:
+        what is written there now would be half of a run.
         """
         if not self.active or self.place == (0, 0):
-            return
+            return None
         try:
             status = os.stat(self.workdir)
         except OSError:
-            status = None
-        if status is None or (status.st_dev, status.st_ino) != self.place:
-            raise errors.gone(self.workdir)
+            return errors.gone(self.workdir)
+        same = (status.st_dev, status.st_ino) == self.place
+        return None if same else errors.gone(self.workdir)
+
+    def check_workdir(self) -> None:
+        """Raises what `moved` says."""
+        if error := self.moved():
+            raise error
 
     def status(self, values: dict[str, Any]) -> None:
         """Replace status.json; nan and inf become null.  state: running | saved | finished |
@@ -192,12 +197,9 @@ class Writer:
         self.failed = values["state"] == "failed"
         stamped = {**values, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         plain = json.loads(json.dumps(stamped, default=float), parse_constant=lambda _: None)
-        try:
-            self.check_workdir()
-        except UserError:
-            if self.failed:  # the user hears of it already
-                return
-            raise
+        if self.failed and self.moved():  # the user hears of it already
+            return
+        self.check_workdir()
         if self.active:
             atomic.write_text(self.workdir / "status.json", json.dumps(plain, indent=1))
 

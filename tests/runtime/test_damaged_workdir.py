@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import time
 
 import pytest
 
@@ -118,6 +119,8 @@ def test_a_workdir_that_goes_away_ends_the_run_with_a_sentence(tmp_path, change)
     def stream(start, stop, rows):
         for step, batch in zip(range(start, stop), dataset.stream(start, stop, rows)):
             if step == 6:
+                while not (workdir / "checkpoints/4").exists():  # saved in the background
+                    time.sleep(0.01)
                 change(workdir)
             yield batch
 
