@@ -160,7 +160,7 @@ def test_activations_keep_their_scale():
 
 
 def test_any_shape_and_axes_of_length_one():
-    """A field constant along depth gives, on a slice, what the flat model with its weights gives."""
+    """Constant along depth, a slice of it is what the flat model with the same weights gives."""
     model = build((1, 8, 6), modes=(0, 2, 3), layers=1, activate_last=True)
     flat = field(6, 2, 1, 8, 6, 1)
     variables = start(model, flat)
