@@ -16,7 +16,7 @@ from jaxvol.ops.chunked import voxelwise
 from jaxvol.training import sharding
 from jaxvol.types import Field, Spec, UserError
 from tests import FIXTURES
-from tests.ops.test_fourier import largest_gather
+from tests.ops.test_pruned_transforms import largest_gather
 
 FIXTURE = FIXTURES / "fno_model.npz"
 
