@@ -49,7 +49,7 @@ def test_a_phase_with_another_normaliser_is_scored_in_its_own_units(tmp_path, ca
         ({"task.losses": (("mze", 1.0),)}, "phase 'b': "),
         ({"model.width": 6}, "phase 'a' does not fit"),
         ({"optimizer.name": "adamm"}, "phase 'b': optimizer.name is 'adamm'"),
-        ({"batch_size": 7}, "phase 'b': "),
+        pytest.param({"batch_size": 7}, "phase 'b': ", marks=pytest.mark.slow),
     ],
 )
 def test_what_a_later_phase_cannot_do_is_said_before_anything_trains(
@@ -61,6 +61,7 @@ def test_what_a_later_phase_cannot_do_is_said_before_anything_trains(
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_wider_network_of_a_later_phase_is_allowed_where_it_is_asked_for(tmp_path):
     wider = {"model.width": 6, "init_partial": True}
     entries = phases(("a", 3, {}), ("b", 3, wider))

@@ -23,6 +23,18 @@ FILES = sorted(
     if p.stem not in ("base", "limits", "physics", "__init__")
 )
 VARIANTS = [(p.stem, v) for p in FILES for v in runpy.run_path(str(p))["VARIANTS"]]
+# half a minute each on two cores; their models are trained, restarted and spread in tests/models
+LONG = {("pix2pixcc", "quick"), ("vit3d", "quick"), ("interferometry", "quick")}
+
+
+def slow_if(cases, slow):
+    """The cases as parameters, those that are slow marked so."""
+    return [pytest.param(*case, marks=pytest.mark.slow if slow(case) else ()) for case in cases]
+
+
+QUICK = slow_if([v for v in VARIANTS if v[1] == "quick"], LONG.__contains__)
+# the larger sizes of the benchmark are traced for GPUs: the small ones have the same code
+TRACED = slow_if(VARIANTS, lambda case: case[1].endswith(("-base", "-large")))
 NEEDS = {
     "galaxies": ("data.path", "lss/corrfunc_Mr19_counts_128.npz"),
     "darcy": ("data.root", "pde"),
@@ -71,7 +83,7 @@ def load(name: str, variant: str, **overrides) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize("name, variant", VARIANTS)
+@pytest.mark.parametrize("name, variant", TRACED)
 def test_config_is_valid_and_its_step_traces(name, variant, tmp_path):
     cosmology = {
         "data.boxes.train": 2,
@@ -200,7 +212,7 @@ ELSEWHERE = (
 )
 
 
-@pytest.mark.parametrize("name, variant", [v for v in VARIANTS if v[1] == "quick"])
+@pytest.mark.parametrize("name, variant", QUICK)
 def test_quick_trains_two_steps_and_reads_every_field(name, variant, tmp_path, monkeypatch):
     mesh = {
         "data.cache_dir": str(tmp_path / "cache"),

@@ -171,7 +171,7 @@ def test_one_page_for_several_configs(tmp_path):
 
 @pytest.mark.parametrize(
     "model",
-    ["fno", *(pytest.param(m, marks=pytest.mark.slow) for m in ("vnet", "vit3d", "pix2pixcc"))],
+    [pytest.param(m, marks=pytest.mark.slow) for m in ("fno", "vnet", "vit3d", "pix2pixcc")],
 )
 def test_a_notebook_runs_and_shows_pictures(model, tmp_path, monkeypatch):
     """Two checks of each model; the notebooks of docs/notebooks have more."""

@@ -160,6 +160,7 @@ def test_the_config_of_a_page_is_valid(page, tmp_path, monkeypatch):
     assert (mode, workdir) == ("train", Path("runs/mine"))
 
 
+@pytest.mark.slow  # test_wheel.py trains with parts of the user's own
 def test_the_parts_of_the_users_own_train_and_are_checked(tmp_path):
     """The example of docs/architecture.md: dataset, model, loss, metric and check."""
     write(tmp_path, "docs/architecture.md")

@@ -98,9 +98,8 @@ def first_update(case: str, sizes: tuple[int, int, int]):
         return jax.device_get(step(state, sharding.put(mesh, boxes(0), BATCH), jnp.int32(0)))
 
 
-VARIED = [
-    pytest.param(case, marks=pytest.mark.slow if case == "vit3d-windows" else ()) for case in CASES
-]
+SLOW = ("vit3d-windows", "vnet-original", "pix2pixcc")  # minutes of compilation together
+VARIED = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
 
 
 @pytest.mark.parametrize("case", VARIED[1:])

@@ -140,6 +140,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow  # the same loop is resumed bitwise in tests/training and tests/models
 @pytest.mark.parametrize("variant, bound", [("pinn", 0.02), ("unet", 0.15)])
 def test_resume_is_bitwise_and_the_loss_falls(variant, bound, tmp_path, monkeypatch):
     """The images' term of the last update, below its bound and below half of the first that is

@@ -167,7 +167,10 @@ STAGES = {
 
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param(s, marks=pytest.mark.slow if s.endswith("broyden") else ()) for s in STAGES],
+    [
+        pytest.param(s, marks=pytest.mark.slow if s.endswith(("broyden", "resampled")) else ())
+        for s in STAGES
+    ],
 )
 def test_resume_is_bitwise(stage, tmp_path, monkeypatch):
     """Stopped in between and started again: the bits of the undisturbed run, added points and

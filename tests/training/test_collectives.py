@@ -1,6 +1,6 @@
 """What the rules of the distributed tests would see if something were gathered or moved."""
 
-from jaxvol.training import step as stepping
+from jaxvol.training import gradients
 from tests.training.test_distributed import (
     ONE,
     PLAIN,
@@ -30,7 +30,7 @@ def test_the_rules_see_what_they_forbid(monkeypatch):
     state, _, compiled = program((1, 1, 8), **PLAIN, model__implementation="fft")
     assert gathered_fields(compiled, (1, 1, 8), state.params)
     monkeypatch.setattr(
-        stepping,
+        gradients,
         "split",
         lambda batch, parts: {
             name: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for name, x in batch.items()

@@ -111,6 +111,7 @@ def test_sigkill_at_three_moments_one_in_a_save(undisturbed, tmp_path):
     assert (run / "metrics.csv").read_bytes() == (undisturbed / "run" / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow  # signals of one process are those of tests/training/test_loop.py
 def test_sigterm_saves_says_so_and_goes_on(undisturbed, tmp_path):
     run = tmp_path / "run"
     process = launch(run, undisturbed / "cache")

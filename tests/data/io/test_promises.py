@@ -44,6 +44,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.slow  # test_fuzz_short of tests/launch has the same files, and no defect
 @pytest.mark.parametrize("reader", READERS)
 def test_a_promise_costs_what_is_declared(reader):
     done = subprocess.run(
