@@ -1,6 +1,4 @@
-"""Physics-informed training: terms and gradients by hand, points as functions of (seed, step),
-resume to the bit, a solved problem.
-"""
+"""Physics-informed training: terms by hand, points of (seed, step), resume, a solved problem."""
 
 import dataclasses
 import json
@@ -165,13 +163,11 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        pytest.param(s, marks=pytest.mark.slow if s.endswith(("broyden", "resampled")) else ())
-        for s in STAGES
-    ],
-)
+LONG = ("broyden", "resampled")
+CASES = [pytest.param(s, marks=pytest.mark.slow if s.endswith(LONG) else ()) for s in STAGES]
+
+
+@pytest.mark.parametrize("stage", CASES)
 def test_resume_is_bitwise(stage, tmp_path, monkeypatch):
     """Stopped in between and started again: the bits of the undisturbed run, added points and
     weights included.
