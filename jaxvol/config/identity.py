@@ -38,6 +38,10 @@ RETIRED = {
 }
 
 
+# Fields that runs of earlier versions do not have -> the value as which they behaved.
+ADDED = {"init_partial": False, "init_sources": [], "optimizer.schedule.span": "phase"}
+
+
 def flatten(value, prefix: str = "") -> dict:
     """{"a.b": leaf} of nested dicts."""
     if isinstance(value, dict) and value:
@@ -66,7 +70,7 @@ def fingerprint(config: ConfigDict) -> str:
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Fields in which a run that goes on would change, as readable lines."""
-    was, now = shaping(old), shaping(new)
+    was, now = {**ADDED, **shaping(old)}, {**ADDED, **shaping(new)}
     absent = "absent"
     return [
         f"{name}: {was[name] if name in was else absent} -> {now[name] if name in now else absent}"

@@ -140,3 +140,15 @@ def test_all_broken_rules_are_listed_at_once():
         validate.validate(config)
     for name in ("batch_size", "precision", "nope", "ema_decay", "adamx", "spin"):
         assert name in str(error.value)
+
+
+def test_a_field_that_earlier_runs_do_not_have_is_no_difference():
+    config = experiments.load("fno").get_config("quick")
+    before = config.copy_and_resolve_references()
+    with before.unlocked():
+        for name in ("init_partial", "init_sources"):
+            del before[name]
+        del before.optimizer.schedule["span"]
+    assert identity.differences(before, config) == []
+    config.init_partial = True
+    assert identity.differences(before, config) == ["init_partial: False -> True"]
