@@ -52,13 +52,6 @@ class Interrupted(Exception):
     """
 
 
-class Weights(NamedTuple):
-    """What a prediction needs, under one name: raw | ema (or another average of the run)."""
-
-    params: Params
-    stats: PyTree  # {group: collections}: running statistics of normalisation layers
-
-
 class Fixed(NamedTuple):
     """What a loss may read and never differentiates."""
 
@@ -143,8 +136,8 @@ class TrainState:
 # What a field is: values on a grid (the first three), places, classes on a grid, a vector of
 # numbers, one class, or prompts (three voxel coordinates and a label: 1, 0 inside and outside, 2, 3
 # corners of a box, -1 an empty slot).
-KINDS = ("scalar", "vector", "line_of_sight", "coordinates", "label", "table", "category", "points")
-# what tasks, losses and augmentation may do with it; "" is that of its name (input, target, mask)
+#
+# What tasks, losses and augmentation may do with it; "" is that of its name (input, target, mask)
 ROLES = ("", "input", "target", "mask", "weight", "truth", "prompt", "context")
 
 
@@ -164,6 +157,12 @@ class Field:
     role: str = ""  # of ROLES
     shape: tuple[int, ...] | None = None  # own grid, or (P,) points; None = the spec's grid
     class_names: tuple[str, ...] = ()  # of a label or category, by its integer
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UserError(
+                f"a field has the role {self.role!r}; known are {', '.join(filter(None, ROLES))}."
+            )
 
     def __repr__(self) -> str:
         """What a dataset's hash is made of: fields that are as they always were read the same."""

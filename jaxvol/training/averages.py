@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvol.types import Array, Extra, Params, PyTree, Task, TrainState, Weights
+from jaxvol.types import Array, Extra, Params, PyTree, Task, TrainState
 
 
 def ema_decay_at(decay: float, step: Array) -> Array:
@@ -73,9 +73,3 @@ def weights_of(state: TrainState, name: str) -> tuple[Params, Extra]:
     """(params, extra) of a state that a prediction uses; name: "raw", "ema" or another average."""
     pair = averaged(state.params, state.extra) if name == "raw" else state.averages[name]
     return pair["params"], {**state.extra, "stats": pair["stats"]}
-
-
-def weights(state: TrainState, name: str) -> Weights:
-    """The same as one record."""
-    params, extra = weights_of(state, name)
-    return Weights(params, extra["stats"])

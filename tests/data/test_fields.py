@@ -116,6 +116,11 @@ def test_points_are_not_left_behind_by_an_augmentation():
         dataset(augment=("cube",))
 
 
+def test_an_unknown_role_is_refused():
+    with pytest.raises(UserError, match="role 'labels'; known are input, target"):
+        Field(("organ",), "label", role="labels")
+
+
 def test_a_field_as_it_always_was_reads_the_same():
     """Hashes of datasets are made of it: runs of before must not think that their data changed."""
     assert repr(Field(("x",), "vector", "km/s")) == (
